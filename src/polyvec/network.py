@@ -1,0 +1,254 @@
+"""The encoder as a PyTorch module: XLM-RoBERTa with rotary positions and a bank of adapters.
+
+It reads packed batches and never sees padding. Its `state_dict` uses the canonical weight names
+of `polyvec.checkpoint`.
+
+Axes in this file: B texts, T tokens in the batch, D width, F feed-forward width, H heads,
+K head width, A adapters, R rank, V vocabulary, S spans.
+"""
+
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from polyvec.config import ModelConfig
+
+Mask = Float[Tensor, "T A"]
+"""1 where a token's text uses an adapter; a row of zeros is the bare encoder."""
+
+
+class Linear(nn.Module):
+    """A linear layer with a bank of low-rank updates: y = W x + scale * B (m * (A x)).
+
+    All adapters' A are applied as one A*R-wide product and the mask keeps each token's own, so one
+    batch mixes tasks without a gather (Hu et al. 2021; arXiv:2409.10173, section 3).
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: ModelConfig) -> None:
+        super().__init__()
+        adapters, rank = len(config.tasks), config.adapter_rank
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.lora_a = nn.Parameter(torch.empty(adapters, rank, inputs))
+        self.lora_b = nn.Parameter(torch.zeros(adapters, outputs, rank))
+        self.scale = config.adapter_scale
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.uniform_(self.lora_a, -(inputs**-0.5), inputs**-0.5)
+
+    def forward(self, x: Float[Tensor, "T I"], mask: Mask | None) -> Float[Tensor, "T O"]:
+        y = F.linear(x, self.weight, self.bias)
+        if mask is None:
+            return y
+        low_TAR = F.linear(x, self.lora_a.flatten(0, 1)).unflatten(1, self.lora_a.shape[:2])
+        low_TAR = low_TAR * mask[:, :, None]
+        return y + self.scale * (low_TAR.flatten(1) @ self.lora_b.mT.flatten(0, 1))
+
+    def update(self, row: int) -> Float[Tensor, "O I"]:
+        """What adapter `row` adds to the weight."""
+        return self.scale * (self.lora_b[row] @ self.lora_a[row])
+
+
+class Embedding(nn.Module):
+    """A table of rows with low-rank updates, gathered: the adapted table is never built.
+
+    As in the original, A is the table-sized side here and starts at zero.
+    """
+
+    def __init__(self, size: int, config: ModelConfig) -> None:
+        super().__init__()
+        adapters, rank = len(config.tasks), config.adapter_rank
+        self.weight = nn.Parameter(torch.empty(size, config.width))
+        self.lora_a = nn.Parameter(torch.zeros(adapters, size, rank))
+        self.lora_b = nn.Parameter(torch.empty(adapters, rank, config.width))
+        self.scale = config.adapter_scale
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.lora_b)
+
+    def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
+        rows = F.embedding(ids, self.weight)
+        if mask is None:
+            return rows
+        low_TAR = self.lora_a[:, ids].transpose(0, 1) * mask[:, :, None]
+        return rows + self.scale * (low_TAR.flatten(1) @ self.lora_b.flatten(0, 1))
+
+    def update(self, row: int) -> Float[Tensor, "V D"]:
+        """What adapter `row` adds to the table: as large as the table itself."""
+        return self.scale * (self.lora_a[row] @ self.lora_b[row])
+
+
+class Embeddings(nn.Module):
+    """Token and type rows, summed and normalised; position comes later, by rotation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.word = Embedding(config.vocab_size, config)
+        self.token_type = Embedding(1, config)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
+        return self.norm(self.word(ids, mask) + self.token_type(torch.zeros_like(ids), mask))
+
+
+class Layer(nn.Module):
+    """One post-norm block: attention, then the feed-forward part."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.qkv = Linear(config.width, 3 * config.width, config)
+        self.out = Linear(config.width, config.width, config)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.up = Linear(config.width, config.ffn_width, config)
+        self.down = Linear(config.ffn_width, config.width, config)
+        self.ffn_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.num_heads = config.num_heads
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        rotation: tuple[Tensor, Tensor],
+        lengths: Int[Tensor, " B"],
+        mask: Mask | None,
+    ) -> Float[Tensor, "T D"]:
+        q_THK, k_THK, v_THK = self.qkv(x, mask).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        mixed = attend(rotate(q_THK, rotation), rotate(k_THK, rotation), v_THK, lengths)
+        x = self.attention_norm(x + self.dropout(self.out(mixed.flatten(1), mask)))
+        up = F.gelu(self.up(x, mask))
+        return self.ffn_norm(x + self.dropout(self.down(up, mask)))
+
+
+class MaskedLMHead(nn.Module):
+    """Guess hidden tokens: a dense layer, then the token table itself as the output matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(
+        self, hidden: Float[Tensor, "T D"], table: Float[Tensor, "V D"]
+    ) -> Float[Tensor, "T V"]:
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), table, self.bias)
+
+
+class Network(nn.Module):
+    """Packed tokens in, one hidden state a token out."""
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0, mlm: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.rope_base = config.rope_base
+        """May be set at any time: 10,000 while training, the config's when encoding."""
+        self.recompute = False
+        """Trade a third more compute for activations of one block at a time."""
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])
+        self.mlm = MaskedLMHead(config) if mlm else None
+
+    def forward(
+        self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]
+    ) -> Float[Tensor, "T D"]:
+        """Hidden states of texts laid end to end; `rows` is each text's adapter, -1 for none."""
+        mask = self.adapter_mask(lengths, rows)
+        starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(ids))
+        positions = torch.arange(len(ids), device=ids.device) - starts
+        rotation = rotary_angles(positions, self.config.head_width, self.rope_base)
+        x = self.embeddings(ids, mask)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotation, lengths, mask, use_reentrant=False)
+            else:
+                x = layer(x, rotation, lengths, mask)
+        return x
+
+    def adapter_mask(self, lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]) -> Mask | None:
+        """Each token's adapter as 0 and 1; None where no text of the batch has one."""
+        if not len(self.config.tasks) or bool((rows < 0).all()):
+            return None
+        names = torch.arange(len(self.config.tasks), device=rows.device)
+        mask = (rows[:, None] == names).to(self.embeddings.word.weight.dtype)
+        return mask.repeat_interleave(lengths, dim=0)
+
+    def mlm_logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
+        """Scores of every piece at every given token; needs `mlm=True`."""
+        assert self.mlm is not None, "build the network with mlm=True"
+        return self.mlm(hidden, self.embeddings.word.weight)
+
+    @torch.no_grad()
+    def merge(self, row: int) -> dict[str, Tensor]:
+        """Add adapter `row` to the weights in place; return what `unmerge` needs to undo it.
+
+        Texts with row -1 are then read by that adapter at no extra cost.
+        """
+        saved = {}
+        for name, module in self.named_modules():
+            if isinstance(module, Linear | Embedding):
+                saved[name] = module.weight.clone()
+                module.weight += module.update(row)
+        return saved
+
+    @torch.no_grad()
+    def unmerge(self, saved: dict[str, Tensor]) -> None:
+        """Put back, to the bit, the weights that `merge` changed."""
+        for name, weight in saved.items():
+            self.get_submodule(name).weight.copy_(weight)
+
+
+def rotary_angles(
+    positions: Int[Tensor, " T"], head_width: int, base: float
+) -> tuple[Float[Tensor, "T 1 half"], Float[Tensor, "T 1 half"]]:
+    """Cosine and sine of position * base**(-2i / head_width) (Su et al. 2021, equation 15).
+
+    Computed afresh for every batch: a cached table would outlive a change of base.
+    """
+    half = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[:, None, None].float() * (1.0 / base ** (half / head_width))
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "T H K"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "T H K"]:
+    """Turn the pair (x[i], x[i + K/2]) by the i-th angle (the non-interleaved convention)."""
+    cos, sin = rotation
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
+
+
+def attend(
+    q: Float[Tensor, "T H K"],
+    k: Float[Tensor, "T H K"],
+    v: Float[Tensor, "T H K"],
+    lengths: Int[Tensor, " B"],
+) -> Float[Tensor, "T H K"]:
+    """Softmax attention of every text to itself and to no other."""
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        longest = int(lengths.max())
+        return varlen_attn(q, k, v, ends, ends, longest, longest)
+    # Neighbours of equal length form one rectangular call, with neither padding nor mask.
+    runs = [(length, len(list(group))) for length, group in groupby(lengths.tolist())]
+    outputs, parts = [], [x.split([length * count for length, count in runs]) for x in (q, k, v)]
+    for run, *qkv in zip(runs, *parts, strict=True):
+        length, count = run
+        q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
+        mixed = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
+        outputs.append(mixed.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def pool(
+    hidden: Float[Tensor, "T D"], starts: Int[Tensor, " S"], ends: Int[Tensor, " S"]
+) -> Float[Tensor, "S D"]:
+    """`polyvec.pooling.pool_spans` for tensors: differentiable, on any device, in float32."""
+    lengths = ends - starts
+    span = torch.arange(len(starts), device=starts.device).repeat_interleave(lengths)
+    offset = torch.arange(len(span), device=starts.device)
+    token = offset + (starts - (lengths.cumsum(0) - lengths))[span]
+    sums = hidden.new_zeros(len(starts), hidden.shape[1], dtype=torch.float32)
+    return sums.index_add(0, span, hidden[token].float()) / lengths[:, None]
