@@ -81,7 +81,7 @@ class ModelConfig:
         for name in ("layer_norm_eps", "rope_base", "adapter_alpha"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"config: {name} is {getattr(self, name)!r}, must be positive")
-        if not self.dims or any(not 1 <= dim <= self.width for dim in self.dims):
+        if not self.dims or any(type(d) is not int or not 1 <= d <= self.width for d in self.dims):
             raise ValueError(f"config: Matryoshka dims {self.dims} must lie in 1..{self.width}")
         if list(self.dims) != sorted(set(self.dims)):
             raise ValueError(f"config: Matryoshka dims {self.dims} must ascend")
@@ -89,8 +89,9 @@ class ModelConfig:
         if len(set(names)) != len(names) or len(names) > 1_000:
             raise ValueError(f"config: tasks {names} must be distinct, at most 1,000")
         for name in ("bos_id", "pad_id", "eos_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"config: {name} lies outside the vocabulary")
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.vocab_size:
+                raise ValueError(f"config: {name} is {value!r}, outside the vocabulary")
 
     @property
     def head_width(self) -> int:
@@ -176,6 +177,8 @@ def _rope_base(data: Mapping[str, Any]) -> float:
     if "rotary_emb_base" in data:
         return data["rotary_emb_base"]
     rope = data.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError("config: rope_parameters must be an object")
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"config: rope_type {rope['rope_type']!r} is not supported")
     return rope.get("rope_theta", 20_000.0)
@@ -186,6 +189,6 @@ def _tasks(data: Mapping[str, Any]) -> tuple[Task, ...]:
     prompts = data.get("task_instructions", {task.name: task.prompt for task in TASKS})
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("config: lora_adaptations must be a list of names")
-    if not isinstance(prompts, dict) or not {*prompts} >= {*names}:
+    if not isinstance(prompts, dict) or any(type(prompts.get(n)) is not str for n in names):
         raise ValueError("config: task_instructions must have a string for every adapter")
     return tuple(Task(name, prompts[name]) for name in names)

@@ -1,0 +1,320 @@
+"""Adapters on disk: one folder a task, as PEFT writes them <-> rows of the bank.
+
+PEFT keeps q, k and v apart, and gives every adapter its own rank and scale. The bank has one rank
+and one scale, and one tensor pair for q, k and v together. Reading therefore
+
+1. puts an adapter's q, k and v side by side: those that share A keep their rank, those that do
+   not get columns of their own, with zeros where they do not meet;
+2. fills every adapter with zeros up to the largest rank, which changes no product;
+3. multiplies B by the adapter's scale over the bank's.
+
+Axes in this file: A adapters, R rank, O outputs, I inputs.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyvec.checkpoint.names import Module, list_modules, parameter_shapes
+from polyvec.checkpoint.storage import (
+    Stored,
+    check_names,
+    find_file,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
+from polyvec.config import LIMITS, ModelConfig
+from polyvec.tasks import TASKS, Task
+
+PREFIX = "base_model.model."
+
+PLAIN = (None, False, [], {}, "none")
+"""How adapter_config.json says that an option is off."""
+
+OPTIONS = (
+    "use_dora",
+    "bias",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+)
+"""PEFT's variations on LoRA that would change the result; all must be off."""
+
+
+class Adapter(NamedTuple):
+    """One PEFT folder, checked."""
+
+    folder: Path
+    rank: int
+    alpha: float
+    scale: float
+    targets: list[str]
+    tensors: dict[str, Stored]
+
+
+class Update(NamedTuple):
+    """What an adapter adds to one module: B @ A, or A @ B for an embedding."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+    def rank(self, module: Module) -> int:
+        """Columns of the smaller factor."""
+        return self.a.shape[1] if module.kind == "embedding" else self.a.shape[0]
+
+
+def folder_name(task: str) -> str:
+    """The folder of a task's adapter: PEFT allows no dots in names.
+
+    >>> folder_name("retrieval.query")
+    'retrieval_query'
+    """
+    return task.replace(".", "_").replace("-", "_")
+
+
+def folder_names(config: ModelConfig) -> list[str]:
+    """Every task's folder. Raises ValueError where two tasks would share one."""
+    names = [folder_name(task.name) for task in config.tasks]
+    check_names([task.name for task in config.tasks], "config: adapters")
+    if len(set(names)) < len(names):
+        raise ValueError(f"config: two tasks share a folder among {names}; rename one")
+    return names
+
+
+def find_tasks(folder: Path, known: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks a model folder has: the known ones, then any other adapter folder's.
+
+    A folder named as one of the five tasks gets its name and instruction; any other keeps its own
+    name and has no instruction.
+    """
+    five = {folder_name(task.name): task for task in TASKS}
+    taken = {folder_name(task.name) for task in known}
+    found = [path.parent.name for path in folder.glob("*/adapter_config.json")]
+    order = [*five, *sorted(set(found) - set(five))]
+    extra = [name for name in order if name in found and name not in taken]
+    return (*known, *(five.get(name, Task(name)) for name in extra))
+
+
+def read_adapters(
+    folder: Path, config: ModelConfig, *, pooler: bool
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The bank of `config.tasks`, and the config with the bank's rank and scale.
+
+    Raises ValueError for an adapter that is missing, damaged or no plain LoRA.
+    """
+    modules = [m for m in list_modules(config, pooler=pooler, mlm=False) if m.has_adapters]
+    adapters = [_read_adapter(folder, name) for name in folder_names(config)]
+    if not adapters:
+        return config, _empty_bank(modules, config)
+    updates = [_read_updates(adapter, modules) for adapter in adapters]
+    rank = max(
+        *(adapter.rank for adapter in adapters),
+        *(update[m.name].rank(m) for update in updates for m in modules if m.name in update),
+    )
+    first = adapters[0]
+    # Not rank * scale where that is the same number: it might differ in the last bit.
+    alpha = first.alpha if first.scale == first.alpha / rank else first.scale * rank
+    config = replace(config, adapter_rank=rank, adapter_alpha=alpha)
+    factors = [adapter.scale / first.scale for adapter in adapters]
+    bank = _empty_bank(modules, config)
+    for module in modules:
+        for parameter in ("lora_a", "lora_b"):
+            name = f"{module.name}.{parameter}"
+            pairs = [update.get(module.name) for update in updates]
+            bank[name] = _stack(module, parameter, pairs, factors, bank[name].shape)
+    return config, bank
+
+
+def _empty_bank(modules: list[Module], config: ModelConfig) -> dict[str, np.ndarray]:
+    return {
+        f"{module.name}.{parameter}": np.zeros(shape, np.float32)
+        for module in modules
+        for parameter, shape in parameter_shapes(module, config).items()
+        if parameter.startswith("lora")
+    }
+
+
+def _stack(
+    module: Module,
+    parameter: str,
+    updates: list[Update | None],
+    factors: list[float],
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """One tensor of the bank: all adapters' A, or all their B."""
+    rows: list[np.ndarray | None] = []
+    for update, factor in zip(updates, factors, strict=True):
+        if update is None:
+            rows.append(None)
+        elif parameter == "lora_a":
+            rows.append(update.a)
+        else:
+            rows.append(update.b if factor == 1 else update.b.astype(np.float32) * factor)
+    dtypes = [row.dtype for row in rows if row is not None]
+    stacked = np.zeros(shape, np.result_type(*dtypes) if dtypes else np.float32)
+    for into, row in zip(stacked, rows, strict=True):
+        if row is not None:
+            into[: row.shape[0], : row.shape[1]] = row
+    return stacked
+
+
+def _read_adapter(folder: Path, name: str) -> Adapter:
+    where = folder / name
+    path = find_file(folder, f"{name}/adapter_config.json")
+    if path is None:
+        raise ValueError(f"{where} has no adapter_config.json, but config.json lists this adapter")
+    settings = read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type is {settings.get('peft_type')!r}, must be 'LORA'")
+    for option in OPTIONS:
+        if settings.get(option) not in PLAIN:
+            raise ValueError(f"{path}: {option} is {settings[option]!r}; only plain LoRA is read")
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= LIMITS["adapter_rank"]:
+        raise ValueError(f"{path}: r is {rank!r}, must be 1..{LIMITS['adapter_rank']}")
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ValueError(f"{path}: lora_alpha is {alpha!r}, must be a positive number")
+    targets = settings.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise ValueError(f"{path}: target_modules must be a list of module names")
+    weights = find_file(folder, f"{name}/adapter_model.safetensors")
+    if weights is None:
+        raise ValueError(f"{where} has no adapter_model.safetensors; no other format is read")
+    tensors = {}
+    for key, stored in read_tensors(weights).items():
+        plain = key.removeprefix(PREFIX).removeprefix("roberta.")
+        if plain in tensors:
+            raise ValueError(f"{weights}: tensor {key!r} is there twice")
+        tensors[plain] = stored
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return Adapter(where, rank, float(alpha), scale, targets, tensors)
+
+
+def _read_updates(adapter: Adapter, modules: list[Module]) -> dict[str, Update]:
+    """The adapter's update of every module that it targets; every tensor must be among them."""
+    tensors = dict(adapter.tensors)
+    path = adapter.folder / "adapter_model.safetensors"
+
+    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in tensors:
+            raise ValueError(f"{path} lacks tensor {name!r}, which target_modules asks for")
+        array = tensors.pop(name).array
+        if array.shape != shape or array.dtype.kind == "i":
+            raise ValueError(
+                f"{path}: tensor {name!r} is {array.dtype} {list(array.shape)}, "
+                f"must be floating point {list(shape)} (r is {adapter.rank})"
+            )
+        return array
+
+    updates = {}
+    for module in modules:
+        wanted = [name for name in module.memory if _is_targeted(name, adapter.targets)]
+        outputs, inputs = module.shape
+        if wanted and module.kind == "embedding":
+            a = take(f"{wanted[0]}.lora_embedding_A", (adapter.rank, outputs))
+            b = take(f"{wanted[0]}.lora_embedding_B", (inputs, adapter.rank))
+            updates[module.name] = Update(a.T, b.T)
+        elif wanted:
+            rows = outputs // len(module.memory)
+            parts = {
+                module.memory.index(name): Update(
+                    take(f"{name}.lora_A.weight", (adapter.rank, inputs)),
+                    take(f"{name}.lora_B.weight", (rows, adapter.rank)),
+                )
+                for name in wanted
+            }
+            updates[module.name] = _join(parts, rows, outputs)
+    if tensors:
+        raise ValueError(f"{path} has a tensor with no place in the model: {min(tensors)!r}")
+    return updates
+
+
+def _is_targeted(name: str, targets: list[str]) -> bool:
+    """PEFT's rule for a list: a whole name, or the end of one after a dot."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _join(parts: Mapping[int, Update], rows: int, outputs: int) -> Update:
+    """One update for modules whose outputs lie on top of one another: part n has rows n * rows.
+
+    Parts with the same A share its columns in B; other columns are zero in a part's rows.
+    """
+    shared: list[np.ndarray] = []
+    place = {}
+    for number, (a, _) in parts.items():
+        same = [i for i, other in enumerate(shared) if np.array_equal(a, other)]
+        place[number] = same[0] if same else len(shared)
+        if not same:
+            shared.append(a)
+    rank = shared[0].shape[0]
+    dtype = np.result_type(*(b.dtype for _, b in parts.values()))
+    joined = np.zeros((outputs, rank * len(shared)), dtype)
+    for number, (_, b) in parts.items():
+        column = place[number] * rank
+        joined[number * rows : (number + 1) * rows, column : column + rank] = b
+    return Update(np.concatenate(shared) if len(shared) > 1 else shared[0], joined)
+
+
+def write_adapters(
+    folder: Path,
+    config: ModelConfig,
+    modules: list[Module],
+    load: Callable[[str], np.ndarray],
+    dtype: np.dtype,
+) -> None:
+    """Write one PEFT folder for each task; `load` gives a tensor of the bank by its name."""
+    modules = [module for module in modules if module.has_adapters]
+    alpha = config.adapter_alpha
+    settings: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": config.adapter_rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        # Whole names, not endings: "dense" would also match the MLM head's.
+        "target_modules": [name for module in modules for name in module.memory],
+    }
+    for row, name in enumerate(folder_names(config)):
+        (folder / name).mkdir()
+        tensors = {
+            PREFIX + key: array
+            for module in modules
+            for key, array in _peft_tensors(
+                module,
+                load(f"{module.name}.lora_a")[row],
+                load(f"{module.name}.lora_b")[row],
+            )
+        }
+        write_tensors(folder / name / "adapter_model.safetensors", tensors, dtype=dtype)
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / name / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _peft_tensors(module: Module, a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    if module.kind == "embedding":
+        yield f"{module.memory[0]}.lora_embedding_A", a.T
+        yield f"{module.memory[0]}.lora_embedding_B", b.T
+        return
+    for name, part in zip(module.memory, np.split(b, len(module.memory)), strict=True):
+        yield f"{name}.lora_A.weight", a
+        yield f"{name}.lora_B.weight", part
