@@ -153,11 +153,11 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
             num_heads=data["num_attention_heads"],
             ffn_width=data["intermediate_size"],
             max_tokens=data["max_position_embeddings"] - 2,
-            layer_norm_eps=data["layer_norm_eps"],
+            layer_norm_eps=_number(data, "layer_norm_eps"),
             rope_base=_rope_base(data),
             tasks=_tasks(data),
             adapter_rank=data.get("lora_rank", 4),
-            adapter_alpha=data.get("lora_alpha", 1.0),
+            adapter_alpha=_number({"lora_alpha": 1.0, **data}, "lora_alpha"),
             dims=(data["hidden_size"],),
             bos_id=data.get("bos_token_id", 0),
             pad_id=data.get("pad_token_id", 1),
@@ -175,13 +175,20 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
 
 def _rope_base(data: Mapping[str, Any]) -> float:
     if "rotary_emb_base" in data:
-        return data["rotary_emb_base"]
+        return _number(data, "rotary_emb_base")
     rope = data.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError("config: rope_parameters must be an object")
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"config: rope_type {rope['rope_type']!r} is not supported")
-    return rope.get("rope_theta", 20_000.0)
+    return _number({"rope_theta": 20_000.0, **rope}, "rope_theta")
+
+
+def _number(data: Mapping[str, Any], key: str) -> float:
+    """A number, which JSON may write without a decimal point."""
+    if type(data[key]) not in (int, float):
+        raise ValueError(f"config: {key} is {data[key]!r}, must be a number")
+    return float(data[key])
 
 
 def _tasks(data: Mapping[str, Any]) -> tuple[Task, ...]:

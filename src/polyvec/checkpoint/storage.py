@@ -176,7 +176,7 @@ def write_tensors(
     *,
     dtype: np.dtype | None = None,
 ) -> None:
-    """Write a safetensors file, one tensor at a time, converted to `dtype` (None keeps each own)."""
+    """Write a safetensors file, each tensor converted to `dtype` (None keeps its own)."""
     names = {value: key for key, value in DTYPES.items()}
 
     def kind(tensor: np.ndarray | Int8Matrix) -> np.dtype:
