@@ -1,0 +1,28 @@
+"""Multilingual, multi-task text embeddings."""
+
+from polyvec.config import ModelConfig
+from polyvec.encoder import Encoder
+from polyvec.outputs import (
+    NotFiniteError,
+    similarity,
+    to_base64,
+    to_binary,
+    to_int8,
+    to_ubinary,
+    truncate_and_normalise,
+)
+from polyvec.tasks import TASKS, Task
+
+__all__ = [
+    "TASKS",
+    "Encoder",
+    "ModelConfig",
+    "NotFiniteError",
+    "Task",
+    "similarity",
+    "to_base64",
+    "to_binary",
+    "to_int8",
+    "to_ubinary",
+    "truncate_and_normalise",
+]

@@ -14,6 +14,9 @@ from polyvec.batch import Batch
 class Engine(Protocol):
     """What `Encoder` needs of an engine."""
 
+    batch_tokens: int
+    """How many tokens a batch should hold for the hardware to be at full speed."""
+
     def hidden(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
         """Every token's hidden state, in the batch's order."""
         ...

@@ -1,0 +1,124 @@
+"""Transformer blocks as an OpenVINO graph over packed tokens.
+
+Linear layers read the tokens of all texts laid end to end, so they never compute padding, and
+they are nearly all of the work. Only attention needs rectangles: queries, keys and values are
+gathered into [B, L] for it, under a mask, and gathered back.
+
+Axes in this file: T tokens, B texts, L the longest text, D width, H heads, K head width,
+A adapters, R rank.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from polyvec.config import ModelConfig
+
+Weight = Callable[[str], ov.Node]
+"""Canonical name -> the node that holds it, always float32: see `linear_names`, `norm_names`."""
+
+LINEARS = ("qkv", "out", "up", "down")
+NORMS = ("attention_norm", "ffn_norm")
+
+
+def layer_names(*, adapters: bool) -> list[str]:
+    """The weights of one block, without their `layers.N.` prefix."""
+    parts = ["weight", "bias", "lora_a", "lora_b"] if adapters else ["weight", "bias"]
+    linears = [f"{linear}.{part}" for linear in LINEARS for part in parts]
+    return linears + [f"{norm}.{part}" for norm in NORMS for part in ("weight", "bias")]
+
+
+def build_layers(
+    config: ModelConfig, layers: list[Weight], parameters: list[ov.Node], *, adapters: bool
+) -> ov.Model:
+    """A model of consecutive blocks; `layers` gives each one's weights.
+
+    `parameters` are the inputs that `layers` made, if the weights are inputs. The model's own:
+
+    - x [T, D] hidden states, and its output has the same shape
+    - cos, sin [T, 1, K/2] rotary angles, so that the base may change from call to call
+    - rectangle [B, L] the token at each place, any token of the same text where a text has ended
+    - bias [B, 1, 1, L] what attention adds to its scores: 0, or -inf where a text has ended
+    - back [T] each token's place in the flattened rectangle
+    - mask [T, A * R] the adapter scale where a token's text uses the adapter, else 0 (`adapters`)
+    """
+    half = config.head_width // 2
+    inputs = {
+        "x": make_input("x", [-1, config.width]),
+        "cos": make_input("cos", [-1, 1, half]),
+        "sin": make_input("sin", [-1, 1, half]),
+        "rectangle": make_input("rectangle", [-1, -1], np.int32),
+        "bias": make_input("bias", [-1, 1, 1, -1]),
+        "back": make_input("back", [-1], np.int32),
+    }
+    if adapters:
+        inputs["mask"] = make_input("mask", [-1, len(config.tasks) * config.adapter_rank])
+    x = inputs["x"]
+    for weight in layers:
+        x = _block(config, x, inputs, weight)
+    return ov.Model([x], [*inputs.values(), *parameters], "polyvec")
+
+
+def make_input(name: str, shape: list[int], dtype: type = np.float32) -> ov.Node:
+    """A graph input that requests know by `name`; -1 is an axis of any length."""
+    node = ops.parameter(shape, dtype, name=name)
+    node.output(0).set_names({name})
+    return node
+
+
+def _block(config: ModelConfig, x: ov.Node, inputs: dict[str, ov.Node], weight: Weight) -> ov.Node:
+    """One post-norm block: attention, then the feed-forward part."""
+    mask = inputs.get("mask")
+
+    def linear(x: ov.Node, name: str) -> ov.Node:
+        y = ops.add(ops.matmul(x, weight(f"{name}.weight"), False, True), weight(f"{name}.bias"))
+        if mask is None:
+            return y
+        low_TR = ops.multiply(ops.matmul(x, weight(f"{name}.lora_a"), False, True), mask)
+        return ops.add(y, ops.matmul(low_TR, weight(f"{name}.lora_b"), False, True))
+
+    def norm(x: ov.Node, name: str) -> ov.Node:
+        eps = config.layer_norm_eps
+        centred = ops.mvn(x, _ints(-1), True, eps, "inside_sqrt")
+        return ops.add(ops.multiply(centred, weight(f"{name}.weight")), weight(f"{name}.bias"))
+
+    def rectangle(x_THK: ov.Node) -> ov.Node:
+        x_BLHK = ops.gather(x_THK, inputs["rectangle"], _ints(0))
+        return ops.transpose(x_BLHK, _ints(0, 2, 1, 3))
+
+    shape = _ints(-1, 3, config.num_heads, config.head_width)
+    qkv = ops.split(ops.reshape(linear(x, "qkv"), shape, False), ops.constant(1), 3)
+    q_THK, k_THK, v_THK = (ops.squeeze(part, _ints(1)) for part in qkv.outputs())
+    mixed_BHLK = ops.scaled_dot_product_attention(
+        rectangle(_rotate(q_THK, inputs, config.head_width)),
+        rectangle(_rotate(k_THK, inputs, config.head_width)),
+        rectangle(v_THK),
+        inputs["bias"],
+    )
+    mixed_BLHK = ops.transpose(mixed_BHLK, _ints(0, 2, 1, 3))
+    mixed_TD = ops.gather(
+        ops.reshape(mixed_BLHK, _ints(-1, config.width), False), inputs["back"], _ints(0)
+    )
+    x = norm(ops.add(x, linear(mixed_TD, "out")), "attention_norm")
+    up = ops.gelu(linear(x, "up"), "erf")
+    return norm(ops.add(x, linear(up, "down")), "ffn_norm")
+
+
+def _rotate(x: ov.Node, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
+    """Turn the pair (x[i], x[i + K/2]) by the i-th angle (Su et al. 2021, equation 15)."""
+    cos, sin, half = inputs["cos"], inputs["sin"], head_width // 2
+    left = ops.slice(x, _ints(0), _ints(half), _ints(1), _ints(-1))
+    right = ops.slice(x, _ints(half), _ints(head_width), _ints(1), _ints(-1))
+    return ops.concat(
+        [
+            ops.subtract(ops.multiply(left, cos), ops.multiply(right, sin)),
+            ops.add(ops.multiply(right, cos), ops.multiply(left, sin)),
+        ],
+        -1,
+    )
+
+
+def _ints(*values: int) -> ov.Node:
+    return ops.constant(np.array(values, np.int64))

@@ -1,0 +1,254 @@
+"""A folder of tables becomes an mteb task, so that mteb's code, not ours, gives the score.
+
+A task folder holds `meta.json` (name, type, metric, languages) and Parquet tables:
+
+    sts                  pairs.parquet   text1, text2, score, lang
+    pair_classification  pairs.parquet   text1, text2, label, lang
+    bitext               pairs.parquet   s1, s2, lang1, lang2
+    classification       train.parquet, test.parquet   text, label, lang
+    clustering           texts.parquet   text, label
+    retrieval, longdoc   corpus.parquet  id, text, title; queries.parquet  id, text, lang;
+                         qrels.parquet   query_id, corpus_id, score
+
+Languages are mteb's subsets, each scored alone; a task's score is the mean over its languages.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import (
+    AbsTask,
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.languages import iso_mappings
+
+Rows = list[dict[str, Any]]
+Subsets = dict[str, Any]
+Meta = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one type of folder is read, and what mteb does with it."""
+
+    mteb_class: type[AbsTask]
+    mteb_type: str
+    main_score: str
+    read: Callable[[Path, Meta], Subsets]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Attributes of the mteb class that are not left at its defaults."""
+
+
+def local_tasks(data: Path, names: Iterable[str] = ()) -> list[AbsTask]:
+    """The tasks in `data/eval` (or in `data` itself), by name; their tables are not read yet.
+
+    `names` selects tasks by name or by type (`sts`, `retrieval` ...); none selects all.
+    Raises ValueError where there is no task, or a name matches none.
+
+    >>> [task.metadata.name for task in local_tasks(Path("tests/eval"), ["sts"])]  # doctest: +SKIP
+    ['stsb-dev']
+    """
+    root = data / "eval" if (data / "eval").is_dir() else data
+    metas = {path.parent: json.loads(path.read_text()) for path in root.glob("*/meta.json")}
+    if not metas:
+        raise ValueError(f"{root} holds no task folder (a folder with a meta.json)")
+    wanted = set(names)
+    known = {meta["name"] for meta in metas.values()} | {meta["type"] for meta in metas.values()}
+    if unknown := wanted - known:
+        raise ValueError(f"no task {sorted(unknown)} in {root}; it has {', '.join(sorted(known))}")
+    chosen = [
+        (meta["name"], folder, meta)
+        for folder, meta in metas.items()
+        if not wanted or wanted & {meta["name"], meta["type"]}
+    ]
+    return [make_task(folder, meta) for _, folder, meta in sorted(chosen, key=_natural)]
+
+
+def make_task(folder: Path, meta: Meta) -> AbsTask:
+    """One folder as an mteb task that reads its tables when mteb asks for them."""
+    if meta["type"] not in KINDS:
+        raise ValueError(f"{folder}: type {meta['type']!r} is not one of {', '.join(KINDS)}")
+    kind = KINDS[meta["type"]]
+
+    def load_data(self: AbsTask, num_proc: int | None = None, *, timer: object = None) -> None:
+        self.dataset = kind.read(folder, meta)
+        self.hf_subsets = sorted(self.dataset)
+        self.data_loaded = True
+
+    metadata = TaskMetadata(
+        name=meta["name"],
+        description=meta.get("note") or meta["name"],
+        type=kind.mteb_type,
+        category="t2t",
+        main_score=MAIN_SCORES.get(meta["metric"], kind.main_score),
+        eval_splits=["test"],
+        eval_langs=_languages(folder, meta),
+        dataset={"path": f"local/{meta['name']}", "revision": _fingerprint(folder)},
+    )
+    members = {"metadata": metadata, "load_data": load_data, **kind.settings}
+    return type(kind.mteb_class.__name__.removeprefix("AbsTask"), (kind.mteb_class,), members)()
+
+
+def task_texts(task: AbsTask) -> Iterator[str]:
+    """Every text of a loaded task, training parts included."""
+    assert task.dataset is not None, "load_data first"
+    for parts in task.dataset.values():
+        for part in parts.values():
+            for table in part.values() if isinstance(part, dict) else [part]:
+                for column in TEXT_COLUMNS & set(getattr(table, "column_names", ())):
+                    yield from table[column]
+
+
+def _read_sts(folder: Path, meta: Meta) -> Subsets:
+    low, high = meta["score_range"]
+    assert low == 0, "mteb's correlations do not depend on the range, but its checks do"
+    rows = [
+        {"sentence1": r["text1"], "sentence2": r["text2"], "score": r["score"], "lang": r["lang"]}
+        for r in _rows(folder / "pairs.parquet")
+    ]
+    return {lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(rows)}
+
+
+def _read_pairs(folder: Path, meta: Meta) -> Subsets:
+    rows = [
+        {
+            "sentence1": r["text1"],
+            "sentence2": r["text2"],
+            # Entailment against the rest, where the labels are those of inference.
+            "labels": int(r["label"] in (1, "1", "entailment", "paraphrase")),
+            "lang": r["lang"],
+        }
+        for r in _rows(folder / "pairs.parquet")
+    ]
+    return {lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(rows)}
+
+
+def _read_bitext(folder: Path, meta: Meta) -> Subsets:
+    rows = []
+    for r in _rows(folder / "pairs.parquet"):
+        sides = [(r["lang1"], r["s1"]), (r["lang2"], r["s2"])]
+        # Into English, as in mteb's own Tatoeba task.
+        sides.sort(key=lambda side: (side[0] == "en", side[0]))
+        (lang1, text1), (lang2, text2) = sides
+        rows.append({"sentence1": text1, "sentence2": text2, "lang": f"{lang1}-{lang2}"})
+    return {pair: {"test": Dataset.from_list(part)} for pair, part in _by_language(rows)}
+
+
+def _read_classification(folder: Path, meta: Meta) -> Subsets:
+    parts = {part: _rows(folder / f"{part}.parquet") for part in ("train", "test")}
+    labels = sorted({row["label"] for rows in parts.values() for row in rows})
+    number = {label: i for i, label in enumerate(labels)}
+    subsets: Subsets = {}
+    for part, rows in parts.items():
+        for row in rows:
+            row["label"] = number[row["label"]]
+        for lang, chosen in _by_language(rows):
+            subsets.setdefault(lang, DatasetDict())[part] = Dataset.from_list(chosen)
+    return subsets
+
+
+def _read_clustering(folder: Path, meta: Meta) -> Subsets:
+    rows = [{"sentences": r["text"], "labels": r["label"]} for r in _rows(folder / "texts.parquet")]
+    return {meta["languages"][0]: {"test": Dataset.from_list(rows)}}
+
+
+def _read_retrieval(folder: Path, meta: Meta) -> Subsets:
+    relevant: dict[str, dict[str, int]] = {}
+    for r in _rows(folder / "qrels.parquet"):
+        relevant.setdefault(r["query_id"], {})[r["corpus_id"]] = int(r["score"])
+    corpus = [
+        {"id": r["id"], "title": r["title"] or "", "text": r["text"]}
+        for r in _rows(folder / "corpus.parquet")
+    ]
+    queries = [{"id": r["id"], "text": r["text"]} for r in _rows(folder / "queries.parquet")]
+    split = {
+        "corpus": Dataset.from_list(corpus),
+        "queries": Dataset.from_list(queries),
+        "relevant_docs": relevant,
+        "top_ranked": None,
+    }
+    return {meta["languages"][0]: {"test": split}}
+
+
+CLUSTERING = {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": 2048}
+"""What mteb's own arXiv clustering tasks use."""
+
+KINDS = {
+    "sts": Kind(AbsTaskSTS, "STS", "cosine_spearman", _read_sts),
+    "pair_classification": Kind(
+        AbsTaskPairClassification, "PairClassification", "cosine_ap", _read_pairs
+    ),
+    "bitext": Kind(AbsTaskBitextMining, "BitextMining", "f1", _read_bitext),
+    "classification": Kind(
+        AbsTaskClassification, "Classification", "accuracy", _read_classification
+    ),
+    "clustering": Kind(AbsTaskClustering, "Clustering", "v_measure", _read_clustering, CLUSTERING),
+    "retrieval": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval),
+    "longdoc": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval),
+}
+
+MAIN_SCORES = {"accuracy@1": "ndcg_at_1"}
+"""The metric of meta.json, where the type does not decide it. With one relevant document a
+query, nDCG@1 is the share of queries whose first document is the right one."""
+
+TEXT_COLUMNS = {"sentence1", "sentence2", "text", "title", "sentences"}
+
+SCRIPTS = {"arq": "Arab", "ary": "Arab", "pcm": "Latn", "sh": "Latn"}
+"""Scripts of languages for which mteb knows none."""
+
+
+def _rows(path: Path) -> Rows:
+    return pq.read_table(path).to_pylist()
+
+
+def _by_language(rows: Rows) -> Iterator[tuple[str, Rows]]:
+    parts: dict[str, Rows] = {}
+    for row in rows:
+        parts.setdefault(row.pop("lang"), []).append(row)
+    yield from sorted(parts.items())
+
+
+def _languages(folder: Path, meta: Meta) -> dict[str, list[str]]:
+    if meta["type"] != "bitext":
+        return {lang: [_language_script(lang)] for lang in meta["languages"]}
+    table = pq.read_table(folder / "pairs.parquet", columns=["lang1", "lang2"]).to_pylist()
+    pairs = {tuple(sorted(row.values(), key=lambda lang: (lang == "en", lang))) for row in table}
+    return {"-".join(pair): [_language_script(lang) for lang in pair] for pair in sorted(pairs)}
+
+
+def _language_script(lang: str) -> str:
+    """mteb's name of a language: ISO 639-3 and script.
+
+    >>> _language_script("de"), _language_script("zh-Hant")
+    ('deu-Latn', 'zho-Hant')
+    """
+    code, _, script = lang.partition("-")
+    code = iso_mappings._get_iso1_to_iso3().get(code, code)
+    known = iso_mappings._get_iso3_to_default_script()
+    return f"{code}-{script or SCRIPTS.get(lang) or known.get(code, 'Latn')}"
+
+
+def _fingerprint(folder: Path) -> str:
+    """Twelve hex digits that change when a table does."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.parquet")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _natural(item: tuple[str, Path, Meta]) -> tuple[str, int]:
+    """Sorts needle-512 before needle-1024."""
+    stem, _, number = item[0].rpartition("-")
+    return (stem, int(number)) if number.isdigit() else (item[0], 0)

@@ -1,0 +1,58 @@
+"""The models that mteb can score, by name.
+
+Axes in this file: B texts, D width.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from polyvec.encoder import Encoder
+from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
+from polyvec.eval.protocol import ChooseAdapter, Embed, Model, MtebEncoder, paper_adapter
+from polyvec.outputs import truncate_and_normalise
+
+BUNDLED = "polyvec-mini"
+
+
+def load_model(
+    name: str, *, choose: ChooseAdapter = paper_adapter, device: str = "auto"
+) -> Model:
+    """The model called `name`.
+
+    `polyvec-mini` is the bundled model; `bm25`, `tf-idf` and `all-MiniLM-L6-v2` are baselines;
+    `st:FOLDER` is any sentence-transformers model on disk; everything else goes to `Encoder.load`.
+    """
+    if name in BASELINES:
+        return BASELINES[name]()
+    if name.startswith("st:"):
+        return load_sentence_transformer(Path(name.removeprefix("st:")))
+    encoder = Encoder.load(None if name == BUNDLED else name, device=device)
+    folder = Path(str(files("polyvec") / "models" / "mini")) if name == BUNDLED else Path(name)
+    meta = model_meta(Path(name).name, fingerprint(folder))
+    return MtebEncoder(encoder_embed(encoder), meta, choose=choose)
+
+
+def encoder_embed(encoder: Encoder) -> Embed:
+    """`encoder` as a function of texts and an adapter."""
+    return lambda texts, adapter: encoder.encode(texts, task=adapter, progress=False)
+
+
+def truncated(embed: Embed, dim: int) -> Embed:
+    """The first `dim` coordinates of what `embed` gives, at length 1."""
+    return lambda texts, adapter: truncate_and_normalise(embed(texts, adapter), dim)
+
+
+def remembered(embed: Embed) -> Embed:
+    """`embed`, never asked twice for the same text: for trying every dim of one model."""
+    vectors: dict[tuple[str | None, str], Float32[np.ndarray, " D"]] = {}
+
+    def recall(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        if new := [text for text in texts if (adapter, text) not in vectors]:
+            for text, vector in zip(new, embed(new, adapter), strict=True):
+                vectors[adapter, text] = vector
+        return np.stack([vectors[adapter, text] for text in texts])
+
+    return recall
