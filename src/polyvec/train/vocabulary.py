@@ -1,14 +1,17 @@
 """Make a tokenizer: a Unigram vocabulary over many languages, in XLM-RoBERTa's layout.
 
 1. Count words (after normalising and splitting) in every language.
-2. Scale each language's counts to its share: characters ** `exponent` (Conneau et al. 2020, section 3.1).
+2. Scale each language's counts to its share of the sample: characters ** `exponent`
+   (Conneau et al. 2020, section 3.1), times a weight for the languages that matter most.
 3. Drop words with characters too rare to deserve a piece; bytes spell them instead.
-4. Train a Unigram model (Kudo 2018) and put it behind XLM-RoBERTa's special tokens.
+4. Train a Unigram model (Kudo 2018), add the whole words that were asked for, and put it all
+   behind XLM-RoBERTa's special tokens.
 """
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -18,12 +21,17 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MASK = "<mask>"
 
+KEEP = 1000.0
+"""Added to the score of a piece that must stay, and taken off again when the vocabulary is cut."""
+
 
 def train_tokenizer(
     texts: Mapping[str, Iterable[str]],
     *,
     vocab_size: int,
-    num_characters: int = 24_000_000,
+    weights: Mapping[str, float] | None = None,
+    whole_words: Iterable[str] = (),
+    num_characters: int = 40_000_000,
     exponent: float = 0.5,
     coverage: float = 0.9995,
     max_word: int = 16,
@@ -32,7 +40,8 @@ def train_tokenizer(
 
     `num_characters` bounds the training text over all languages together; `coverage` is the share
     of characters in each language that get a piece of their own; words longer than `max_word`
-    characters (a Chinese clause is one word) are cut there for training only.
+    characters (a Chinese clause is one word) are cut there for training only. Each of `whole_words`
+    that the sample holds gets a piece of its own: the words a teacher knows, for instance.
     """
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence(
@@ -41,16 +50,27 @@ def train_tokenizer(
     words = {
         lang: _count_words(lines, normalizer, splitter, max_word) for lang, lines in texts.items()
     }
+    alphabets = {lang: _common_characters(counts, coverage) for lang, counts in words.items()}
     core = Tokenizer(models.Unigram())
     trainer = UnigramTrainer(
         vocab_size=vocab_size - len(SPECIAL) - len(BYTES) - 1,
         special_tokens=[],
         unk_token=None,
         max_piece_length=max_word,
+        initial_alphabet=sorted(set().union(*alphabets.values())),
         show_progress=False,
     )
-    core.train_from_iterator(_sample(words, num_characters, exponent, coverage), trainer)
-    return _assemble(core, vocab_size, normalizer, splitter)
+    shares = _shares(words, exponent, weights or {})
+    sample = _sample(words, alphabets, shares, num_characters)
+    core.train_from_iterator(sample.elements(), trainer)
+    # The trained scores, read back from the model's own JSON.
+    pieces = dict(json.loads(core.to_str())["model"]["vocab"])
+    num_pieces = sum(count * max(1, len(word) / 4) for word, count in sample.items())
+    for word in whole_words:
+        if count := sample["▁" + word]:
+            pieces.setdefault("▁" + word, math.log(count / num_pieces))
+            pieces["▁" + word] += KEEP
+    return _assemble(pieces, vocab_size, normalizer, splitter)
 
 
 def _count_words(
@@ -67,24 +87,35 @@ def _count_words(
     return counts
 
 
+def _shares(
+    words: Mapping[str, Counter[str]], exponent: float, weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Each language's part of the sample; the parts add up to 1."""
+    sizes = {lang: _num_characters(counts) for lang, counts in words.items()}
+    parts = {lang: size**exponent * weights.get(lang, 1.0) for lang, size in sizes.items() if size}
+    total = sum(parts.values())
+    return {lang: part / total for lang, part in parts.items()}
+
+
+def _num_characters(counts: Counter[str]) -> int:
+    return sum(len(word) * count for word, count in counts.items())
+
+
 def _sample(
-    words: Mapping[str, Counter[str]], num_characters: int, exponent: float, coverage: float
-) -> Iterator[str]:
-    """Words repeated so that each language fills its share of `num_characters`."""
-    sizes = {
-        lang: sum(len(word) * count for word, count in counts.items())
-        for lang, counts in words.items()
-    }
-    total = sum(size**exponent for size in sizes.values() if size)
-    for lang, counts in words.items():
-        if not sizes[lang]:
-            continue
-        scale = num_characters * sizes[lang] ** exponent / total / sizes[lang]
-        common = _common_characters(counts, coverage)
-        for word, count in counts.items():
-            repeats = round(count * scale) if count * scale >= 1 else int(scale >= 1)
-            if repeats and common.issuperset(word):
-                yield from [word] * repeats
+    words: Mapping[str, Counter[str]],
+    alphabets: Mapping[str, set[str]],
+    shares: Mapping[str, float],
+    num_characters: int,
+) -> Counter[str]:
+    """Word counts scaled so that each language fills its share of `num_characters`."""
+    sample: Counter[str] = Counter()
+    for lang, share in shares.items():
+        scale = num_characters * share / _num_characters(words[lang])
+        for word, count in words[lang].items():
+            repeats = round(count * scale)
+            if repeats and alphabets[lang].issuperset(word):
+                sample[word] += repeats
+    return sample
 
 
 def _common_characters(counts: Counter[str], coverage: float) -> set[str]:
@@ -102,22 +133,25 @@ def _common_characters(counts: Counter[str], coverage: float) -> set[str]:
 
 
 def _assemble(
-    core: Tokenizer,
+    pieces: Mapping[str, float],
     vocab_size: int,
     normalizer: normalizers.Normalizer,
     splitter: pre_tokenizers.PreTokenizer,
 ) -> Tokenizer:
-    # The trained scores, read back from the model's own JSON.
-    pieces = json.loads(core.to_str())["model"]["vocab"]
     reserved = {*SPECIAL, *BYTES, MASK}
-    pieces = [(piece, score) for piece, score in pieces if piece not in reserved]
-    worst = min(score for _, score in pieces)
     room = vocab_size - len(reserved)
-    if len(pieces) < room:
-        raise ValueError(f"only {len(pieces)} pieces could be trained, {room} were asked for")
+    # Single characters stay too: without them a word would fall apart into bytes.
+    ranked = sorted(
+        ((piece, score) for piece, score in pieces.items() if piece not in reserved),
+        key=lambda pair: (len(pair[0]) > 1, -pair[1]),
+    )
+    if len(ranked) < room:
+        raise ValueError(f"only {len(ranked)} pieces could be trained, {room} were asked for")
+    kept = [(piece, score - KEEP * (score > 0)) for piece, score in ranked[:room]]
+    worst = min(score for _, score in kept)
     vocab = [
         *((piece, 0.0) for piece in SPECIAL),
-        *sorted(pieces, key=lambda pair: -pair[1])[:room],
+        *sorted(kept, key=lambda pair: -pair[1]),
         # Bytes spell what no piece covers, so they must cost more than any piece.
         *((piece, worst - 10.0) for piece in BYTES),
         (MASK, 0.0),

@@ -1,0 +1,147 @@
+"""Training rows from Parquet, and which of them each step reads.
+
+Every choice is a function of a seed and a step number, so a resumed run reads exactly what the
+uninterrupted one would have, and there is no position to save.
+
+Axes in this file: N rows.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Pairs of texts, each in a group whose members are never each other's negatives."""
+
+    texts: list[str]
+    """What the student reads."""
+
+    partners: list[str]
+    """What it belongs with: a translation, or the passage that answers."""
+
+    groups: Int[np.ndarray, " N"]
+    """Rows with one group mean the same thing."""
+
+    langs: list[str]
+    """The language of `texts`."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_pairs(
+    file: Path,
+    *,
+    text: str = "query",
+    partner: str = "positive",
+    lang: str = "query_lang",
+    most: int | None = None,
+    seed: int = 0,
+) -> Rows:
+    """Rows of one Parquet file, at most `most` of each language, chosen by `seed`.
+
+    The three names are columns. A file without a `group` column has a group a row.
+    Raises FileNotFoundError or ValueError, naming the file, before anything is trained.
+    """
+    columns = {*pq.read_schema(file).names}
+    if missing := {text, partner, lang} - columns:
+        raise ValueError(f"{file} lacks the columns {sorted(missing)}; it has {sorted(columns)}")
+    table = pq.read_table(file).to_pydict()
+    chosen = _cap(table[lang], most, seed)
+    names = table.get("group", range(len(chosen)))
+    numbers: dict[object, int] = {}
+    groups = [numbers.setdefault(names[i], len(numbers)) for i in chosen]
+    return Rows(
+        texts=[table[text][i] for i in chosen],
+        partners=[table[partner][i] for i in chosen],
+        groups=np.array(groups, np.int64),
+        langs=[table[lang][i] for i in chosen],
+    )
+
+
+def _cap(langs: Sequence[str], most: int | None, seed: int) -> list[int]:
+    if most is None:
+        return list(range(len(langs)))
+    order = np.random.default_rng(seed).permutation(len(langs))
+    seen: dict[str, int] = defaultdict(int)
+    kept = []
+    for i in order.tolist():
+        if seen[langs[i]] < most:
+            seen[langs[i]] += 1
+            kept.append(i)
+    return sorted(kept)
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """All rows one after another; groups of different parts stay different."""
+    groups, offset = [], 0
+    for part in parts:
+        groups.append(part.groups + offset)
+        offset += int(part.groups.max(initial=-1)) + 1
+    return Rows(
+        texts=[text for part in parts for text in part.texts],
+        partners=[partner for part in parts for partner in part.partners],
+        groups=np.concatenate(groups),
+        langs=[lang for part in parts for lang in part.langs],
+    )
+
+
+def language_weights(
+    langs: Sequence[str], exponent: float, shares: Mapping[str, float]
+) -> Float[np.ndarray, " N"]:
+    """How often to draw each row, so that a language of n rows fills n ** `exponent` of the run.
+
+    `shares` sets a language's part of the whole outright.
+
+    >>> language_weights(["en", "en", "de", "de", "de", "de"], 0.5, {"en": 0.5}).round(3).tolist()
+    [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    """
+    names, index, counts = np.unique(langs, return_inverse=True, return_counts=True)
+    parts = counts.astype(float) ** exponent
+    fixed = np.array([shares.get(str(name), np.nan) for name in names])
+    free = np.isnan(fixed)
+    parts[free] *= (1 - np.nansum(fixed)) / max(parts[free].sum(), 1e-9)
+    parts[~free] = fixed[~free]
+    return (parts / counts)[index]
+
+
+def plan_batches(
+    lengths: Sequence[int],
+    weights: Float[np.ndarray, " N"],
+    *,
+    steps: int,
+    batch_tokens: int,
+    seed: int,
+    pool: int = 32,
+) -> list[Int[np.ndarray, " rows"]]:
+    """The rows of every step: texts of like length together, steps in random order.
+
+    Rows are drawn by weight, each as evenly spread over the run as its weight allows. `pool`
+    batches are sorted by length together, so a batch mixes sources but pads or splits little.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.asarray(lengths)
+    share = weights / weights.sum()
+    mean = float((share * sizes).sum())
+    batches: list[np.ndarray] = []
+    # Systematic sampling: an index repeats only once its weight has earned another turn.
+    draws = int(1.1 * steps * batch_tokens / mean) + 1
+    ticks = (np.arange(draws) + rng.random()) / draws
+    order = rng.permutation(len(sizes))
+    drawn = order[np.searchsorted(np.cumsum(share[order]), ticks).clip(max=len(order) - 1)]
+    rng.shuffle(drawn)
+    per_pool = max(1, int(pool * batch_tokens / mean))
+    for start in range(0, len(drawn), per_pool):
+        rows = drawn[start : start + per_pool]
+        rows = rows[np.argsort(sizes[rows], kind="stable")]
+        ends = np.searchsorted(np.cumsum(sizes[rows]), np.arange(1, pool * 2) * batch_tokens)
+        found = [part for part in np.split(rows, np.unique(ends)) if len(part)]
+        batches += [found[i] for i in rng.permutation(len(found))]
+    return batches[:steps]

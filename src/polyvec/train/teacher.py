@@ -1,0 +1,167 @@
+"""A BERT sentence encoder on disk, as a teacher and as a start.
+
+`read_teacher` puts a BERT of our block shape (post-norm, GELU) into a `Network`; absolute positions
+stay beside it. `rotary_start` turns it into an encoder with rotary positions that has lost nothing
+but the sense of order, which training gives back.
+
+Axes in this file: N texts, T tokens in a batch, P positions, D width, H heads, K head width,
+E width with a constant 1 appended.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from polyvec.batch import make_batch, pack
+from polyvec.config import ModelConfig
+from polyvec.network import Network, pool
+
+PARTS = {
+    "embeddings.word.weight": "embeddings.word_embeddings.weight",
+    "embeddings.token_type.weight": "embeddings.token_type_embeddings.weight",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layers.{}.out": "encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.up": "encoder.layer.{}.intermediate.dense",
+    "layers.{}.down": "encoder.layer.{}.output.dense",
+    "layers.{}.ffn_norm": "encoder.layer.{}.output.LayerNorm",
+}
+"""Our names and BERT's; the three attention inputs, which we keep as one, are joined apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A sentence encoder with absolute positions and mean pooling."""
+
+    network: Network
+    """BERT's blocks and tables, with no adapters."""
+
+    positions: Float[Tensor, "P D"]
+    """BERT's position table."""
+
+    tokenizer: Tokenizer
+    """Its own WordPiece tokenizer."""
+
+    def encode(
+        self, texts: Sequence[str], *, max_tokens: int = 128, progress: bool | None = None
+    ) -> Float32[np.ndarray, "N D"]:
+        """Unit vectors of `texts`, as sentence-transformers gives them."""
+        ids = [e.ids[: max_tokens - 1] + e.ids[-1:] for e in self.tokenizer.encode_batch(texts)]
+        out = np.empty((len(texts), self.network.config.width), np.float32)
+        hide = None if progress is None else not progress
+        with tqdm(total=len(texts), desc="teacher", unit="text", disable=hide) as bar:
+            for group in pack([len(i) for i in ids], max_tokens=8192):
+                batch = make_batch([ids[i] for i in group], [-1] * len(group))
+                with torch.inference_mode():
+                    hidden = self._hidden(batch.token_ids, batch.lengths)
+                    starts, ends = torch.from_numpy(batch.starts), torch.from_numpy(batch.ends)
+                    out[group] = F.normalize(pool(hidden, starts, ends), dim=-1)
+                bar.update(len(group))
+        return out
+
+    def _hidden(self, ids: np.ndarray, lengths: np.ndarray) -> Float[Tensor, "T D"]:
+        net, sizes = self.network, torch.from_numpy(lengths)
+        where = torch.cat([torch.arange(n) for n in lengths.tolist()])
+        words = net.embeddings.word(torch.from_numpy(ids), None)
+        kind = net.embeddings.token_type.weight[0]
+        x = net.embeddings.norm(words + kind + self.positions[where])
+        half = net.config.head_width // 2
+        still = torch.ones(len(ids), 1, half), torch.zeros(len(ids), 1, half)
+        for layer in net.layers:
+            x = layer(x, still, sizes, None)
+        return x
+
+
+def read_teacher(folder: Path) -> Teacher:
+    """Load a BERT sentence encoder (config.json, model.safetensors, tokenizer.json)."""
+    shape = json.loads((folder / "config.json").read_text())
+    if shape["model_type"] != "bert" or shape["hidden_act"] != "gelu":
+        raise ValueError(f"{folder} holds a {shape['model_type']}, not a BERT with GELU")
+    config = ModelConfig(
+        vocab_size=shape["vocab_size"],
+        width=shape["hidden_size"],
+        num_layers=shape["num_hidden_layers"],
+        num_heads=shape["num_attention_heads"],
+        ffn_width=shape["intermediate_size"],
+        layer_norm_eps=shape["layer_norm_eps"],
+        max_tokens=shape["max_position_embeddings"],
+        dims=(shape["hidden_size"],),
+        tasks=(),
+    )
+    tensors = load_file(folder / "model.safetensors")
+    network = Network(config).requires_grad_(False).eval()
+    for name, parameter in network.named_parameters():
+        if ".lora_" not in name:
+            parameter.copy_(_bert_tensor(tensors, name)[: len(parameter)])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return Teacher(network, tensors["embeddings.position_embeddings.weight"], tokenizer)
+
+
+def _bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
+    for ours, theirs in PARTS.items():
+        layer = name.split(".")[1] if name.startswith("layers") else ""
+        prefix = ours.format(layer)
+        if name.startswith(prefix):
+            return tensors[theirs.format(layer) + name.removeprefix(prefix)]
+    _, layer, _, kind = name.split(".")
+    heads = f"encoder.layer.{layer}.attention.self"
+    return torch.cat([tensors[f"{heads}.{part}.{kind}"] for part in ("query", "key", "value")])
+
+
+@torch.no_grad()
+def align_rotary(network: Network, ids: Sequence[Sequence[int]]) -> None:
+    """Change every head's basis, in place, so that rotary positions disturb it least.
+
+    A head only uses x' W_q' W_k x, which is the same in any basis of its K dimensions. Rotation is
+    not: it turns fast planes within a few tokens and slow ones hardly at all.
+
+    1. Without rotation, collect the second moments C of what each block reads on sample texts.
+    2. Factor C^1/2 W_q' W_k C^1/2 by singular values: the parts of the score by their size.
+    3. Give the slowest plane the two largest parts, the next plane the next two, and so on.
+    """
+    seen = _moments(network, ids)
+    width, heads = network.config.width, network.config.num_heads
+    rank = network.config.head_width
+    # Part r goes to one side of plane K/2 - 1 - r // 2; planes slow down with their number.
+    place = [rank // 2 - 1 - part // 2 + (rank // 2) * (part % 2) for part in range(rank)]
+    for layer, moments in zip(network.layers, seen, strict=True):
+        values, vectors = torch.linalg.eigh(moments)
+        values = values.clamp_min(1e-9).sqrt()
+        root = (vectors * values) @ vectors.T
+        inverse = (vectors / values) @ vectors.T
+        joined = torch.cat([layer.qkv.weight, layer.qkv.bias[:, None]], 1).double()
+        queries, keys = (part.unflatten(0, (heads, -1)) for part in joined.split(width)[:2])
+        left, parts, right = torch.linalg.svd(root @ queries.mT @ keys @ root)
+        size = parts[:, :rank].sqrt()[:, None, :]
+        queries[:, place] = (inverse @ left[..., :rank] * size).mT
+        keys[:, place] = (inverse @ right.mT[..., :rank] * size).mT
+        joined = torch.cat([queries.flatten(0, 1), keys.flatten(0, 1)]).float()
+        layer.qkv.weight[: 2 * width] = joined[:, :width]
+        layer.qkv.bias[: 2 * width] = joined[:, width]
+
+
+def _moments(network: Network, ids: Sequence[Sequence[int]]) -> list[Float[Tensor, "E E"]]:
+    """For every block, the mean of x x' over tokens, x being its input with a 1 appended."""
+    batch = make_batch(ids, [-1] * len(ids))
+    lengths = torch.from_numpy(batch.lengths)
+    half = network.config.head_width // 2
+    still = torch.ones(1, 1, half), torch.zeros(1, 1, half)
+    x = network.embeddings(torch.from_numpy(batch.token_ids), None)
+    moments = []
+    for layer in network.layers:
+        ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+        moments.append(ones.T @ ones / len(x))
+        x = layer(x, still, lengths, None)
+    return moments
