@@ -65,11 +65,13 @@ class Embedding(nn.Module):
         self.lora_a = nn.Parameter(torch.zeros(adapters, size, rank))
         self.lora_b = nn.Parameter(torch.empty(adapters, rank, config.width))
         self.scale = config.adapter_scale
+        self.sparse = False
+        """Whether the table's gradient holds only the rows that were read; for Adagrad."""
         nn.init.normal_(self.weight, std=0.02)
         nn.init.normal_(self.lora_b)
 
     def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
-        rows = F.embedding(ids, self.weight)
+        rows = F.embedding(ids, self.weight, sparse=self.sparse)
         if mask is None:
             return rows
         low_TAR = self.lora_a[:, ids].transpose(0, 1) * mask[:, :, None]

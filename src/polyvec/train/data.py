@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
+from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: Sequence[int]) -> "Rows":
+        """Some of the rows, in the order given."""
+        return Rows(
+            texts=[self.texts[i] for i in rows],
+            partners=[self.partners[i] for i in rows],
+            groups=self.groups[list(rows)],
+            langs=[self.langs[i] for i in rows],
+        )
 
 
 def read_pairs(
@@ -145,3 +155,31 @@ def plan_batches(
         found = [part for part in np.split(rows, np.unique(ends)) if len(part)]
         batches += [found[i] for i in rng.permutation(len(found))]
     return batches[:steps]
+
+
+def token_ids(
+    tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int, prompt: str = ""
+) -> list[Int32[np.ndarray, " T"]]:
+    """Each text's tokens behind `prompt`, cut to `max_tokens` with `</s>` kept."""
+    found = []
+    for start in range(0, len(texts), 50_000):
+        part = [prompt + text for text in texts[start : start + 50_000]]
+        for encoding in tokenizer.encode_batch_fast(part):
+            ids = np.array(encoding.ids, np.int32)
+            found.append(
+                ids if len(ids) <= max_tokens else np.append(ids[: max_tokens - 1], ids[-1])
+            )
+    return found
+
+
+def interleave(
+    plans: Sequence[Sequence[Int[np.ndarray, " rows"]]], sizes: Sequence[int], *, seed: int
+) -> list[Int[np.ndarray, " rows"]]:
+    """The steps of several plans in random order, one source a step.
+
+    Plan i counts rows from the start of source i, which has `sizes[i]` rows; the result counts
+    them in the sources joined.
+    """
+    offsets = np.cumsum([0, *sizes[:-1]])
+    steps = [rows + off for plan, off in zip(plans, offsets, strict=True) for rows in plan]
+    return [steps[i] for i in np.random.default_rng(seed).permutation(len(steps))]

@@ -91,17 +91,15 @@ def fit_table(
     optimizer = torch.optim.Adagrad([rows], lr=learning_rate)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(texts))
+    scale = torch.from_numpy(weights)
     for step in trange(steps, desc="token table", unit="batch", disable=None):
         chosen = order[np.arange(step * batch_size, (step + 1) * batch_size) % len(order)]
-        ids, offsets = _flatten([texts[i] for i in chosen])
-        bag = F.embedding_bag(
-            ids,
-            rows,
-            offsets,
-            mode="sum",
-            sparse=True,
-            per_sample_weights=torch.from_numpy(weights)[ids],
-        )
+        batch = [np.asarray(texts[i], np.int64) for i in chosen]
+        ids = torch.from_numpy(np.concatenate(batch))
+        text = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(b) for b in batch]))
+        # Only a row's direction counts, as it will behind the layer norm.
+        tokens = F.normalize(F.embedding(ids, rows, sparse=True), dim=-1) * scale[ids, None]
+        bag = rows.new_zeros(len(batch), rows.shape[1]).index_add(0, text, tokens)
         bag, target = F.normalize(bag, dim=-1), torch.from_numpy(targets[chosen])
         group = torch.from_numpy(groups[chosen])
         loss = _distance(bag, target, group, temperature)
@@ -109,7 +107,7 @@ def fit_table(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return rows.detach().numpy()
+    return F.normalize(rows.detach(), dim=-1).numpy()
 
 
 def _distance(

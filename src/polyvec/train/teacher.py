@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -165,3 +165,43 @@ def _moments(network: Network, ids: Sequence[Sequence[int]]) -> list[Float[Tenso
         moments.append(ones.T @ ones / len(x))
         x = layer(x, still, lengths, None)
     return moments
+
+
+def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.ndarray, " D"]:
+    """Coordinates in the order in which their first d best stand for all of them.
+
+    Greedy: each next coordinate is the one with which the partial dot products of many pairs of
+    `vectors` correlate best with the whole ones. A Matryoshka model can start from this for free.
+    """
+    rng = np.random.default_rng(seed)
+    sample = vectors[rng.permutation(len(vectors))[:1500]]
+    # Half random pairs, half nearest neighbours: both ends of the scale must be kept.
+    near = (sample @ sample.T - 2 * np.eye(len(sample))).argmax(1)
+    far = rng.permutation(len(sample))
+    products = np.concatenate([sample * sample[near], sample * sample[far]])
+    products -= products.mean(0)
+    whole = products.sum(1)
+    partial, left, order = np.zeros_like(whole), list(range(vectors.shape[1])), []
+    while left:
+        tried = partial[:, None] + products[:, left]
+        score = whole @ tried / np.linalg.norm(tried, axis=0)
+        best = left.pop(int(score.argmax()))
+        partial = partial + products[:, best]
+        order.append(best)
+    return np.array(order)
+
+
+@torch.no_grad()
+def permute_width(network: Network, order: Int[np.ndarray, " D"]) -> None:
+    """Renumber the coordinates of the hidden states, in place; outputs follow, nothing is lost."""
+    take = torch.from_numpy(order)
+    for name, parameter in network.named_parameters():
+        if "lora" in name:
+            continue
+        reads = name.endswith(("word.weight", "token_type.weight", "qkv.weight", "up.weight"))
+        writes = name.startswith("embeddings.norm") or "_norm." in name
+        writes |= name.split(".")[-2] in ("out", "down")
+        if reads:
+            parameter.copy_(parameter[:, take])
+        elif writes:
+            parameter.copy_(parameter[take])
