@@ -688,7 +688,7 @@ def test_nothing_relies_on_asserts(model: Path, tmp_path: Path):
         ("leaves a gap", gap, {}),
         ("announces a header", (2**62).to_bytes(8, "little"), {}),
         ("is not a plain name", raw, name),
-        ("hidden_size is", raw, {"hidden_size": 10**9}),
+        ("width is 1000000000", raw, {"hidden_size": 10**9}),
     ]
     for number, (_, content, changes) in enumerate(attacks):
         folder = tmp_path / str(number)
