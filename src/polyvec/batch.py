@@ -34,7 +34,9 @@ class Batch:
         return self.ends - self.lengths
 
 
-def make_batch(texts: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
+def make_batch(
+    texts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]], rows: Sequence[int]
+) -> Batch:
     """Lay token lists end to end; `rows` gives each text's adapter.
 
     >>> make_batch([[0, 7, 2], [0, 2]], [1, -1]).ends.tolist()
@@ -101,9 +103,7 @@ def split_by_length(
         yield np.array(group, np.int32)
 
 
-def select(
-    batch: Batch, texts: Int32[np.ndarray, " N"]
-) -> tuple[Batch, Int32[np.ndarray, " T"]]:
+def select(batch: Batch, texts: Int32[np.ndarray, " N"]) -> tuple[Batch, Int32[np.ndarray, " T"]]:
     """Some of a batch's texts as a batch of their own, and where its tokens lie in the whole.
 
     >>> select(make_batch([[0, 7, 2], [0, 2]], [1, -1]), np.int32([1]))[1].tolist()

@@ -96,6 +96,4 @@ def similarity(
     >>> similarity(np.float32([[2, 0]]), np.float32([[5, 0], [0, 1]])).tolist()
     [[1.0, 0.0]]
     """
-    return (
-        truncate_and_normalise(a, a.shape[1]) @ truncate_and_normalise(b, b.shape[1]).T
-    )
+    return truncate_and_normalise(a, a.shape[1]) @ truncate_and_normalise(b, b.shape[1]).T

@@ -25,6 +25,9 @@ def pool_spans(
         raise ValueError("every span must hold at least one token")
     if len(starts) and (starts.min() < 0 or ends.max() > len(hidden)):
         raise ValueError(f"a span lies outside the {len(hidden)} tokens")
-    # numpy's mean adds pairwise, so 8,192 terms lose no precision in float32.
-    means = [hidden[start:end].mean(0) for start, end in zip(starts, ends, strict=True)]
+    # Along the first axis numpy adds one by one: in float32, 8,192 terms would lose digits.
+    means = [
+        hidden[start:end].mean(0, dtype=np.float64).astype(np.float32)
+        for start, end in zip(starts, ends, strict=True)
+    ]
     return np.stack(means) if means else np.empty((0, hidden.shape[1]), np.float32)

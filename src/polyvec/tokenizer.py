@@ -117,9 +117,7 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """What lets other tools load this tokenizer, to be written beside a model's weights."""
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.max_tokens,
+        names = {
             "bos_token": "<s>",
             "cls_token": "<s>",
             "eos_token": "</s>",
@@ -127,6 +125,12 @@ class Tokenizer:
             "pad_token": "<pad>",
             "unk_token": "<unk>",
             "mask_token": "<mask>",
+        }
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_tokens,
+            # A name that is not in the vocabulary would be added to it, beyond the token table.
+            **{key: name for key, name in names.items() if self.core.token_to_id(name) is not None},
         }
         text = json.dumps(settings, indent=2) + "\n"
         return {"tokenizer.json": self.path.read_bytes(), "tokenizer_config.json": text.encode()}

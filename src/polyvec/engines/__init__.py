@@ -3,7 +3,7 @@
 Axes in this file: T tokens in the batch, S spans, D width.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int32
 from polyvec.batch import Batch
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What `Encoder` needs of an engine."""
 

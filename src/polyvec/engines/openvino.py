@@ -189,9 +189,9 @@ class OpenVINOEngine:
         return weight
 
 
-def embed_tokens(
-    batch: Batch, weights: Weights, config: ModelConfig
-) -> Float32[np.ndarray, "T D"]:
+# A row that is not finite is found, and named, when its vector is made.
+@np.errstate(invalid="ignore", over="ignore")
+def embed_tokens(batch: Batch, weights: Weights, config: ModelConfig) -> Float32[np.ndarray, "T D"]:
     """Token rows plus type row plus each text's adapter, normalised: what the first block reads."""
     x = _rows(weights["embeddings.word.weight"], batch.token_ids)
     x += _rows(weights["embeddings.token_type.weight"], np.zeros(1, np.int32))

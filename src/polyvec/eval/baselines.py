@@ -20,8 +20,9 @@ from sklearn.pipeline import make_pipeline
 from polyvec.eval.local import task_texts
 from polyvec.eval.protocol import Model, MtebEncoder
 
-WORDS = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+"
-"""A bag's words: runs of letters; single characters in Chinese and Japanese."""
+WORDS = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[\w\u0300-\u036f\u0900-\u109f\u1780-\u17ff]+"
+"""A bag's words: runs of letters and of the vowel signs of Indic scripts, which `\\w` leaves
+out; single characters in Chinese and Japanese."""
 
 BAG_WIDTH = 8192
 """Words are hashed into this many columns."""
@@ -29,20 +30,21 @@ BAG_WIDTH = 8192
 
 def load_bm25() -> SearchProtocol:
     """mteb's own BM25 (bm25s, with stop words and stemmers by language): retrieval only."""
-    model = mteb.get_model("mteb/baseline-bm25s")
-    model.mteb_model_meta = model_meta("bm25", "1")
+    meta = mteb.get_model_meta("mteb/baseline-bm25s")
+    model = meta.model_copy(update={"name": "polyvec/bm25"}).load_model()
+    assert isinstance(model, SearchProtocol)
     return model
 
 
 def load_bag_of_words() -> MtebEncoder:
     """TF-IDF vectors, the document frequencies counted over the texts of each task."""
     bag = make_pipeline(
-        HashingVectorizer(n_features=BAG_WIDTH, token_pattern=WORDS, norm=None, dtype=np.float32),
+        HashingVectorizer(n_features=BAG_WIDTH, token_pattern=WORDS),
         TfidfTransformer(),
     )
 
     def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
-        return bag.transform(texts).toarray()
+        return bag.transform(texts).toarray().astype(np.float32)
 
     def prepare(task: AbsTask) -> None:
         bag.fit(list(task_texts(task)))

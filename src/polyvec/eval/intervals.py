@@ -18,16 +18,13 @@ from sklearn.metrics import average_precision_score
 RESAMPLES = 1000
 
 Draws = Float[np.ndarray, " R"]
+"""The scores of `RESAMPLES` resamples of one test."""
 
+TestData = Any
+"""A subset's test data as mteb holds it: a `datasets.Dataset`, or a dict of them."""
 
-def score_draws(kind: str, metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
-    """The scores of `RESAMPLES` resamples of one subset of a task.
-
-    `kind` is mteb's task type, `data` the subset's test data as mteb holds it, and `predicted`
-    what mteb wrote for it in its prediction folder.
-    """
-    draw = DRAWS[kind]
-    return draw(metric, data, predicted)
+Predicted = Any
+"""What mteb wrote for a subset in its prediction folder: plain JSON."""
 
 
 def interval(draws: Draws) -> tuple[float, float]:
@@ -48,7 +45,9 @@ def spearman_draws(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Dr
     items = _resamples(len(a))
     ranks = [rankdata(values[items], axis=1) for values in (a, b)]
     x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
-    return (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    spread = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    # In a small test a resample can be one pair many times over, which has no correlation.
+    return (x * y).sum(1) / np.where(spread > 0, spread, 1)
 
 
 def query_scores(
@@ -71,38 +70,39 @@ def match_scores(nearest: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (nearest == np.arange(len(nearest))) * 2 / (1 + chosen)
 
 
-def _sts(metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
+def _sts(metric: str, data: TestData, predicted: Predicted) -> Draws:
     return spearman_draws(np.array(data["score"]), np.array(predicted["cosine_scores"]))
 
 
-def _pair_classification(metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
+def _pair_classification(metric: str, data: TestData, predicted: Predicted) -> Draws:
     labels, scores = np.array(data["labels"]), np.array(predicted["cosine_scores"])
     items = _resamples(len(labels))
     return np.array([average_precision_score(labels[row], scores[row]) for row in items])
 
 
-def _bitext(metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
+def _bitext(metric: str, data: TestData, predicted: Predicted) -> Draws:
     nearest = [match["corpus_id"] for match in predicted["sentence1-sentence2"]]
     return mean_draws(match_scores(np.array(nearest)))
 
 
-def _retrieval(metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
+def _retrieval(metric: str, data: TestData, predicted: Predicted) -> Draws:
     return mean_draws(query_scores(metric, data["relevant_docs"], predicted))
 
 
-def _classification(metric: str, data: Any, predicted: Any) -> Draws:  # noqa: ANN401
+def _classification(metric: str, data: TestData, predicted: Predicted) -> Draws:
     right_EN = np.array(predicted) == np.array(data["label"])
     return mean_draws(right_EN.mean(0))
 
 
-DRAWS: dict[str, Callable[[str, Any, Any], Draws]] = {
+DRAWS: dict[str, Callable[[str, TestData, Predicted], Draws]] = {
     "STS": _sts,
     "PairClassification": _pair_classification,
     "BitextMining": _bitext,
     "Retrieval": _retrieval,
     "Classification": _classification,
 }
-"""mteb's task types. Clustering is absent: its score has no value for a single text."""
+"""By mteb's task type: functions of the main score's name, the data and the predictions.
+Clustering is absent: its score has no value for a single text."""
 
 
 def _resamples(num_items: int) -> Int[np.ndarray, "R N"]:

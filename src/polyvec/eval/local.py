@@ -15,8 +15,9 @@ Languages are mteb's subsets, each scored alone; a task's score is the mean over
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mteb.abstasks import (
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
-from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.abstasks.task_metadata import TaskMetadata, TaskType
 from mteb.languages import iso_mappings
 
 Rows = list[dict[str, Any]]
@@ -44,36 +45,34 @@ class Kind:
     """How one type of folder is read, and what mteb does with it."""
 
     mteb_class: type[AbsTask]
-    mteb_type: str
+    mteb_type: TaskType
     main_score: str
     read: Callable[[Path, Meta], Subsets]
     settings: Mapping[str, object] = field(default_factory=dict)
     """Attributes of the mteb class that are not left at its defaults."""
 
 
-def local_tasks(data: Path, names: Iterable[str] = ()) -> list[AbsTask]:
+def local_tasks(data: Path, names: Sequence[str] = ()) -> list[AbsTask]:
     """The tasks in `data/eval` (or in `data` itself), by name; their tables are not read yet.
 
-    `names` selects tasks by name or by type (`sts`, `retrieval` ...); none selects all.
-    Raises ValueError where there is no task, or a name matches none.
-
-    >>> [task.metadata.name for task in local_tasks(Path("tests/eval"), ["sts"])]  # doctest: +SKIP
-    ['stsb-dev']
+    `names` selects tasks by name (`tydiqa-*` too) or by type (`sts`, `retrieval` ...); none
+    selects all. Raises ValueError where there is no task, or a name matches none.
     """
     root = data / "eval" if (data / "eval").is_dir() else data
     metas = {path.parent: json.loads(path.read_text()) for path in root.glob("*/meta.json")}
     if not metas:
         raise ValueError(f"{root} holds no task folder (a folder with a meta.json)")
-    wanted = set(names)
-    known = {meta["name"] for meta in metas.values()} | {meta["type"] for meta in metas.values()}
-    if unknown := wanted - known:
-        raise ValueError(f"no task {sorted(unknown)} in {root}; it has {', '.join(sorted(known))}")
-    chosen = [
-        (meta["name"], folder, meta)
-        for folder, meta in metas.items()
-        if not wanted or wanted & {meta["name"], meta["type"]}
-    ]
-    return [make_task(folder, meta) for _, folder, meta in sorted(chosen, key=_natural)]
+    chosen: dict[Path, Meta] = {} if names else metas
+    for name in names:
+        found = {f: m for f, m in metas.items() if fnmatch(m["name"], name) or m["type"] == name}
+        if not found:
+            known = ", ".join(
+                sorted({word for m in metas.values() for word in (m["name"], m["type"])})
+            )
+            raise ValueError(f"no task {name!r} in {root}; it has {known}")
+        chosen |= found
+    order = sorted(chosen.items(), key=lambda item: _natural(item[1]["name"]))
+    return [make_task(folder, meta) for folder, meta in order]
 
 
 def make_task(folder: Path, meta: Meta) -> AbsTask:
@@ -112,8 +111,6 @@ def task_texts(task: AbsTask) -> Iterator[str]:
 
 
 def _read_sts(folder: Path, meta: Meta) -> Subsets:
-    low, high = meta["score_range"]
-    assert low == 0, "mteb's correlations do not depend on the range, but its checks do"
     rows = [
         {"sentence1": r["text1"], "sentence2": r["text2"], "score": r["score"], "lang": r["lang"]}
         for r in _rows(folder / "pairs.parquet")
@@ -126,8 +123,7 @@ def _read_pairs(folder: Path, meta: Meta) -> Subsets:
         {
             "sentence1": r["text1"],
             "sentence2": r["text2"],
-            # Entailment against the rest, where the labels are those of inference.
-            "labels": int(r["label"] in (1, "1", "entailment", "paraphrase")),
+            "labels": int(str(r["label"]) in POSITIVE),
             "lang": r["lang"],
         }
         for r in _rows(folder / "pairs.parquet")
@@ -203,6 +199,9 @@ MAIN_SCORES = {"accuracy@1": "ndcg_at_1"}
 """The metric of meta.json, where the type does not decide it. With one relevant document a
 query, nDCG@1 is the share of queries whose first document is the right one."""
 
+POSITIVE = {"1", "entailment", "paraphrase"}
+"""Labels of pairs that belong together; every other label is negative."""
+
 TEXT_COLUMNS = {"sentence1", "sentence2", "text", "title", "sentences"}
 
 SCRIPTS = {"arq": "Arab", "ary": "Arab", "pcm": "Latn", "sh": "Latn"}
@@ -222,16 +221,16 @@ def _by_language(rows: Rows) -> Iterator[tuple[str, Rows]]:
 
 def _languages(folder: Path, meta: Meta) -> dict[str, list[str]]:
     if meta["type"] != "bitext":
-        return {lang: [_language_script(lang)] for lang in meta["languages"]}
+        return {lang: [language_script(lang)] for lang in meta["languages"]}
     table = pq.read_table(folder / "pairs.parquet", columns=["lang1", "lang2"]).to_pylist()
     pairs = {tuple(sorted(row.values(), key=lambda lang: (lang == "en", lang))) for row in table}
-    return {"-".join(pair): [_language_script(lang) for lang in pair] for pair in sorted(pairs)}
+    return {"-".join(pair): [language_script(lang) for lang in pair] for pair in sorted(pairs)}
 
 
-def _language_script(lang: str) -> str:
+def language_script(lang: str) -> str:
     """mteb's name of a language: ISO 639-3 and script.
 
-    >>> _language_script("de"), _language_script("zh-Hant")
+    >>> language_script("de"), language_script("zh-Hant")
     ('deu-Latn', 'zho-Hant')
     """
     code, _, script = lang.partition("-")
@@ -248,7 +247,7 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _natural(item: tuple[str, Path, Meta]) -> tuple[str, int]:
+def _natural(name: str) -> tuple[str, int]:
     """Sorts needle-512 before needle-1024."""
-    stem, _, number = item[0].rpartition("-")
-    return (stem, int(number)) if number.isdigit() else (item[0], 0)
+    stem, _, number = name.rpartition("-")
+    return (stem, int(number)) if number.isdigit() else (name, 0)

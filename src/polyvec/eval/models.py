@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+from mteb.models import ModelMeta
 
 from polyvec.encoder import Encoder
 from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
@@ -17,9 +18,7 @@ from polyvec.outputs import truncate_and_normalise
 BUNDLED = "polyvec-mini"
 
 
-def load_model(
-    name: str, *, choose: ChooseAdapter = paper_adapter, device: str = "auto"
-) -> Model:
+def load_model(name: str, *, choose: ChooseAdapter = paper_adapter, device: str = "auto") -> Model:
     """The model called `name`.
 
     `polyvec-mini` is the bundled model; `bm25`, `tf-idf` and `all-MiniLM-L6-v2` are baselines;
@@ -29,10 +28,18 @@ def load_model(
         return BASELINES[name]()
     if name.startswith("st:"):
         return load_sentence_transformer(Path(name.removeprefix("st:")))
-    encoder = Encoder.load(None if name == BUNDLED else name, device=device)
+    return MtebEncoder(encoder_embed(load_encoder(name, device)), encoder_meta(name), choose=choose)
+
+
+def load_encoder(name: str, device: str = "auto") -> Encoder:
+    """`polyvec-mini` is the bundled model; other names are folders or hub names."""
+    return Encoder.load(None if name == BUNDLED else name, device=device)
+
+
+def encoder_meta(name: str) -> ModelMeta:
+    """What mteb files a model's results under: its name and a fingerprint of its weights."""
     folder = Path(str(files("polyvec") / "models" / "mini")) if name == BUNDLED else Path(name)
-    meta = model_meta(Path(name).name, fingerprint(folder))
-    return MtebEncoder(encoder_embed(encoder), meta, choose=choose)
+    return model_meta(Path(name).name, fingerprint(folder))
 
 
 def encoder_embed(encoder: Encoder) -> Embed:

@@ -1,0 +1,189 @@
+"""Summaries become docs/results.md: every number in it comes from a file kept beside it."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from statistics import mean
+
+from polyvec.eval.summary import Score, Summary, TaskScore
+
+GROUPS = {
+    "STS": "STS",
+    "Retrieval": "retrieval",
+    "BitextMining": "bitext",
+    "Classification": "classification",
+    "Clustering": "clustering",
+    "PairClassification": "pair classification",
+}
+"""mteb's task types and the report's columns."""
+
+LONG = ("needle-*", "passkey-*", "qmsum-*")
+"""Retrieval tasks that test the length of the window, in a column of their own."""
+
+NONE = "-"
+"""The cell of a task that a model was not run on."""
+
+METRICS = {
+    "cosine_spearman": "Spearman",
+    "cosine_ap": "average precision",
+    "ndcg_at_10": "nDCG@10",
+    "ndcg_at_1": "nDCG@1",
+    "f1": "F1",
+    "v_measure": "V-measure",
+}
+"""mteb's names of the main scores, as people write them."""
+
+PREFACE = """\
+# Results
+
+Written by `polyvec eval report` from the JSON files in `docs/results/`; do not edit. The scores
+themselves come from
+
+    {command}
+
+which runs every task folder of the development data through mteb {mteb} with its own metrics and
+settings: classification fits a logistic regression on 8 texts a label, ten times; clustering runs
+k-means on 2,048 documents, ten times; bitext is searched into English; retrieval is exhaustive.
+The adapter is the paper's choice for the kind of task. Scores are times 100. In brackets is the
+95 % interval over a thousand resamples of the test's queries, pairs or texts, where each has a
+score of its own. A task's score is the mean over its languages, a kind's the mean over its tasks.
+"""
+
+
+def render_report(summaries: Sequence[Summary]) -> str:
+    """The whole of docs/results.md."""
+    whole = ordered([summary for summary in summaries if not summary.variant])
+    names = " ".join(summary.model for summary in whole)
+    versions = " and ".join(sorted({summary.mteb for summary in summaries}))
+    command = f"polyvec eval {names}"
+    parts = [
+        PREFACE.format(command=command, mteb=versions),
+        "## By kind of task\n\n" + group_table(whole, "model"),
+        "## By task\n\n" + task_table(whole),
+        "## STS by language\n\n" + subset_table(whole, "STS"),
+        "## Other tasks by language\n\n" + language_table(whole[0]),
+    ]
+    for word, title in (("dim", "Matryoshka dims"), ("adapter", "Adapters by kind of task")):
+        for model in whole:
+            variants = [s for s in summaries if s.model == model.model and word in s.variant]
+            if variants:
+                parts.append(f"## {title}: {model.model}\n\n{group_table(variants, word)}")
+    parts.append("## Runs\n\n" + run_table(whole))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def ordered(summaries: Sequence[Summary]) -> list[Summary]:
+    """polyvec's own models first, then those with the most tasks."""
+    return sorted(summaries, key=lambda s: (not s.model.startswith("polyvec"), -len(s.tasks)))
+
+
+def group_table(summaries: Sequence[Summary], first: str) -> str:
+    """A row a model or variant, a column a kind of task."""
+    names = {group(name, task) for s in summaries for name, task in s.tasks.items()}
+    columns = [name for name in [*GROUPS.values(), "long context"] if name in names]
+    rows = []
+    for summary in sorted(summaries, key=_dim) if first == "dim" else summaries:
+        label = summary.variant.removeprefix(first).strip() or summary.model
+        cells = []
+        for column in columns:
+            scores = [t.score.value for n, t in summary.tasks.items() if group(n, t) == column]
+            cells.append(f"{100 * mean(scores):.1f}" if scores else NONE)
+        rows.append([label, *cells])
+    return table([first, *columns], rows)
+
+
+def task_table(summaries: Sequence[Summary]) -> str:
+    """A row a task, a column a model, with intervals; the best of a row is bold."""
+    tasks = {name: task for s in reversed(summaries) for name, task in s.tasks.items()}
+    rows = []
+    for name, task in sorted(tasks.items(), key=lambda item: _task_order(*item)):
+        scores = [s.tasks[name].score if name in s.tasks else None for s in summaries]
+        best = max(score.value for score in scores if score)
+        metric = METRICS.get(task.metric, task.metric)
+        rows.append([name, metric, *(_cell(score, best) for score in scores)])
+    return table(["task", "metric", *(s.model for s in summaries)], rows)
+
+
+def subset_table(summaries: Sequence[Summary], kind: str) -> str:
+    """A row a task and language, a column a model, for one kind of task."""
+    keys = dict.fromkeys(
+        (name, subset)
+        for s in summaries
+        for name, task in s.tasks.items()
+        if task.kind == kind
+        for subset in task.subsets
+    )
+    rows = []
+    able = [s for s in summaries if any(task.kind == kind for task in s.tasks.values())]
+    for name, subset in keys:
+        scores = [s.tasks[name].subsets.get(subset) if name in s.tasks else None for s in able]
+        best = max(score.value for score in scores if score)
+        rows.append([name, subset, *(_cell(score, best) for score in scores)])
+    return table(["task", "language", *(s.model for s in able)], rows)
+
+
+def language_table(summary: Summary) -> str:
+    """One model: a row a language, a column a task of several languages other than STS."""
+    tasks = {n: t for n, t in summary.tasks.items() if len(t.subsets) > 1 and t.kind != "STS"}
+    languages = sorted(
+        {subset.removesuffix("-en") for task in tasks.values() for subset in task.subsets}
+    )
+    rows = []
+    for language in languages:
+        scores = [
+            task.subsets.get(language) or task.subsets.get(f"{language}-en")
+            for task in tasks.values()
+        ]
+        rows.append([language, *(_cell(score, None) for score in scores)])
+    return f"{summary.model}.\n\n" + table(["language", *tasks], rows)
+
+
+def run_table(summaries: Sequence[Summary]) -> str:
+    """Where and when each model ran."""
+    rows = []
+    for summary in summaries:
+        minutes = sum(task.seconds for task in summary.tasks.values()) / 60
+        rows.append(
+            [summary.model, summary.revision, summary.machine, summary.date, f"{minutes:.0f}"]
+        )
+    return table(["model", "weights", "machine", "date", "minutes"], rows)
+
+
+def group(name: str, task: TaskScore) -> str:
+    """The report's column for a task."""
+    if any(fnmatch(name, pattern) for pattern in LONG):
+        return "long context"
+    return GROUPS.get(task.kind, task.kind)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers.
+
+    >>> print(table(["model", "STS"], [["a", "71.2"]]))
+    | model | STS |
+    |---|---:|
+    | a | 71.2 |
+    """
+    lines = [header, *rows]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|---" + "|---:" * (len(header) - 1) + "|", *text[1:]])
+
+
+def _cell(score: Score | None, best: float | None) -> str:
+    if score is None:
+        return NONE
+    value = f"{100 * score.value:.1f}"
+    value = f"**{value}**" if score.value == best else value
+    if score.low is None or score.high is None:
+        return value
+    return f"{value} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def _task_order(name: str, task: TaskScore) -> tuple[int, str, int]:
+    columns = [*GROUPS.values(), "long context"]
+    stem, _, number = name.rpartition("-")
+    column = columns.index(group(name, task))
+    return (column, stem, int(number)) if number.isdigit() else (column, name, 0)
+
+
+def _dim(summary: Summary) -> int:
+    return int(summary.variant.removeprefix("dim "))

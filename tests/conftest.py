@@ -1,0 +1,131 @@
+"""What the tests share: a tiny seeded model with a tiny tokenizer, and each engine over it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from polyvec import Encoder, ModelConfig
+from polyvec.checkpoint import Weights, save_checkpoint
+from polyvec.engines import Engine
+from polyvec.engines.openvino import OpenVINOEngine
+from polyvec.engines.torch import TorchEngine
+from polyvec.network import Network
+from polyvec.tokenizer import Tokenizer
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Represent the query for retrieving evidence documents: where do foxes sleep?",
+    "Represent the document for retrieval: a fox sleeps in its den, or under the snow.",
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "敏捷的棕色狐狸跳过懒狗。",
+    "Шустрая бурая лиса прыгает через ленивого пса.",
+)
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Short texts in several languages, all different."""
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json in XLM-RoBERTa's manner, of some two hundred pieces."""
+    core = tokenizers.Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    core.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tokenizer_file: Path) -> ModelConfig:
+    """Two layers, width 32, the five tasks, 64 tokens."""
+    core = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    return ModelConfig(
+        vocab_size=core.get_vocab_size(),
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        ffn_width=64,
+        max_tokens=64,
+        dims=(8, 16, 32),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_config: ModelConfig) -> Weights:
+    """Random weights large enough that every part of the network, adapters too, matters."""
+    generator = torch.Generator().manual_seed(7)
+    state = Network(tiny_config).state_dict()
+    return {
+        name: (torch.randn(tensor.shape, generator=generator) * 0.3).numpy()
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_model(
+    tiny_config: ModelConfig,
+    tiny_weights: Weights,
+    tokenizer_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny model's folder as polyvec saves it. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(folder, tiny_config, tiny_weights)
+    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session", params=["openvino", "openvino-prepacked", "torch"])
+def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+    """Each engine in turn: call it as `make_engine(config, weights, ...)`."""
+
+    def make(config: ModelConfig, weights: Weights, *, merge_row: int | None = None) -> Engine:
+        if request.param == "torch":
+            return TorchEngine(config, weights, merge_row=merge_row)
+        return OpenVINOEngine(
+            config,
+            weights,
+            precision="float32",
+            num_threads=1,
+            prepack=request.param == "openvino-prepacked",
+            merge_row=merge_row,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(make_engine: MakeEngine, tiny_config: ModelConfig, tiny_weights: Weights) -> Engine:
+    """The tiny model on each engine in turn, in float32."""
+    return make_engine(tiny_config, tiny_weights)
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_config: ModelConfig, tiny_model: Path, engine: Engine) -> Encoder:
+    """The tiny model's encoder on each engine in turn."""
+    return Encoder(tiny_config, Tokenizer.load(tiny_model, tiny_config.max_tokens), engine)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(0)

@@ -1,0 +1,374 @@
+"""Scores equal independent computations; runs resume; the report says what the files say."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from jaxtyping import Float32
+from mteb.languages import check_language_code
+from scipy.stats import spearmanr
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
+
+from polyvec.eval import (
+    MtebEncoder,
+    Score,
+    Summary,
+    TaskScore,
+    evaluate,
+    local_tasks,
+    read_summaries,
+    render_report,
+)
+from polyvec.eval.baselines import BASELINES, model_meta
+from polyvec.eval.intervals import interval, match_scores, mean_draws, query_scores, spearman_draws
+from polyvec.eval.local import language_script
+from polyvec.eval.main import VERBS
+from polyvec.eval.models import remembered, truncated
+from polyvec.eval.summary import write_summary
+
+WORDS = "ant bee cat dog elk fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
+
+
+def embed(texts: list[str], adapter: str | None = None) -> Float32[np.ndarray, "B D"]:
+    """A text is the sum of its words' random vectors."""
+    vectors = {word: np.random.default_rng(i).normal(size=12) for i, word in enumerate(WORDS)}
+    return np.array([sum(vectors[word] for word in t.split()) for t in texts], np.float32)
+
+
+def encoder(function: Callable = embed) -> MtebEncoder:
+    return MtebEncoder(function, model_meta("tiny", "1"))
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=5)) for _ in range(count)]
+
+
+def folder(root: Path, kind: str, **tables: list[dict]) -> Path:
+    """A task folder as `local_tasks` reads them, named after its type."""
+    path = root / "eval" / kind
+    path.mkdir(parents=True, exist_ok=True)
+    meta = {"name": kind, "type": kind, "languages": ["en", "de"], "metric": ""}
+    (path / "meta.json").write_text(json.dumps(meta))
+    for name, rows in tables.items():
+        pq.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet")
+    return root
+
+
+def sts(root: Path) -> Path:
+    a, b, noise = sentences(40, 1), sentences(40, 2), random.Random(3)
+    rows = [
+        {"text1": x, "text2": y, "score": noise.random() * 5, "lang": "en" if i < 20 else "de"}
+        for i, (x, y) in enumerate(zip(a, b, strict=True))
+    ]
+    return folder(root, "sts", pairs=rows)
+
+
+def retrieval(root: Path) -> Path:
+    corpus = [{"id": f"d{i}", "text": t, "title": ""} for i, t in enumerate(sentences(30, 1))]
+    queries = [{"id": f"q{i}", "text": t, "lang": "en"} for i, t in enumerate(sentences(9, 2))]
+    rng = random.Random(4)
+    qrels = [
+        {"query_id": query["id"], "corpus_id": document["id"], "score": 1}
+        for query in queries
+        for document in rng.sample(corpus, 3)
+    ]
+    return folder(root, "retrieval", corpus=corpus, queries=queries, qrels=qrels)
+
+
+def cosines(a: list[str], b: list[str]) -> Float32[np.ndarray, "B C"]:
+    x, y = embed(a), embed(b)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    return x @ y.T
+
+
+def scored(root: Path, model: MtebEncoder | None = None) -> TaskScore:
+    tasks, results = local_tasks(root), root / "results"
+    (score,) = evaluate(model or encoder(), tasks, results=results, progress=False).tasks.values()
+    return score
+
+
+def test_sts_is_scipys_spearman_in_each_language(tmp_path: Path) -> None:
+    task = scored(sts(tmp_path))
+    rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()
+    for lang, score in task.subsets.items():
+        part = [row for row in rows if row["lang"] == lang]
+        similar = np.diag(cosines([r["text1"] for r in part], [r["text2"] for r in part]))
+        expected = spearmanr(similar, [row["score"] for row in part]).statistic
+        assert score.value == pytest.approx(expected, abs=1e-6)
+    assert task.score.value == pytest.approx(np.mean([s.value for s in task.subsets.values()]))
+
+
+def test_pair_classification_is_scikit_learns_average_precision(tmp_path: Path) -> None:
+    a, b = sentences(30, 1), sentences(30, 2)
+    labels = ["entailment", "neutral", "contradiction"] * 10
+    rows = [
+        {"text1": x, "text2": y, "label": label, "lang": "en"}
+        for x, y, label in zip(a, b, labels, strict=True)
+    ]
+    task = scored(folder(tmp_path, "pair_classification", pairs=rows))
+    expected = average_precision_score(np.array(labels) == "entailment", np.diag(cosines(a, b)))
+    assert task.score.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_retrieval_is_a_hand_written_ndcg(tmp_path: Path) -> None:
+    task = scored(retrieval(tmp_path))
+    corpus, queries, qrels = (
+        pq.read_table(tmp_path / f"eval/retrieval/{name}.parquet").to_pylist()
+        for name in ("corpus", "queries", "qrels")
+    )
+    table = cosines([query["text"] for query in queries], [document["text"] for document in corpus])
+    relevant = {(row["query_id"], row["corpus_id"]) for row in qrels}
+    discounts = 1 / np.log2(np.arange(10) + 2)
+    scores = []
+    for query, row in zip(queries, table, strict=True):
+        hits = [(query["id"], corpus[i]["id"]) in relevant for i in np.argsort(-row)[:10]]
+        scores.append(discounts[hits].sum() / discounts[:3].sum())
+    # mteb keeps five decimals of retrieval scores.
+    assert task.score.value == pytest.approx(round(np.mean(scores), 5), abs=1e-9)
+
+
+def test_bitext_is_scikit_learns_f1_of_the_nearest_english_text(tmp_path: Path) -> None:
+    a, b = sentences(30, 1), sentences(30, 2)
+    b = [f"{x} {y}" for x, y in zip(a, b, strict=True)]
+    rows = [{"s1": x, "s2": y, "lang1": "en", "lang2": "de"} for x, y in zip(a, b, strict=True)]
+    task = scored(folder(tmp_path, "bitext", pairs=rows))
+    nearest = cosines(b, a).argmax(1)
+    expected = f1_score(np.arange(30), nearest, average="weighted", zero_division=0)
+    assert task.subsets.keys() == {"de-en"}
+    assert 0.1 < expected < 0.95
+    assert task.score.value == pytest.approx(expected, abs=1e-6)
+    assert match_scores(nearest).mean() == pytest.approx(expected, abs=1e-9)
+
+
+def test_classification_is_scikit_learns_accuracy_on_eight_texts_a_label(tmp_path: Path) -> None:
+    labels = ["animal", "bird", "fish"]
+    parts = {
+        part: [
+            {"text": f"{text} {WORDS[i % 3]}", "label": labels[i % 3], "lang": "en"}
+            for i, text in enumerate(sentences(90, seed))
+        ]
+        for part, seed in (("train", 1), ("test", 2))
+    }
+    task = scored(folder(tmp_path, "classification", **parts))
+    train, test = parts["train"], parts["test"]
+    order, accuracies = list(range(90)), []
+    for _ in range(10):
+        np.random.RandomState(42).shuffle(order)
+        drawn = [[i for i in order if train[i]["label"] == label][:8] for label in labels]
+        rows = sorted(sum(drawn, []), key=order.index)
+        model = LogisticRegression(max_iter=100, random_state=42)
+        model.fit(embed([train[i]["text"] for i in rows]), [train[i]["label"] for i in rows])
+        guesses = model.predict(embed([row["text"] for row in test]))
+        accuracies.append(accuracy_score([row["label"] for row in test], guesses))
+    assert task.score.value == pytest.approx(np.mean(accuracies), abs=1e-6)
+
+
+def test_clustering_is_scikit_learns_v_measure_of_k_means(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{text} {WORDS[i % 4]}", "label": WORDS[i % 4]}
+        for i, text in enumerate(sentences(60))
+    ]
+    task = scored(folder(tmp_path, "clustering", texts=rows))
+    rng = random.Random(42)
+    rows = [rows[i] for i in rng.sample(range(60), k=60)]
+    vectors, labels = embed([row["text"] for row in rows]), np.array([r["label"] for r in rows])
+    model = MiniBatchKMeans(4, batch_size=512, init="k-means++", n_init=1, random_state=42)
+    scores = []
+    for _ in range(10):
+        chosen = rng.choices(range(60), k=16_384)
+        scores.append(v_measure_score(labels[chosen], model.fit_predict(vectors[chosen])))
+    assert task.score.value == pytest.approx(np.mean(scores), abs=1e-6)
+    assert task.score.low is None
+
+
+def test_needles_are_scored_by_their_first_document(tmp_path: Path) -> None:
+    path = retrieval(tmp_path) / "eval/retrieval/meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": "accuracy@1"}))
+    assert scored(tmp_path).metric == "ndcg_at_1"
+
+
+def test_each_kind_of_task_is_read_by_the_papers_adapter(tmp_path: Path) -> None:
+    sts(tmp_path)
+    retrieval(tmp_path)
+    seen: dict[str, set[str | None]] = {}
+
+    def spy(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        for text in texts:
+            seen.setdefault(text, set()).add(adapter)
+        return embed(texts)
+
+    for kind, query in (("sts", "text-matching"), ("retrieval", "retrieval.query")):
+        seen.clear()
+        tasks = local_tasks(tmp_path, [kind])
+        evaluate(encoder(spy), tasks, results=tmp_path / "results", progress=False)
+        assert seen[sentences(1, 2)[0]] == {query}
+        assert seen[sentences(1, 1)[0]] == {query.replace("query", "passage")}
+
+
+def test_equal_texts_are_encoded_once_and_keep_their_places(tmp_path: Path) -> None:
+    others = ["ant bee", "cat dog elk", "ant fox", "hen", "ant bee"]
+    rows = [
+        {"text1": "ant bee", "text2": text, "score": float(i), "lang": "en"}
+        for i, text in enumerate(others)
+    ]
+    asked: list[str] = []
+
+    def spy(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        asked.extend(texts)
+        return embed(texts)
+
+    task = scored(folder(tmp_path, "sts", pairs=rows), encoder(spy))
+    assert sorted(asked) == ["ant bee", "ant bee", "ant fox", "cat dog elk", "hen"]
+    expected = spearmanr([1, *cosines(["ant bee"], others[1:4])[0], 1], range(5)).statistic
+    assert task.score.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_killed_run_goes_on_with_the_task_it_was_in(tmp_path: Path) -> None:
+    sts(tmp_path)
+    retrieval(tmp_path)
+    asked: list[str | None] = []
+
+    def dying(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        asked.append(adapter)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return embed(texts)
+
+    tasks, results = local_tasks(tmp_path), tmp_path / "results"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(encoder(dying), tasks, results=results, progress=False)
+    assert asked[:2] == ["retrieval.query", "retrieval.passage"]
+    asked.clear()
+    resumed = evaluate(encoder(dying), tasks, results=results, progress=False)
+    assert asked == ["text-matching"] * 4
+    whole = evaluate(encoder(), tasks, results=tmp_path / "whole", progress=False)
+    for name, task in whole.tasks.items():
+        assert resumed.tasks[name].score.value == pytest.approx(task.score.value, abs=1e-5)
+
+
+def test_a_task_is_scored_again_when_its_data_or_the_model_changed(tmp_path: Path) -> None:
+    before = scored(sts(tmp_path))
+    path = tmp_path / "eval/sts/pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(pq.read_table(path).to_pylist()[:-5]), path)
+    after = scored(tmp_path)
+    assert before.revision != after.revision
+    assert before.score != after.score
+    changed = MtebEncoder(lambda texts, adapter: embed(texts) ** 3, model_meta("tiny", "2"))
+    assert scored(tmp_path, changed).score != after.score
+
+
+def test_mtebs_own_files_are_written_beside_the_summary(tmp_path: Path) -> None:
+    task = scored(sts(tmp_path))
+    (path,) = (tmp_path / "results/mteb").glob("**/sts.json")
+    scores = json.loads(path.read_text())["scores"]["test"]
+    for score in scores:
+        assert task.subsets[score["hf_subset"]].value == pytest.approx(score["main_score"])
+
+
+def test_an_interval_holds_the_score_and_narrows_with_more_items() -> None:
+    rng = np.random.default_rng(1)
+    few, many = rng.random(50), rng.random(5000)
+    low, high = interval(mean_draws(few))
+    assert low < few.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * few.std() / 50**0.5, rel=0.15)
+    assert np.diff(interval(mean_draws(many))) < 0.2 * (high - low)
+    x = rng.normal(size=300)
+    y = x + rng.normal(size=300)
+    low, high = interval(spearman_draws(x, y))
+    assert low < spearmanr(x, y).statistic < high < low + 0.2
+
+
+def test_query_scores_follow_the_ranking() -> None:
+    relevant = {"q": {"a": 1}}
+    found = {"q": {"b": 0.9, "a": 0.8, "c": 0.1}}
+    assert query_scores("ndcg_at_10", relevant, found) == pytest.approx([1 / np.log2(3)])
+    assert query_scores("ndcg_at_1", relevant, found) == [0]
+
+
+def test_bm25_finds_words_and_skips_what_is_not_retrieval(tmp_path: Path) -> None:
+    sts(tmp_path)
+    retrieval(tmp_path)
+    model = BASELINES["bm25"]()
+    summary = evaluate(model, local_tasks(tmp_path), results=tmp_path / "r", progress=False)
+    assert summary.tasks.keys() == {"retrieval"}
+    assert 0 < summary.tasks["retrieval"].score.value < 1
+
+
+def test_a_bag_of_words_ranks_by_shared_words(tmp_path: Path) -> None:
+    others = ["ant bee", "ant cat", "ant dog elk fox", "owl"]
+    rows = [
+        {"text1": "ant bee", "text2": text, "score": 5.0 - i, "lang": "en"}
+        for i, text in enumerate(others)
+    ]
+    task = scored(folder(tmp_path, "sts", pairs=rows), BASELINES["tf-idf"]())
+    assert task.score.value == pytest.approx(1)
+
+
+def test_a_dim_is_a_prefix_at_length_one_and_no_text_is_encoded_twice() -> None:
+    asked: list[str] = []
+
+    def spy(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        asked.extend(texts)
+        return embed(texts)
+
+    memory = remembered(spy)
+    expected = embed(["ant bee", "cat"])[:, :4]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(truncated(memory, 4)(["ant bee", "cat"], None), expected, atol=1e-6)
+    assert truncated(memory, 12)(["cat", "owl"], None).shape == (2, 12)
+    assert asked == ["ant bee", "cat", "owl"]
+
+
+def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:
+    sts(tmp_path)
+    assert len(local_tasks(tmp_path, ["st*", "sts"])) == 1
+    with pytest.raises(ValueError, match="no task 'stz'.*sts"):
+        local_tasks(tmp_path, ["stz"])
+    with pytest.raises(ValueError, match="no task folder"):
+        local_tasks(tmp_path / "eval" / "sts")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh-Hant", "pcm", "arq", "tw", "no", "sh", "am"])
+def test_languages_are_named_as_mteb_names_them(lang: str) -> None:
+    check_language_code(language_script(lang))
+
+
+def summary(model: str, value: float, variant: str = "") -> Summary:
+    one = Score(value, value - 0.01, value + 0.01)
+    tasks = {
+        "stsb-dev": TaskScore("STS", "cosine_spearman", "r", 1.0, one, {"de": one, "en": one}),
+        "needle-512": TaskScore("Retrieval", "ndcg_at_1", "r", 1.0, one, {"en": one}),
+        "topics": TaskScore("Classification", "accuracy", "r", 1.0, one, {"de": one, "sw": one}),
+    }
+    return Summary(model, variant, "w", "2.26", "2 CPU cores", "2026-01-01", tasks)
+
+
+def test_a_summary_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    write_summary(tmp_path / "a.json", summary("a", 0.5))
+    assert read_summaries(tmp_path) == [summary("a", 0.5)]
+    with pytest.raises(ValueError, match="holds no results"):
+        read_summaries(tmp_path / "none")
+
+
+def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
+    results, page = tmp_path / "results", tmp_path / "results.md"
+    rows = [("polyvec-mini", 0.5, ""), ("other", 0.61, ""), ("polyvec-mini", 0.4, "dim 32")]
+    for i, row in enumerate(rows):
+        write_summary(results / f"{i}.json", summary(*row))
+    VERBS["report"](results=results, out=page)
+    text = page.read_text()
+    assert text == render_report(read_summaries(results))
+    assert "| stsb-dev | Spearman | 50.0 [49.0, 51.0] | **61.0** [60.0, 62.0] |" in text
+    assert "| model | STS | classification | long context |" in text
+    assert "| 32 | 40.0 | 40.0 | 40.0 |" in text
+    assert "| sw | 50.0 [49.0, 51.0] |" in text
+    assert "polyvec eval polyvec-mini other" in text
