@@ -130,7 +130,7 @@ def plan_batches(
     batch_tokens: int,
     seed: int,
     pool: int = 32,
-) -> list[Int[np.ndarray, " rows"]]:
+) -> list[Int[np.ndarray, " _rows"]]:
     """The rows of every step: texts of like length together, steps in random order.
 
     Rows are drawn by weight, each as evenly spread over the run as its weight allows. `pool`
@@ -159,7 +159,7 @@ def plan_batches(
 
 def token_ids(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int, prompt: str = ""
-) -> list[Int32[np.ndarray, " T"]]:
+) -> list[Int32[np.ndarray, " _T"]]:
     """Each text's tokens behind `prompt`, cut to `max_tokens` with `</s>` kept."""
     found = []
     for start in range(0, len(texts), 50_000):
@@ -173,8 +173,8 @@ def token_ids(
 
 
 def interleave(
-    plans: Sequence[Sequence[Int[np.ndarray, " rows"]]], sizes: Sequence[int], *, seed: int
-) -> list[Int[np.ndarray, " rows"]]:
+    plans: Sequence[Sequence[Int[np.ndarray, " _rows"]]], sizes: Sequence[int], *, seed: int
+) -> list[Int[np.ndarray, " _rows"]]:
     """The steps of several plans in random order, one source a step.
 
     Plan i counts rows from the start of source i, which has `sizes[i]` rows; the result counts

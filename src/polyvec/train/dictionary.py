@@ -106,7 +106,8 @@ def fit_table(
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            optimizer.step()
     return F.normalize(rows.detach(), dim=-1).numpy()
 
 

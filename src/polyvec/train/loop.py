@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,19 +94,22 @@ def train(
             loss, tokens = work(step)
             norm = nn.utils.clip_grad_norm_(dense, settings.clip)
             if math.isfinite(loss) and math.isfinite(norm):
-                for optimizer, _ in optimizers:
-                    optimizer.step()
+                # Said outright: unsaid, PyTorch warns that it does not check sparse gradients.
+                with torch.sparse.check_sparse_tensor_invariants(False):
+                    for optimizer, _ in optimizers:
+                        optimizer.step()
             else:
                 skipped += 1
                 logger.warning("step %d skipped: the loss is %s, its gradient %s", step, loss, norm)
             seconds = time.perf_counter() - began
-            metrics.add(step, loss=float(loss), rate=rate, tokens=tokens, seconds=seconds)
+            record = {"loss": float(loss), "rate": rate, "tokens": tokens, "seconds": seconds}
+            metrics.add(step, record)
             bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s")
             bar.update()
             done = step + 1
             if done % settings.save_every == 0 or done == settings.steps:
                 if evaluate is not None:
-                    metrics.add(step, **evaluate())
+                    metrics.add(step, evaluate())
                 metrics.flush()
                 _save(folder, done, named, optimizers, settings.keep)
     if skipped:
@@ -132,7 +135,7 @@ class Metrics:
             kept = [json.dumps(record) for record in records if record["step"] < start]
             file.write_text("".join(line + "\n" for line in kept))
 
-    def add(self, step: int, **values: float) -> None:
+    def add(self, step: int, values: Mapping[str, float | int]) -> None:
         """Remember a record; it reaches the disk with the next checkpoint."""
         self.lines.append(json.dumps({"step": step, **values}))
 

@@ -16,7 +16,7 @@ from polyvec.network import Network, pool
 from polyvec.train.loop import Work
 from polyvec.train.losses import cosent, cosine_distance, distil, info_nce, matryoshka
 
-Tokens = Sequence[Int[np.ndarray, " T"]]
+Tokens = Sequence[Int[np.ndarray, " _T"]]
 """Token ids of each text, special tokens included."""
 
 
@@ -35,7 +35,7 @@ def distillation(
     texts: Tokens,
     targets: Int[np.ndarray, " N"],
     teachers: Float32[np.ndarray, "M D"],
-    plan: Sequence[Int[np.ndarray, " rows"]],
+    plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     bank_size: int = 2048,
     temperature: float = 0.05,
@@ -72,7 +72,7 @@ def contrast(
     queries: Tokens,
     documents: Tokens,
     groups: Int[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " rows"]],
+    plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     rows: tuple[int, int] = (-1, -1),
     negatives: Sequence[Tokens] | None = None,
@@ -114,7 +114,7 @@ def ordering(
     left: Tokens,
     right: Tokens,
     scores: Float32[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " rows"]],
+    plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     row: int,
     temperature: float = 0.05,
@@ -138,7 +138,7 @@ def separation(
     network: Network,
     texts: Tokens,
     labels: Int[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " rows"]],
+    plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     row: int,
     temperature: float = 0.02,
