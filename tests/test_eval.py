@@ -163,8 +163,10 @@ def test_classification_is_scikit_learns_accuracy_on_eight_texts_a_label(tmp_pat
     order, accuracies = list(range(90)), []
     for _ in range(10):
         np.random.RandomState(42).shuffle(order)
-        drawn = [[i for i in order if train[i]["label"] == label][:8] for label in labels]
-        rows = sorted(sum(drawn, []), key=order.index)
+        rows = [
+            i for label in labels for i in [j for j in order if train[j]["label"] == label][:8]
+        ]
+        rows.sort(key=order.index)
         model = LogisticRegression(max_iter=100, random_state=42)
         model.fit(embed([train[i]["text"] for i in rows]), [train[i]["label"] for i in rows])
         guesses = model.predict(embed([row["text"] for row in test]))
@@ -271,7 +273,9 @@ def test_mtebs_own_files_are_written_beside_the_summary(tmp_path: Path) -> None:
     (path,) = (tmp_path / "results/mteb").glob("**/sts.json")
     scores = json.loads(path.read_text())["scores"]["test"]
     for score in scores:
-        assert task.subsets[score["hf_subset"]].value == pytest.approx(score["main_score"])
+        assert task.subsets[score["hf_subset"]].value == pytest.approx(
+            score["main_score"], abs=1e-5
+        )
 
 
 def test_an_interval_holds_the_score_and_narrows_with_more_items() -> None:
@@ -331,7 +335,7 @@ def test_a_dim_is_a_prefix_at_length_one_and_no_text_is_encoded_twice() -> None:
 def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:
     sts(tmp_path)
     assert len(local_tasks(tmp_path, ["st*", "sts"])) == 1
-    with pytest.raises(ValueError, match="no task 'stz'.*sts"):
+    with pytest.raises(ValueError, match=r"no task 'stz'.*sts"):
         local_tasks(tmp_path, ["stz"])
     with pytest.raises(ValueError, match="no task folder"):
         local_tasks(tmp_path / "eval" / "sts")

@@ -204,8 +204,11 @@ POSITIVE = {"1", "entailment", "paraphrase"}
 
 TEXT_COLUMNS = {"sentence1", "sentence2", "text", "title", "sentences"}
 
-SCRIPTS = {"arq": "Arab", "ary": "Arab", "pcm": "Latn", "sh": "Latn"}
-"""Scripts of languages for which mteb knows none."""
+RETIRED = {"sh": "hbs"}
+"""Codes that ISO 639-1 gave up, and Tatoeba did not."""
+
+SCRIPTS = {"arq": "Arab", "ary": "Arab"}
+"""Scripts of languages for which mteb knows none; the others are taken as Latin."""
 
 
 def _rows(path: Path) -> Rows:
@@ -234,7 +237,7 @@ def language_script(lang: str) -> str:
     ('deu-Latn', 'zho-Hant')
     """
     code, _, script = lang.partition("-")
-    code = iso_mappings._get_iso1_to_iso3().get(code, code)
+    code = RETIRED.get(code) or iso_mappings._get_iso1_to_iso3().get(code, code)
     known = iso_mappings._get_iso3_to_default_script()
     return f"{code}-{script or SCRIPTS.get(lang) or known.get(code, 'Latn')}"
 

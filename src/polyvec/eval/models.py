@@ -3,14 +3,13 @@
 Axes in this file: B texts, D width.
 """
 
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 from mteb.models import ModelMeta
 
-from polyvec.encoder import Encoder
+from polyvec.encoder import Encoder, find_model
 from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
 from polyvec.eval.protocol import ChooseAdapter, Embed, Model, MtebEncoder, paper_adapter
 from polyvec.outputs import truncate_and_normalise
@@ -38,7 +37,7 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
 def encoder_meta(name: str) -> ModelMeta:
     """What mteb files a model's results under: its name and a fingerprint of its weights."""
-    folder = Path(str(files("polyvec") / "models" / "mini")) if name == BUNDLED else Path(name)
+    folder = find_model(None if name == BUNDLED else name)
     return model_meta(Path(name).name, fingerprint(folder))
 
 
