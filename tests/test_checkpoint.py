@@ -26,6 +26,7 @@ from polyvec.checkpoint import (
     save_compact,
     weight_shapes,
 )
+from polyvec.checkpoint.storage import read_tensors, write_tensors
 from polyvec.config import ModelConfig
 from polyvec.tasks import TASKS, Task
 
@@ -173,6 +174,19 @@ def test_an_adapter_folder_put_beside_the_others_becomes_a_task(model: Path):
     assert names == ["classification", *five, "mine"]
 
 
+def test_an_adapter_that_adapts_nothing_is_the_bare_encoder(model: Path):
+    for task in ("retrieval_query", "retrieval_passage", "classification", "text_matching"):
+        shutil.rmtree(model / task)
+    (model / "separation").rename(model / "my-own")
+    edit_json(model / "config.json", lora_adaptations=[])
+    edit_json(model / "my-own" / "adapter_config.json", target_modules=["nothing"])
+    edit_tensors(model / "my-own" / "adapter_model.safetensors", lambda tensors: tensors.clear())
+    config, weights = load_checkpoint(model)
+    assert config.tasks == (Task("my-own"),)
+    banks = [weight for name, weight in weights.items() if "lora" in name]
+    assert all(isinstance(bank, np.ndarray) and not bank.any() for bank in banks)
+
+
 def test_files_travel_with_the_weights(tmp_path: Path):
     save_checkpoint(tmp_path / "m", CONFIG, random_weights(), files={"README.md": b"# A model"})
     assert (tmp_path / "m" / "README.md").read_bytes() == b"# A model"
@@ -227,10 +241,20 @@ def test_rows_of_zeros_and_of_one_sign_are_quantised():
 def test_an_8_bit_tensor_without_its_scales_is_refused(tmp_path: Path):
     save_compact(tmp_path / "m", CONFIG, random_weights())
     path = tmp_path / "m" / "model.safetensors"
-    header, data = split(path.read_bytes())
-    header["layers.0.up.weight.scalez"] = header.pop("layers.0.up.weight.scales")
-    path.write_bytes(join(header, data))
-    with pytest.raises(ValueError, match=r"layers\.0\.up\.weight.*scales"):
+    tensors = {name: stored.array.copy() for name, stored in read_tensors(path).items()}
+    del tensors["layers.0.up.weight.scales"]
+    write_tensors(path, tensors)
+    with pytest.raises(ValueError, match=r"layers\.0\.up\.weight.*scale per row"):
+        load_checkpoint(tmp_path / "m")
+
+
+def test_only_matrices_may_be_in_8_bits(tmp_path: Path):
+    save_compact(tmp_path / "m", CONFIG, random_weights())
+    path, norm = tmp_path / "m" / "model.safetensors", "embeddings.norm.weight"
+    tensors = {name: stored.array.copy() for name, stored in read_tensors(path).items()}
+    tensors |= {norm: np.ones(16, np.int8), f"{norm}.scales": np.ones(16, np.float32)}
+    write_tensors(path, tensors)
+    with pytest.raises(ValueError, match=f"'{norm}' may not be in 8 bits"):
         load_checkpoint(tmp_path / "m")
 
 
@@ -552,6 +576,8 @@ def test_a_folder_that_is_no_model_says_so(tmp_path: Path):
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"use_dora": True}, "use_dora is True"),
+        ({"next_years_variant": {"a": 1}}, "next_years_variant"),
+        ({"init_lora_weights": "pissa"}, "changes the base"),
         ({"rank_pattern": {"fc1": 8}}, "rank_pattern"),
         ({"modules_to_save": ["pooler"]}, "modules_to_save"),
         ({"target_modules": "(a+)+b"}, "target_modules must be a list"),
@@ -587,6 +613,13 @@ def test_a_wrong_adapter_tensor_is_named(
     with pytest.raises(ValueError, match=message) as caught:
         load_checkpoint(model)
     assert "classification" in str(caught.value)
+
+
+def test_an_adapter_that_has_no_folder_of_its_own_is_refused(model: Path):
+    for path in (model / "separation").iterdir():
+        path.rename(model / path.name)
+    with pytest.raises(ValueError, match=r"adapter_config\.json belongs in a folder"):
+        load_checkpoint(model)
 
 
 def test_a_missing_adapter_is_named(model: Path):

@@ -6,6 +6,7 @@ write theirs.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from polyvec.batch import Batch, make_batch
-from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint
-from polyvec.config import ModelConfig
+from polyvec.batch import make_batch
+from polyvec.checkpoint import load_checkpoint, save_checkpoint
 from polyvec.network import Network
 from polyvec.tasks import BARE, TASKS
+from tests.conftest import MakeEngine
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -65,7 +66,7 @@ def random_tensors(shape: Shape) -> dict[str, torch.Tensor]:
     def embedding(name: str, size: int) -> None:
         weight = f"embeddings.{name}.parametrizations.weight"
         tensors[f"{weight}.original"] = torch.randn(size, d)
-        tensors[f"{weight}.0.lora_A"] = torch.randn(5, size, r)
+        tensors[f"{weight}.0.lora_A"] = torch.randn(5, size, r) / 3
         tensors[f"{weight}.0.lora_B"] = torch.randn(5, r, d)
 
     def linear(name: str, inputs: int, outputs: int) -> None:
@@ -73,7 +74,7 @@ def random_tensors(shape: Shape) -> dict[str, torch.Tensor]:
         tensors[f"{name}.bias"] = torch.randn(outputs) / 5
         tensors[f"{weight}.original"] = torch.randn(outputs, inputs) * inputs**-0.5
         tensors[f"{weight}.0.lora_A"] = torch.randn(5, r, inputs) * inputs**-0.5
-        tensors[f"{weight}.0.lora_B"] = torch.randn(5, outputs, r)
+        tensors[f"{weight}.0.lora_B"] = torch.randn(5, outputs, r) / 3
 
     embedding("word_embeddings", shape.vocab)
     embedding("token_type_embeddings", 1)
@@ -171,13 +172,6 @@ def randomise_adapters(model: Any) -> None:
                 parameter.normal_(std=0.2)
 
 
-def write_native(folder: Path, case: "Case", max_shard_size: str = "5GB") -> None:
-    """The layout that transformers and PEFT write themselves."""
-    base = build_base(case.shape, case.tensors)
-    base.save_pretrained(folder, max_shard_size=max_shard_size)
-    case.oracle.save_pretrained(folder)
-
-
 def fill_adapters(model: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Put the adapters of `tensors` into the PEFT model: q, k and v share A."""
     modules = dict(model.base_model.model.named_modules())
@@ -214,21 +208,12 @@ def read_all(model: Any) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def network_hidden(config: ModelConfig, weights: Weights, batch: Batch) -> np.ndarray:
-    network = Network(config).eval()
-    state = {name: torch.from_numpy(np.array(weights[name])) for name in network.state_dict()}
-    network.load_state_dict(state)
-    with torch.no_grad():
-        return network(*map(torch.from_numpy, (batch.token_ids, batch.lengths, batch.rows))).numpy()
-
-
-ENGINES = {"network": network_hidden}
 MIXED = make_batch(TEXTS * len(ROWS), [row for row in ROWS for _ in TEXTS])
 """Every text under every adapter and none, all in one batch."""
 
 
-def assert_same(engine: str, folder: Path, expected: np.ndarray) -> None:
-    states = ENGINES[engine](*load_checkpoint(folder), MIXED)
+def assert_same(make_engine: MakeEngine, folder: Path, expected: np.ndarray) -> None:
+    states = make_engine(*load_checkpoint(folder)).hidden(MIXED)
     np.testing.assert_allclose(states, expected, atol=1e-5, rtol=0)
 
 
@@ -240,19 +225,21 @@ class Case:
     tensors: dict[str, torch.Tensor]
     oracle: Any
     hidden: np.ndarray
+    folder: Path
+    """Holds the model three times: `original`, `native`, and `saved` by polyvec."""
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"width{shape.width}")
-def case(request: pytest.FixtureRequest) -> Case:
-    tensors = random_tensors(request.param)
-    oracle = add_adapters(build_base(request.param, tensors), request.param)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    shape, folder = request.param, tmp_path_factory.mktemp("case")
+    tensors = random_tensors(shape)
+    oracle = add_adapters(build_base(shape, tensors), shape)
     fill_adapters(oracle, tensors)
-    return Case(request.param, tensors, oracle, read_all(oracle))
-
-
-@pytest.fixture(params=list(ENGINES))
-def engine(request: pytest.FixtureRequest) -> str:
-    return request.param
+    write_original(folder / "original", shape, tensors)
+    build_base(shape, tensors).save_pretrained(folder / "native")
+    oracle.save_pretrained(folder / "native")
+    save_checkpoint(folder / "saved", *load_checkpoint(folder / "original"))
+    return Case(shape, tensors, oracle, read_all(oracle), folder)
 
 
 def test_the_adapters_of_the_oracle_differ(case: Case):
@@ -262,38 +249,35 @@ def test_the_adapters_of_the_oracle_differ(case: Case):
             assert np.abs(left - right).max() > 0.1
 
 
-def test_the_original_layout_gives_the_same_hidden_states(engine: str, case: Case, tmp_path: Path):
-    write_original(tmp_path / "model", case.shape, case.tensors)
-    assert_same(engine, tmp_path / "model", case.hidden)
+@pytest.mark.parametrize("layout", ["original", "native", "saved"])
+def test_every_layout_gives_the_same_hidden_states(
+    make_engine: MakeEngine, case: Case, layout: str
+):
+    assert_same(make_engine, case.folder / layout, case.hidden)
 
 
-def test_the_native_layout_gives_the_same_hidden_states(engine: str, case: Case, tmp_path: Path):
-    write_native(tmp_path, case)
-    config, _ = load_checkpoint(tmp_path)
+@pytest.mark.parametrize("layout", ["original", "native", "saved"])
+def test_every_layout_gives_the_same_config(case: Case, layout: str):
+    config, _ = load_checkpoint(case.folder / layout)
     assert config.tasks == TASKS
     # q, k and v share A, so that they need no more than the adapter's own rank.
     assert (config.adapter_rank, config.adapter_alpha) == (case.shape.rank, case.shape.alpha)
-    assert_same(engine, tmp_path, case.hidden)
+    assert config.rope_base == case.shape.rope_base
 
 
-def test_what_polyvec_saves_gives_the_same_hidden_states(engine: str, case: Case, tmp_path: Path):
-    write_original(tmp_path / "model", case.shape, case.tensors)
-    save_checkpoint(tmp_path / "saved", *load_checkpoint(tmp_path / "model"))
-    assert_same(engine, tmp_path / "saved", case.hidden)
-
-
-def test_one_adapter_a_batch_gives_the_same_hidden_states(engine: str, case: Case, tmp_path: Path):
-    write_native(tmp_path, case)
-    config, weights = load_checkpoint(tmp_path)
+def test_one_adapter_a_batch_gives_the_same_hidden_states(make_engine: MakeEngine, case: Case):
+    config, weights = load_checkpoint(case.folder / "native")
+    mixing = make_engine(config, weights)
     for row, expected in zip(ROWS, np.split(case.hidden, len(ROWS)), strict=True):
-        states = ENGINES[engine](config, weights, make_batch(TEXTS, [row] * len(TEXTS)))
-        np.testing.assert_allclose(states, expected, atol=1e-5, rtol=0)
+        batch = make_batch(TEXTS, [row] * len(TEXTS))
+        np.testing.assert_allclose(mixing.hidden(batch), expected, atol=1e-5, rtol=0)
+        if row != BARE:
+            merged = make_engine(config, weights, merge_row=row)
+            np.testing.assert_allclose(merged.hidden(batch), expected, atol=1e-5, rtol=0)
 
 
-def test_transformers_and_peft_read_what_polyvec_saves(case: Case, tmp_path: Path):
-    write_original(tmp_path / "model", case.shape, case.tensors)
-    saved = tmp_path / "saved"
-    save_checkpoint(saved, *load_checkpoint(tmp_path / "model"))
+def test_transformers_and_peft_read_what_polyvec_saves(case: Case):
+    saved = case.folder / "saved"
     model, info = transformers.JinaEmbeddingsV3Model.from_pretrained(
         saved, output_loading_info=True
     )
@@ -315,10 +299,8 @@ def test_transformers_and_peft_read_what_polyvec_saves(case: Case, tmp_path: Pat
     np.testing.assert_allclose(states.numpy(), expected, atol=1e-6, rtol=0)
 
 
-def test_peft_s_own_loader_reads_what_polyvec_saves(case: Case, tmp_path: Path):
-    write_original(tmp_path / "model", case.shape, case.tensors)
-    saved = tmp_path / "saved"
-    save_checkpoint(saved, *load_checkpoint(tmp_path / "model"))
+def test_peft_s_own_loader_reads_what_polyvec_saves(case: Case):
+    saved = case.folder / "saved"
     base = transformers.JinaEmbeddingsV3Model.from_pretrained(saved)
     model = peft.PeftModel.from_pretrained(base, saved / NAMES[0], adapter_name=NAMES[0])
     for name in NAMES[1:]:
@@ -326,7 +308,7 @@ def test_peft_s_own_loader_reads_what_polyvec_saves(case: Case, tmp_path: Path):
     np.testing.assert_allclose(read_all(model.eval()), case.hidden, atol=1e-6, rtol=0)
 
 
-def test_adapters_whose_q_k_and_v_share_nothing_are_read(engine: str, tmp_path: Path):
+def test_adapters_whose_q_k_and_v_share_nothing_are_read(make_engine: MakeEngine, tmp_path: Path):
     shape = SHAPES[1]
     base, oracle = (build_base(shape, random_tensors(shape)) for _ in range(2))
     oracle = add_adapters(oracle, shape)
@@ -334,10 +316,12 @@ def test_adapters_whose_q_k_and_v_share_nothing_are_read(engine: str, tmp_path: 
     base.save_pretrained(tmp_path)
     oracle.save_pretrained(tmp_path)
     assert load_checkpoint(tmp_path)[0].adapter_rank == 3 * shape.rank
-    assert_same(engine, tmp_path, read_all(oracle))
+    assert_same(make_engine, tmp_path, read_all(oracle))
 
 
-def test_adapters_of_different_rank_scale_and_reach_share_a_bank(engine: str, tmp_path: Path):
+def test_adapters_of_different_rank_scale_and_reach_share_a_bank(
+    make_engine: MakeEngine, tmp_path: Path
+):
     shape = SHAPES[0]
     kinds: list[dict[str, Any]] = [
         {"r": 2, "lora_alpha": 6, "target_modules": TARGETS},
@@ -353,23 +337,26 @@ def test_adapters_of_different_rank_scale_and_reach_share_a_bank(engine: str, tm
     randomise_adapters(oracle)
     base.save_pretrained(tmp_path)
     oracle.save_pretrained(tmp_path)
-    assert_same(engine, tmp_path, read_all(oracle.eval()))
+    assert_same(make_engine, tmp_path, read_all(oracle.eval()))
 
 
-def test_a_sharded_model_is_read(engine: str, case: Case, tmp_path: Path):
-    write_native(tmp_path, case, max_shard_size="10KB")
+def test_a_sharded_model_is_read(make_engine: MakeEngine, case: Case, tmp_path: Path):
+    build_base(case.shape, case.tensors).save_pretrained(tmp_path, max_shard_size="10KB")
+    case.oracle.save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_same(engine, tmp_path, case.hidden)
+    assert_same(make_engine, tmp_path, case.hidden)
 
 
-def test_names_as_transformers_has_them_in_memory_are_read(engine: str, case: Case, tmp_path: Path):
-    write_native(tmp_path, case)
+def test_names_as_transformers_has_them_in_memory_are_read(
+    make_engine: MakeEngine, case: Case, tmp_path: Path
+):
+    shutil.copytree(case.folder / "native", tmp_path, dirs_exist_ok=True)
     state = build_base(case.shape, case.tensors).state_dict()
     save_file({f"roberta.{name}": state[name] for name in state}, tmp_path / "model.safetensors")
-    assert_same(engine, tmp_path, case.hidden)
+    assert_same(make_engine, tmp_path, case.hidden)
 
 
-def test_a_model_without_adapters_has_no_tasks(tmp_path: Path):
+def test_a_model_without_adapters_has_no_tasks(make_engine: MakeEngine, tmp_path: Path):
     shape = SHAPES[0]
     base = build_base(shape, random_tensors(shape))
     base.save_pretrained(tmp_path)
@@ -378,7 +365,8 @@ def test_a_model_without_adapters_has_no_tasks(tmp_path: Path):
     batch = make_batch(TEXTS, [BARE] * len(TEXTS))
     with torch.no_grad():
         expected = torch.cat([base(torch.tensor([t])).last_hidden_state[0] for t in TEXTS])
-    np.testing.assert_allclose(network_hidden(config, weights, batch), expected, atol=1e-5, rtol=0)
+    states = make_engine(config, weights).hidden(batch)
+    np.testing.assert_allclose(states, expected, atol=1e-5, rtol=0)
 
 
 def test_the_masked_language_model_gives_the_same_logits(tmp_path: Path):

@@ -12,7 +12,6 @@ whose keys are those of `Network.state_dict()`.
 Axes in this file: O rows, I columns.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +42,8 @@ from polyvec.checkpoint.storage import (
     read_json,
     read_tensors,
     replace_folder,
+    write_file,
+    write_json,
     write_tensors,
 )
 from polyvec.config import ModelConfig, config_from_json, config_to_json
@@ -174,29 +175,27 @@ def _take(
 ) -> np.ndarray | Int8Matrix:
     """Take one canonical tensor out of `stored`, under the first choice of names that is there."""
     names = next((names for names in choices if names[0] in stored), choices[0])
-    part = (shape[0] // len(names), *shape[1:])
-    parts = [_take_one(stored, name, part, folder) for name in names]
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
+    rows = shape[0] // len(names)
+    parts = [_take_one(stored, name, (rows, *shape[1:]), folder) for name in names]
+    if any(part.dtype == np.int8 for part in parts):
+        scales = stored.pop(names[0] + SCALES, None)
+        if scales is None or scales.array.dtype != np.float32 or scales.array.shape != shape[:1]:
+            raise ValueError(f"{folder}: 8-bit tensor {names[0]!r} lacks its float32 scale per row")
+        if len(parts) > 1 or len(shape) != 2:
+            raise ValueError(f"{folder}: tensor {names[0]!r} may not be in 8 bits")
+        return Int8Matrix(parts[0], scales.array)
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _take_one(
     stored: dict[str, Stored], name: str, shape: tuple[int, ...], folder: Path
-) -> np.ndarray | Int8Matrix:
+) -> np.ndarray:
     if name not in stored:
         raise ValueError(f"{folder} lacks tensor {name!r}; the model is incomplete")
     array, path = stored.pop(name)
     if array.shape != shape:
         raise ValueError(f"{path}: tensor {name!r} is {list(array.shape)}, must be {list(shape)}")
-    if array.dtype != np.int8:
-        return array
-    scales = stored.pop(name + SCALES, None)
-    if scales is None or scales.array.dtype != np.float32 or scales.array.shape != shape[:1]:
-        raise ValueError(
-            f"{path}: 8-bit tensor {name!r} needs float32 {name + SCALES!r}, one a row"
-        )
-    return Int8Matrix(array, scales.array)
+    return array
 
 
 def save_checkpoint(
@@ -318,7 +317,6 @@ def _write_files(
     check_names(list(files), "files")
     if clash := {*files} & {"config.json", WEIGHTS, INDEX, *taken}:
         raise ValueError(f"files may not include {min(clash)!r}, which the checkpoint writes")
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "config.json", data)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        write_file(folder / name, [content])

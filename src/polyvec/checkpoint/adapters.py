@@ -11,7 +11,6 @@ and one scale, and one tensor pair for q, k and v together. Reading therefore
 Axes in this file: A adapters, R rank, O outputs, I inputs.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -27,6 +26,7 @@ from polyvec.checkpoint.storage import (
     find_file,
     read_json,
     read_tensors,
+    write_json,
     write_tensors,
 )
 from polyvec.config import LIMITS, ModelConfig
@@ -34,28 +34,32 @@ from polyvec.tasks import TASKS, Task
 
 PREFIX = "base_model.model."
 
-PLAIN = (None, False, [], {}, "none")
-"""How adapter_config.json says that an option is off."""
-
-OPTIONS = (
-    "use_dora",
-    "bias",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-    "layer_replication",
-    "exclude_modules",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
+KNOWN = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
 )
-"""PEFT's variations on LoRA that would change the result; all must be off."""
+"""Keys of adapter_config.json that are read, or that say nothing about the result."""
+
+OFF = (None, False, [], {}, "none")
+"""What every other key must be: the rest are variations on LoRA that the bank cannot hold."""
+
+STARTS = (None, True, False, "gaussian", "orthogonal")
+"""Ways to start an adapter that leave the base alone; others (PiSSA, OLoRA, ...) change it."""
 
 
 class Adapter(NamedTuple):
@@ -102,11 +106,13 @@ def find_tasks(folder: Path, known: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks a model folder has: the known ones, then any other adapter folder's.
 
     A folder named as one of the five tasks gets its name and instruction; any other keeps its own
-    name and has no instruction.
+    name and has no instruction. Raises ValueError for an adapter without a folder of its own.
     """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: adapter_config.json belongs in a folder named as its task")
     five = {folder_name(task.name): task for task in TASKS}
-    taken = {folder_name(task.name) for task in known}
-    found = [path.parent.name for path in folder.glob("*/adapter_config.json")]
+    taken = {name for task in known for name in (task.name, folder_name(task.name))}
+    found = [path.parent.name for path in folder.glob("[!.]*/adapter_config.json")]
     order = [*five, *sorted(set(found) - set(five))]
     extra = [name for name in order if name in found and name not in taken]
     return (*known, *(five.get(name, Task(name)) for name in extra))
@@ -120,14 +126,15 @@ def read_adapters(
     Raises ValueError for an adapter that is missing, damaged or no plain LoRA.
     """
     modules = [m for m in list_modules(config, pooler=pooler, mlm=False) if m.has_adapters]
-    adapters = [_read_adapter(folder, name) for name in folder_names(config)]
+    adapters = [
+        _read_adapter(folder, _existing_folder(folder, task.name, name))
+        for task, name in zip(config.tasks, folder_names(config), strict=True)
+    ]
     if not adapters:
         return config, _empty_bank(modules, config)
     updates = [_read_updates(adapter, modules) for adapter in adapters]
-    rank = max(
-        *(adapter.rank for adapter in adapters),
-        *(update[m.name].rank(m) for update in updates for m in modules if m.name in update),
-    )
+    ranks = [update[m.name].rank(m) for update in updates for m in modules if m.name in update]
+    rank = max(ranks + [adapter.rank for adapter in adapters])
     first = adapters[0]
     # Not rank * scale where that is the same number: it might differ in the last bit.
     alpha = first.alpha if first.scale == first.alpha / rank else first.scale * rank
@@ -140,6 +147,11 @@ def read_adapters(
             pairs = [update.get(module.name) for update in updates]
             bank[name] = _stack(module, parameter, pairs, factors, bank[name].shape)
     return config, bank
+
+
+def _existing_folder(folder: Path, task: str, name: str) -> str:
+    """The task's folder: PEFT itself also accepts names with a hyphen."""
+    return task if not (folder / name).exists() and (folder / task).exists() else name
 
 
 def _empty_bank(modules: list[Module], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -183,9 +195,14 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
     settings = read_json(path)
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {settings.get('peft_type')!r}, must be 'LORA'")
-    for option in OPTIONS:
-        if settings.get(option) not in PLAIN:
-            raise ValueError(f"{path}: {option} is {settings[option]!r}; only plain LoRA is read")
+    for option, value in settings.items():
+        if option not in KNOWN and value not in OFF:
+            raise ValueError(f"{path}: {option} is {value!r}; only plain LoRA is read")
+    if settings.get("init_lora_weights") not in STARTS:
+        raise ValueError(
+            f"{path}: init_lora_weights is {settings['init_lora_weights']!r}, which changes the "
+            "base; save it with PEFT's path_initial_model_for_weight_conversion"
+        )
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= LIMITS["adapter_rank"]:
         raise ValueError(f"{path}: r is {rank!r}, must be 1..{LIMITS['adapter_rank']}")
@@ -306,8 +323,7 @@ def write_adapters(
             )
         }
         write_tensors(folder / name / "adapter_model.safetensors", tensors, dtype=dtype)
-        text = json.dumps(settings, indent=2) + "\n"
-        (folder / name / "adapter_config.json").write_text(text, encoding="utf-8")
+        write_json(folder / name / "adapter_config.json", settings)
 
 
 def _peft_tensors(module: Module, a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,13 +198,29 @@ def write_tensors(
         end += size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield len(raw).to_bytes(8, "little") + raw
         for name in order:
             tensor = tensors[name]
             array = tensor.to_float() if isinstance(tensor, Int8Matrix) else tensor
             array = np.ascontiguousarray(array, kind(tensor))
-            file.write(array.reshape(-1).view(np.uint8).data)
+            yield array.reshape(-1).view(np.uint8).data
+
+    write_file(path, parts())
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object, a key a line."""
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    write_file(path, [text.encode()])
+
+
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file and wait until it is on the disk, so that no rename can overtake it."""
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
@@ -216,6 +232,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Whatever goes wrong, the old checkpoint stays as it was and no partial one is left.
     Raises ValueError rather than replace a folder that holds anything but a checkpoint.
     """
+    folder = folder.absolute()
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

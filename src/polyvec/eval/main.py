@@ -57,6 +57,7 @@ ADAPTERS: dict[Adapter, ChooseAdapter] = {
 
 def run(
     models: tuple[str, ...] = (BUNDLED,),
+    /,
     *,
     tasks: tuple[str, ...] = (),
     data: Path = DATA,
@@ -91,6 +92,7 @@ def run(
 
 def dims(
     model: str = BUNDLED,
+    /,
     *,
     tasks: tuple[str, ...] = ABLATION_TASKS,
     data: Path = DATA,
@@ -110,6 +112,7 @@ def dims(
 
 def adapters(
     model: str = BUNDLED,
+    /,
     *,
     tasks: tuple[str, ...] = ABLATION_TASKS,
     data: Path = DATA,

@@ -16,8 +16,10 @@ GROUPS = {
 }
 """mteb's task types and the report's columns."""
 
+COLUMNS = [*GROUPS.values(), "long context"]
+
 LONG = ("needle-*", "passkey-*", "qmsum-*")
-"""Retrieval tasks that test the length of the window, in a column of their own."""
+"""Retrieval tasks that test the length of the window: the last column."""
 
 NONE = "-"
 """The cell of a task that a model was not run on."""
@@ -77,17 +79,21 @@ def ordered(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def group_table(summaries: Sequence[Summary], first: str) -> str:
-    """A row a model or variant, a column a kind of task."""
-    names = {group(name, task) for s in summaries for name, task in s.tasks.items()}
-    columns = [name for name in [*GROUPS.values(), "long context"] if name in names]
+    """A row a model or variant, a column a kind of task.
+
+    A model has a mean only where it ran every task of the kind that any of the others ran.
+    """
+    kinds = {n: group(n, task) for summary in summaries for n, task in summary.tasks.items()}
+    columns = [column for column in COLUMNS if column in kinds.values()]
     rows = []
     for summary in sorted(summaries, key=_dim) if first == "dim" else summaries:
-        label = summary.variant.removeprefix(first).strip() or summary.model
         cells = []
         for column in columns:
-            scores = [t.score.value for n, t in summary.tasks.items() if group(n, t) == column]
-            cells.append(f"{100 * mean(scores):.1f}" if scores else NONE)
-        rows.append([label, *cells])
+            names = [name for name, kind in kinds.items() if kind == column]
+            whole = summary.tasks.keys() >= set(names)
+            scores = [summary.tasks[name].score.value for name in names if whole]
+            cells.append(f"{100 * mean(scores):.1f}" if whole else NONE)
+        rows.append([summary.variant.removeprefix(first).strip() or summary.model, *cells])
     return table([first, *columns], rows)
 
 
@@ -151,8 +157,8 @@ def run_table(summaries: Sequence[Summary]) -> str:
 def group(name: str, task: TaskScore) -> str:
     """The report's column for a task."""
     if any(fnmatch(name, pattern) for pattern in LONG):
-        return "long context"
-    return GROUPS.get(task.kind, task.kind)
+        return COLUMNS[-1]
+    return GROUPS[task.kind]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -179,9 +185,8 @@ def _cell(score: Score | None, best: float | None) -> str:
 
 
 def _task_order(name: str, task: TaskScore) -> tuple[int, str, int]:
-    columns = [*GROUPS.values(), "long context"]
     stem, _, number = name.rpartition("-")
-    column = columns.index(group(name, task))
+    column = COLUMNS.index(group(name, task))
     return (column, stem, int(number)) if number.isdigit() else (column, name, 0)
 
 

@@ -10,6 +10,7 @@ the model's weights have changed.
 import json
 import os
 import platform
+import random
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -95,6 +96,8 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
     start = monotonic()
     if isinstance(model, MtebEncoder) and model.prepare:
         model.prepare(task)
+    # mteb draws from a generator that a task keeps: every model must see the same draws.
+    task.rng_state, task.np_rng = random.Random(task.seed), np.random.default_rng(task.seed)
     # mteb and datasets draw bars of their own on stderr, which nothing turns off.
     with TemporaryDirectory() as predictions, redirect_stderr(StringIO()):
         result = mteb.evaluate(

@@ -1,0 +1,1 @@
+"""Speed, memory and size, measured; `make bench` rewrites docs/performance.md."""

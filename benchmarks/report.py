@@ -1,0 +1,49 @@
+"""Sections of docs/performance.md, each rewritten by the benchmark that measures it."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def write_section(name: str, body: str) -> None:
+    """Replace the section between `name`'s two markers, or append it."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    section = f"{start}\n{body.strip()}\n{end}"
+    page = PAGE.read_text() if PAGE.exists() else "# Performance\n"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if pattern.search(page):
+        page = pattern.sub(lambda _: section, page)
+    else:
+        page = f"{page.rstrip()}\n\n{section}\n"
+    PAGE.write_text(page)
+
+
+def describe_machine(*packages: str) -> str:
+    """One line: cores, memory, what the CPU can do, versions, date."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{memory:.0f} GiB, {' '.join(_flags()) or 'no vector extensions known'}; "
+        f"Python {platform.python_version()}, {versions}."
+    )
+
+
+def _flags() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else subprocess.getoutput("sysctl machdep.cpu")
+    present = set(text.lower().split())
+    return [flag for flag in FLAGS if flag in present]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
