@@ -83,7 +83,7 @@ CONFIG = ModelConfig(
 TUNED = "ar bn da de el es fi fr hi id it ka ko lv nl no pl pt ro ru sk sv th tr uk ur vi".split()
 """The paper's 30 languages (section 4.2) without the three weighted by hand below."""
 
-DISTIL = Settings(steps=1_400, learning_rate=1e-4, table_rate=2e-3, warmup=0.03, save_every=100)
+DISTIL = Settings(steps=1_100, learning_rate=1e-4, table_rate=2e-3, warmup=0.03, save_every=100)
 DISTIL_TOKENS = 2_048
 """A step's tokens: about 150 sentences."""
 
@@ -238,8 +238,10 @@ def make_start(rows: Rows, teaches: Teacher, tokenizer: Tokenizer, order: np.nda
     return network
 
 
-def distil(network: Network, tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
+def distil(tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
     """Stage 2 by distillation, on parallel text: the whole backbone is trained."""
+    network = Network(CONFIG).requires_grad_(False)
+    network.load_state_dict(load_file(out / "start.safetensors"))
     teachers = np.load(out / "teacher.npz")
     texts = token_ids(tokenizer, rows.texts, max_tokens=128)
     plan = plan_batches(
@@ -284,16 +286,16 @@ def score_sts(
 
 ADAPTERS = {
     "text-matching": Settings(
-        steps=450, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=150
+        steps=300, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=150
     ),
     "retrieval": Settings(
-        steps=300, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=100
+        steps=200, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=100
     ),
     "classification": Settings(
-        steps=250, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=125
+        steps=150, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=75
     ),
     "separation": Settings(
-        steps=200, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=100
+        steps=100, learning_rate=1e-3, table_rate=2e-3, warmup=0.05, save_every=50
     ),
 }
 """The two retrieval adapters are trained together."""
@@ -427,52 +429,73 @@ STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
 }
 
 
-def train_adapter(name: str, network: Network, tokenizer: Tokenizer, data: Path, out: Path) -> None:
+def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """Stage 3: the adapters learn, the backbone stays as it is to the bit."""
     settings = ADAPTERS[name]
+    network = load_network(out / "distil").requires_grad_(False)
     adapters = [(key, p) for key, p in network.named_parameters() if "lora" in key]
-    network.requires_grad_(False)
     for _, parameter in adapters:
         parameter.requires_grad_(True)
-    row = task_row(CONFIG.tasks, name) if name == "text-matching" else BARE
+    thermometer = BARE if name == "retrieval" else task_row(CONFIG.tasks, name)
     train(
         adapters,
         STAGES[name](network, tokenizer, data, settings.steps),
         settings,
         out / "adapters" / name,
         tables=["embeddings.word.lora_a"],
-        evaluate=lambda: score_sts(network, tokenizer, data, row=row),
+        evaluate=lambda: score_sts(network, tokenizer, data, row=thermometer),
     )
 
 
-def ship(network: Network, out: Path) -> None:
-    """The model's folder: int8 weights, the inference base, the tokenizer."""
-    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    folder = out / "model"
-    save_compact(folder, replace(CONFIG, rope_base=20_000.0), weights)
-    shutil.copy(out / "tokenizer.json", folder)
+def load_network(*runs: Path) -> Network:
+    """A network, its adapters as they start out, under the weights that finished runs left."""
+    torch.manual_seed(0)
+    network = Network(CONFIG)
+    for run in runs:
+        newest = max(run.glob("step-*"))
+        network.load_state_dict({**network.state_dict(), **load_file(newest / "weights")})
+    return network
 
 
-def main(data: Path, out: Path) -> None:
+def ship(out: Path) -> None:
+    """The model's folder: int8 weights, the inference base, the tokenizer.
+
+    Each adapter comes from its own run, where the others stayed as they started.
+    """
+    network = load_network(out / "distil").requires_grad_(False)
+    bank = dict(network.named_parameters())
+    for name in ADAPTERS:
+        trained = dict(load_network(out / "adapters" / name).named_parameters())
+        for row, task in enumerate(CONFIG.tasks):
+            if task.name.startswith(name):
+                for key in trained:
+                    if "lora" in key:
+                        bank[key][row] = trained[key][row]
+    weights = {name: parameter.numpy() for name, parameter in bank.items()}
+    save_compact(out / "model", replace(CONFIG, rope_base=20_000.0), weights)
+    shutil.copy(out / "tokenizer.json", out / "model")
+
+
+def main(data: Path, out: Path, adapters: list[str]) -> None:
     """Run what is not done yet."""
     out.mkdir(parents=True, exist_ok=True)
     teaches = teacher()
     if not (out / "tokenizer.json").exists():
         make_tokenizer(data, teaches.tokenizer).save(str(out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    rows = parallel_rows(data)
-    if not (out / "teacher.npz").exists():
-        make_teachers(rows, teaches, out / "teacher.npz")
-    if not (out / "start.safetensors").exists():
-        order = np.load(out / "teacher.npz")["order"]
-        start = make_start(rows, teaches, tokenizer, order)
-        save_file(start.state_dict(), out / "start.safetensors")
-    network = Network(CONFIG).requires_grad_(False)
-    network.load_state_dict(load_file(out / "start.safetensors"))
-    distil(network, tokenizer, rows, data, out)
-    for name in ADAPTERS:
-        train_adapter(name, network, tokenizer, data, out)
-    ship(network, out)
+    if not (out / f"distil/step-{DISTIL.steps:08d}").exists():
+        rows = parallel_rows(data)
+        if not (out / "teacher.npz").exists():
+            make_teachers(rows, teaches, out / "teacher.npz")
+        if not (out / "start.safetensors").exists():
+            order = np.load(out / "teacher.npz")["order"]
+            start = make_start(rows, teaches, tokenizer, order)
+            save_file(start.state_dict(), out / "start.safetensors")
+        distil(tokenizer, rows, data, out)
+    for name in adapters:
+        train_adapter(name, tokenizer, data, out)
+    if all((out / "adapters" / name).exists() for name in ADAPTERS):
+        ship(out)
 
 
 if __name__ == "__main__":
@@ -480,5 +503,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
+    parser.add_argument(
+        "--adapters",
+        nargs="*",
+        choices=[*ADAPTERS],
+        default=[*ADAPTERS],
+        help="which to train now: they are independent, so two processes may share them",
+    )
     options = parser.parse_args()
-    main(options.data, options.out)
+    main(options.data, options.out, options.adapters)
