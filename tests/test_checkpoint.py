@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,13 @@ def test_bfloat16_is_kept_as_it_is_stored(tmp_path: Path):
         np.testing.assert_array_equal(again, weight.astype(ml_dtypes.bfloat16))
 
 
-def test_tensors_are_views_and_writing_to_one_leaves_the_file_alone(model: Path):
+def test_tensors_are_views_through_which_the_file_cannot_change(model: Path):
     before = (model / "model.safetensors").read_bytes()
     table = load_checkpoint(model)[1]["embeddings.word.weight"]
     assert isinstance(table, np.ndarray)
     assert not table.flags.owndata
-    table[:] = 7
+    with suppress(ValueError):  # if the view is read-only
+        table[:] = 7
     assert (model / "model.safetensors").read_bytes() == before
     assert_equal(load_checkpoint(model)[1], random_weights())
 
