@@ -29,7 +29,7 @@ from jaxtyping import Float32, Int32
 from openvino import opset13 as ops
 
 from polyvec.batch import Batch, select, split_by_length
-from polyvec.checkpoint import Int8Matrix, Weights
+from polyvec.checkpoint import Int8Matrix, Weights, forget_pages
 from polyvec.config import ModelConfig
 from polyvec.engines.openvino_graph import LINEARS, build_layers, layer_names, make_input
 from polyvec.pooling import pool_spans
@@ -124,10 +124,10 @@ class OpenVINOEngine:
     ) -> list[tuple[ov.InferRequest, dict[str, ov.Tensor]]]:
         """One compiled block, and every layer's weights to feed it."""
         names = layer_names(adapters=adapters)
-        layers = [
-            {name: _to_float(self._layer_weight(layer, name)) for name in names}
-            for layer in range(self.config.num_layers)
-        ]
+        layers = []
+        for layer in range(self.config.num_layers):
+            layers.append({name: _to_float(self._layer_weight(layer, name)) for name in names})
+            forget_pages(self._weights[f"layers.{layer}.{name}"] for name in names)
         parameters = {name: make_input(name, list(layers[0][name].shape)) for name in names}
         model = build_layers(
             self.config, [parameters.__getitem__], list(parameters.values()), adapters=adapters
@@ -154,6 +154,8 @@ class OpenVINOEngine:
             model = build_layers(self.config, layers, [], adapters=adapters)
             compiled = core.compile_model(model, "CPU", properties)
             steps.append((compiled.create_infer_request(), {}))
+            # Read again only if the plugin packs anew; then they come back from the file.
+            forget_pages(self._weights.values())
         return steps
 
     def _constant(self, layer: int, name: str) -> ov.Node:
