@@ -208,8 +208,9 @@ def embed_tokens(batch: Batch, weights: Weights, config: ModelConfig) -> Float32
     for row in set(batch.rows.tolist()) - {-1}:
         mine = np.flatnonzero(rows == row)
         for name, ids in (("word", batch.token_ids[mine]), ("token_type", np.zeros_like(mine))):
-            low_TR = _to_float(weights[f"embeddings.{name}.lora_a"][row][ids])
-            up_RD = _to_float(weights[f"embeddings.{name}.lora_b"][row])
+            a_AVR, b_ARD = (weights[f"embeddings.{name}.lora_{side}"] for side in "ab")
+            assert isinstance(a_AVR, np.ndarray) and isinstance(b_ARD, np.ndarray)
+            low_TR, up_RD = _to_float(a_AVR[row][ids]), _to_float(b_ARD[row])
             x[mine] += config.adapter_scale * (low_TR @ up_RD)
     x -= x.mean(1, keepdims=True)
     x /= np.sqrt(np.square(x).mean(1, keepdims=True) + np.float32(config.layer_norm_eps))
