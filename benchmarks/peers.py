@@ -60,7 +60,7 @@ def load_onnx(folder: Path, threads: int, *, int8: bool) -> Embed:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def hidden(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return np.asarray(session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
 
     return _in_padded_batches(hidden)
 

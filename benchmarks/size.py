@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 import tyro
-from benchmarks.report import describe_machine, write_section
 from tokenizers import models, processors
 
+from benchmarks.report import describe_machine, write_section
 from polyvec.checkpoint import Weights, save_checkpoint, weight_shapes
 from polyvec.config import ModelConfig
 

@@ -12,14 +12,17 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tyro
+
 from benchmarks.corpora import count_flops, make_corpora, make_ids
 from benchmarks.report import describe_machine, table, write_section
-
 from polyvec.checkpoint import load_checkpoint
+from polyvec.config import ModelConfig
 
 POLYVEC = "polyvec"
 NAMES = (
@@ -95,9 +98,8 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
         # The best of three, or one where that takes minutes.
         while len(seconds) < 3 and sum(seconds) < 120:
             start = time.perf_counter()
-            vectors = embed(ids)
+            embed(ids)
             seconds.append(time.perf_counter() - start)
-        assert np.isfinite(vectors).all()
         record(corpus, sum(lengths) / min(seconds))
 
 
@@ -116,8 +118,7 @@ def measure_roofs(threads: int) -> dict[str, float]:
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         kinds["bf16"] = ("bf16", torch.bfloat16)
 
-    def best(run: object) -> float:
-        assert callable(run)
+    def best(run: Callable[[], object]) -> float:
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
@@ -130,7 +131,9 @@ def measure_roofs(threads: int) -> dict[str, float]:
         node = ops.parameter([tokens, inputs], np.float32)
         products = [ops.matmul(node, ops.constant(weight), False, True) for weight in weights]
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        compiled = core.compile_model(ov.Model(products, [node], "roof"), "CPU", settings)
+        # The stubs describe another class of this name.
+        model = ov.Model(products, [node], "roof")  # pyright: ignore[reportGeneralTypeIssues]
+        compiled = core.compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
         a, b = torch.tensor(x).to(dtype), torch.tensor(weights).to(dtype)
         roofs[name] = max(
@@ -143,11 +146,7 @@ def measure_roofs(threads: int) -> dict[str, float]:
 def make_report(
     found: dict[str, dict[str, float]], layers: int, threads: int, num_texts: int
 ) -> str:
-    """The section of docs/performance.md."""
-    from dataclasses import replace
-
-    from polyvec.config import ModelConfig
-
+    """What docs/performance.md says of speed."""
     config = replace(ModelConfig(), num_layers=layers)
     corpora = make_corpora(num_texts)
     roof = max(found["roof"].values())
@@ -163,14 +162,15 @@ def make_report(
     for corpus, lengths in corpora.items():
         flops = count_flops(config, lengths) / sum(lengths) * found[POLYVEC][corpus]
         shares.append(f"{corpus}: {flops / roof:.0%}")
-    mixing = found["polyvec, five tasks mixed"]["mixed"] / found["polyvec, one task merged"]["mixed"]
+    mixed, merged = found["polyvec, five tasks mixed"], found["polyvec, one task merged"]
+    mixing = mixed["mixed"] / merged["mixed"]
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in found["roof"].items())
     versions = ("openvino", "torch", "transformers", "onnxruntime", "numpy")
     return "\n\n".join(
         [
             "## Speed",
-            f"Tokens a second of a full-width model of {layers} layers on {threads} threads, and in "
-            "brackets how many times that polyvec reaches. Tokens are counted without padding, and "
+            f"Tokens a second of a full-width model of {layers} layers on {threads} threads, and "
+            "in brackets how many times that polyvec reaches. Tokens are counted without padding, and "
             "tokenising is left out for all. Peers: batches of 32 sorted by length and padded, no "
             f"adapters. `mixed`: {num_texts} texts of log-normal length, median 60 tokens, up to "
             "1,024.",

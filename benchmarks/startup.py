@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import tyro
+
 from benchmarks.report import describe_machine, table, write_section
 
 ROOT = Path(__file__).parent.parent

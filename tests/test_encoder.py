@@ -9,7 +9,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from polyvec import Encoder, NotFiniteError, encoder as encoder_module
+from polyvec import Encoder, NotFiniteError
+from polyvec import encoder as encoder_module
 from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint
 from polyvec.config import ModelConfig
 from polyvec.tasks import TASKS

@@ -1,5 +1,6 @@
 """What every engine owes: results that depend on the text, its task, and nothing else."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,3 +195,22 @@ def test_int8_weights_give_what_their_floats_give(
         make_engine(config, floats).hidden(batch),
         atol=1e-4,
     )
+
+
+def test_a_cache_changes_no_bit_and_a_folder_that_cannot_be_written_is_left_alone(
+    tiny_config: ModelConfig, tiny_weights: Weights, batch: Batch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    plain = OpenVINOEngine(tiny_config, tiny_weights, num_threads=1)
+    for folder in (tmp_path / "cache", tmp_path / "cache", tmp_path / "file" / "cache"):
+        cached = OpenVINOEngine(tiny_config, tiny_weights, num_threads=1, cache_dir=folder)
+        np.testing.assert_array_equal(cached.hidden(batch), plain.hidden(batch))
+    assert any((tmp_path / "cache").iterdir())
+
+
+def test_batches_from_many_threads_do_not_mix(engine: Engine, texts: list[list[int]]) -> None:
+    batches = [make_batch([text], [row]) for text, row in zip(texts, ROWS, strict=True)]
+    alone = [engine.hidden(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for i, found in enumerate(pool.map(engine.hidden, batches * 10)):
+            np.testing.assert_allclose(found, alone[i % len(batches)], atol=1e-5)

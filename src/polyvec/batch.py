@@ -109,7 +109,7 @@ def select(batch: Batch, texts: Int32[np.ndarray, " N"]) -> tuple[Batch, Int32[n
     >>> select(make_batch([[0, 7, 2], [0, 2]], [1, -1]), np.int32([1]))[1].tolist()
     [3, 4]
     """
-    starts, ends = batch.starts, batch.ends
+    starts, ends = batch.starts.tolist(), batch.ends.tolist()
     tokens = np.concatenate([np.arange(starts[i], ends[i], dtype=np.int32) for i in texts])
     part = Batch(
         token_ids=batch.token_ids[tokens], lengths=batch.lengths[texts], rows=batch.rows[texts]

@@ -39,6 +39,7 @@ from polyvec.checkpoint.storage import (
     Stored,
     check_names,
     find_file,
+    forget_pages,
     read_json,
     read_tensors,
     replace_folder,
@@ -51,6 +52,7 @@ from polyvec.config import ModelConfig, config_from_json, config_to_json
 __all__ = [
     "Int8Matrix",
     "Weights",
+    "forget_pages",
     "load_checkpoint",
     "quantise_rows",
     "save_checkpoint",

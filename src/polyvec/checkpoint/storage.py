@@ -110,17 +110,33 @@ def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
     return data
 
 
+def forget_pages(tensors: Iterable[np.ndarray | Int8Matrix]) -> None:
+    """Give back the memory that mapped files hold here; what is read again comes back by itself.
+
+    For those who have read tensors for the last time, to copy them in another form: without it
+    the process holds both. Tensors that are not mapped are left alone.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for tensor in tensors:
+        base = tensor.values if isinstance(tensor, Int8Matrix) else tensor
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
+            base.obj.madvise(mmap.MADV_DONTNEED)
+
+
 def read_tensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file, as views of the mapped file.
 
-    The map is private: writing to a view changes neither the file nor another reader's copy.
+    The views are read-only, so their pages can be dropped and read again (`forget_pages`).
     Raises ValueError, naming file and tensor, unless the tensors tile the file exactly.
     """
     size = path.stat().st_size
     if size < 8:
         raise ValueError(f"{path} is {size} bytes, too short for safetensors; download it again")
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     length = int.from_bytes(mapped[:8], "little")
     if length > min(MAX_JSON, size - 8):
         raise ValueError(

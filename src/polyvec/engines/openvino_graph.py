@@ -58,7 +58,8 @@ def build_layers(
     x = inputs["x"]
     for weight in layers:
         x = _block(config, x, inputs, weight)
-    return ov.Model([x], [*inputs.values(), *parameters], "polyvec")
+    # The stubs describe another class of this name.
+    return ov.Model([x], [*inputs.values(), *parameters], "polyvec")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def make_input(name: str, shape: list[int], dtype: type = np.float32) -> ov.Node:
