@@ -55,9 +55,10 @@ WORDS = [
 
 
 def embed(texts: list[str], adapter: str | None = None) -> Float32[np.ndarray, "B D"]:
-    """A text is the sum of its words' random vectors."""
+    """The sum of a text's words, each a random vector, at length 1."""
     vectors = {word: np.random.default_rng(i).normal(size=12) for i, word in enumerate(WORDS)}
-    return np.array([sum(vectors[word] for word in t.split()) for t in texts], np.float32)
+    sums = np.array([sum(vectors[word] for word in text.split()) for text in texts], np.float32)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
 def mteb_encoder(function: Callable = embed) -> MtebEncoder:
@@ -102,10 +103,7 @@ def retrieval(root: Path) -> Path:
 
 
 def cosines(a: list[str], b: list[str]) -> Float32[np.ndarray, "B C"]:
-    x, y = embed(a), embed(b)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    y /= np.linalg.norm(y, axis=1, keepdims=True)
-    return x @ y.T
+    return embed(a) @ embed(b).T
 
 
 def scored(root: Path, model: MtebEncoder | None = None) -> TaskScore:
