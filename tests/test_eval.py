@@ -108,10 +108,11 @@ def cosines(a: list[str], b: list[str]) -> Float32[np.ndarray, "B C"]:
 
 def scored(root: Path, model: MtebEncoder | None = None) -> TaskScore:
     tasks, results = local_tasks(root), root / "results"
-    (score,) = evaluate(
-        model or mteb_encoder(), tasks, results=results, progress=False
-    ).tasks.values()
-    return score
+    summary = evaluate(model or mteb_encoder(), tasks, results=results, progress=False)
+    (task,) = summary.tasks.values()
+    for score in (task.score, *task.subsets.values()):
+        assert score.low is None or score.low <= score.value <= score.high
+    return task
 
 
 def test_sts_is_scipys_spearman_in_each_language(tmp_path: Path) -> None:
