@@ -16,6 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
 
+from polyvec import Encoder
 from polyvec.eval import (
     MtebEncoder,
     Score,
@@ -54,16 +55,17 @@ WORDS = [
 
 
 def embed(texts: list[str], adapter: str | None = None) -> Float32[np.ndarray, "B D"]:
-    """A text is the sum of its words' random vectors."""
+    """The sum of a text's words, each a random vector, at length 1."""
     vectors = {word: np.random.default_rng(i).normal(size=12) for i, word in enumerate(WORDS)}
-    return np.array([sum(vectors[word] for word in t.split()) for t in texts], np.float32)
+    sums = np.array([sum(vectors[word] for word in text.split()) for text in texts], np.float32)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def encoder(function: Callable = embed) -> MtebEncoder:
+def mteb_encoder(function: Callable = embed) -> MtebEncoder:
     return MtebEncoder(function, model_meta("tiny", "1"))
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
+def random_texts(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=5)) for _ in range(count)]
 
@@ -80,7 +82,7 @@ def folder(root: Path, kind: str, **tables: list[dict]) -> Path:
 
 
 def sts(root: Path) -> Path:
-    a, b, noise = sentences(40, 1), sentences(40, 2), random.Random(3)
+    a, b, noise = random_texts(40, 1), random_texts(40, 2), random.Random(3)
     rows = [
         {"text1": x, "text2": y, "score": noise.random() * 5, "lang": "en" if i < 20 else "de"}
         for i, (x, y) in enumerate(zip(a, b, strict=True))
@@ -89,8 +91,8 @@ def sts(root: Path) -> Path:
 
 
 def retrieval(root: Path) -> Path:
-    corpus = [{"id": f"d{i}", "text": t, "title": ""} for i, t in enumerate(sentences(30, 1))]
-    queries = [{"id": f"q{i}", "text": t, "lang": "en"} for i, t in enumerate(sentences(9, 2))]
+    corpus = [{"id": f"d{i}", "text": t, "title": ""} for i, t in enumerate(random_texts(30, 1))]
+    queries = [{"id": f"q{i}", "text": t, "lang": "en"} for i, t in enumerate(random_texts(9, 2))]
     rng = random.Random(4)
     qrels = [
         {"query_id": query["id"], "corpus_id": document["id"], "score": 1}
@@ -101,16 +103,16 @@ def retrieval(root: Path) -> Path:
 
 
 def cosines(a: list[str], b: list[str]) -> Float32[np.ndarray, "B C"]:
-    x, y = embed(a), embed(b)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    y /= np.linalg.norm(y, axis=1, keepdims=True)
-    return x @ y.T
+    return embed(a) @ embed(b).T
 
 
 def scored(root: Path, model: MtebEncoder | None = None) -> TaskScore:
     tasks, results = local_tasks(root), root / "results"
-    (score,) = evaluate(model or encoder(), tasks, results=results, progress=False).tasks.values()
-    return score
+    summary = evaluate(model or mteb_encoder(), tasks, results=results, progress=False)
+    (task,) = summary.tasks.values()
+    for score in (task.score, *task.subsets.values()):
+        assert score.low is None or score.low <= score.value <= score.high
+    return task
 
 
 def test_sts_is_scipys_spearman_in_each_language(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_sts_is_scipys_spearman_in_each_language(tmp_path: Path) -> None:
 
 
 def test_pair_classification_is_scikit_learns_average_precision(tmp_path: Path) -> None:
-    a, b = sentences(30, 1), sentences(30, 2)
+    a, b = random_texts(30, 1), random_texts(30, 2)
     labels = ["entailment", "neutral", "contradiction"] * 10
     rows = [
         {"text1": x, "text2": y, "label": label, "lang": "en"}
@@ -154,7 +156,7 @@ def test_retrieval_is_a_hand_written_ndcg(tmp_path: Path) -> None:
 
 
 def test_bitext_is_scikit_learns_f1_of_the_nearest_english_text(tmp_path: Path) -> None:
-    a, b = sentences(30, 1), sentences(30, 2)
+    a, b = random_texts(30, 1), random_texts(30, 2)
     b = [f"{x} {y}" for x, y in zip(a, b, strict=True)]
     rows = [{"s1": x, "s2": y, "lang1": "en", "lang2": "de"} for x, y in zip(a, b, strict=True)]
     task = scored(folder(tmp_path, "bitext", pairs=rows))
@@ -171,7 +173,7 @@ def test_classification_is_scikit_learns_accuracy_on_eight_texts_a_label(tmp_pat
     parts = {
         part: [
             {"text": f"{text} {WORDS[i % 3]}", "label": labels[i % 3], "lang": "en"}
-            for i, text in enumerate(sentences(90, seed))
+            for i, text in enumerate(random_texts(90, seed))
         ]
         for part, seed in (("train", 1), ("test", 2))
     }
@@ -192,11 +194,11 @@ def test_classification_is_scikit_learns_accuracy_on_eight_texts_a_label(tmp_pat
 def test_clustering_is_scikit_learns_v_measure_of_k_means(tmp_path: Path) -> None:
     rows = [
         {"text": f"{text} {WORDS[i % 4]}", "label": WORDS[i % 4]}
-        for i, text in enumerate(sentences(60))
+        for i, text in enumerate(random_texts(60))
     ]
     tasks = local_tasks(folder(tmp_path, "clustering", texts=rows))
     task, again = (
-        evaluate(encoder(), tasks, results=tmp_path / name, progress=False).tasks["clustering"]
+        evaluate(mteb_encoder(), tasks, results=tmp_path / name, progress=False).tasks["clustering"]
         for name in ("a", "b")
     )
     assert again.score == task.score, "a second model must see the same draws"
@@ -231,9 +233,9 @@ def test_each_kind_of_task_is_read_by_the_papers_adapter(tmp_path: Path) -> None
     for kind, query in (("sts", "text-matching"), ("retrieval", "retrieval.query")):
         seen.clear()
         tasks = local_tasks(tmp_path, [kind])
-        evaluate(encoder(spy), tasks, results=tmp_path / "results", progress=False)
-        assert seen[sentences(1, 2)[0]] == {query}
-        assert seen[sentences(1, 1)[0]] == {query.replace("query", "passage")}
+        evaluate(mteb_encoder(spy), tasks, results=tmp_path / "results", progress=False)
+        assert seen[random_texts(1, 2)[0]] == {query}
+        assert seen[random_texts(1, 1)[0]] == {query.replace("query", "passage")}
 
 
 def test_equal_texts_are_encoded_once_and_keep_their_places(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_equal_texts_are_encoded_once_and_keep_their_places(tmp_path: Path) -> N
         asked.extend(texts)
         return embed(texts)
 
-    task = scored(folder(tmp_path, "sts", pairs=rows), encoder(spy))
+    task = scored(folder(tmp_path, "sts", pairs=rows), mteb_encoder(spy))
     assert sorted(asked) == ["ant bee", "ant bee", "ant fox", "cat dog elk", "hen"]
     expected = spearmanr([1, *cosines(["ant bee"], others[1:4])[0], 1], range(5)).statistic
     assert task.score.value == pytest.approx(expected, abs=1e-6)
@@ -267,12 +269,12 @@ def test_a_killed_run_goes_on_with_the_task_it_was_in(tmp_path: Path) -> None:
 
     tasks, results = local_tasks(tmp_path), tmp_path / "results"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(encoder(dying), tasks, results=results, progress=False)
+        evaluate(mteb_encoder(dying), tasks, results=results, progress=False)
     assert asked[:2] == ["retrieval.query", "retrieval.passage"]
     asked.clear()
-    resumed = evaluate(encoder(dying), tasks, results=results, progress=False)
+    resumed = evaluate(mteb_encoder(dying), tasks, results=results, progress=False)
     assert asked == ["text-matching"] * 4
-    whole = evaluate(encoder(), tasks, results=tmp_path / "whole", progress=False)
+    whole = evaluate(mteb_encoder(), tasks, results=tmp_path / "whole", progress=False)
     for name, task in whole.tasks.items():
         assert resumed.tasks[name].score.value == pytest.approx(task.score.value, abs=1e-5)
 
@@ -350,6 +352,38 @@ def test_a_dim_is_a_prefix_at_length_one_and_no_text_is_encoded_twice() -> None:
     np.testing.assert_allclose(truncated(memory, 4)(["ant bee", "cat"], None), expected, atol=1e-6)
     assert truncated(memory, 12)(["cat", "owl"], None).shape == (2, 12)
     assert asked == ["ant bee", "cat", "owl"]
+
+
+def test_a_polyvec_model_scores_as_its_encoder_encodes(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sts(tmp_path)
+    results = tmp_path / "results"
+    options = {"tasks": ("sts",), "data": tmp_path, "results": results, "device": "cpu"}
+    VERBS["run"]((str(tiny_model),), **options)
+    assert "| sts | Spearman | **" in capsys.readouterr().out
+    VERBS["dims"](str(tiny_model), **options)
+    VERBS["adapters"](str(tiny_model), **options)
+    values = {s.variant: s.tasks["sts"].subsets["en"].value for s in read_summaries(results)}
+
+    rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()[:20]
+    encoder = Encoder.load(tiny_model, device="cpu")
+    by_hand = {
+        "": {"task": "text-matching"},
+        "dim 8": {"task": "text-matching", "dim": 8},
+        "dim 32": {"task": "text-matching"},
+        "adapter none": {"task": None},
+        "adapter retrieval": {"task": "retrieval.passage"},
+    }
+    for variant, choice in by_hand.items():
+        a, b = (
+            encoder.encode([row[side] for row in rows], **choice) for side in ("text1", "text2")
+        )
+        expected = spearmanr((a * b).sum(1), [row["score"] for row in rows]).statistic
+        assert values[variant] == pytest.approx(expected, abs=1e-4), variant
+    assert len(values) == 1 + 3 + 6
+    with pytest.raises(ValueError, match="no folder"):
+        VERBS["run"]((str(tmp_path / "nothing"),), **options)
 
 
 def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from mteb.models import ModelMeta, SearchProtocol
 from mteb.types import PromptType
 
 Embed = Callable[[list[str], str | None], Float[np.ndarray, "B D"]]
-"""Texts and one adapter's name (None for none) to vectors."""
+"""Texts and one adapter's name (None for none) to vectors of length 1, or 0 if a text says nothing
+that the model knows."""
 
 ChooseAdapter = Callable[[TaskMetadata, PromptType | None], str | None]
 
@@ -104,13 +105,13 @@ class MtebEncoder:
         self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "C D"]
     ) -> Float[np.ndarray, "B C"]:
         """Cosines of every row of `a` with every row of `b`."""
-        return _normalised(a) @ _normalised(b).T
+        return a @ b.T
 
     def similarity_pairwise(
         self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "B D"]
     ) -> Float[np.ndarray, " B"]:
         """Cosines of row i of `a` with row i of `b`."""
-        return (_normalised(a) * _normalised(b)).sum(1)
+        return (a * b).sum(1)
 
 
 Model = MtebEncoder | SearchProtocol
@@ -128,8 +129,3 @@ def _chunks(texts: list[str]) -> Iterator[list[str]]:
         size += len(text)
     if chunk:
         yield chunk
-
-
-def _normalised(vectors: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "B D"]:
-    # A text without a single known word has no bag-of-words vector: it resembles nothing.
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

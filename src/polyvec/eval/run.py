@@ -48,13 +48,13 @@ def evaluate(
     *,
     results: Path,
     variant: str = "",
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Summary:
     """The model's scores on `tasks`, beside those kept in `results` from runs before.
 
     `variant` names a change made for a comparison; its mteb files are not kept. A model that can
-    only search (BM25) skips tasks that are not retrieval. `progress` shows a bar on stderr that
-    counts characters, with the time left.
+    only search (BM25) skips tasks that are not retrieval. `progress` None shows a bar on
+    terminals: it counts characters, and gives the time left.
     """
     meta = model.mteb_model_meta
     name = str(meta.name).rpartition("/")[2]
@@ -69,8 +69,10 @@ def evaluate(
             task.load_data()
     work = [_characters(task) for task in waiting]
     cache = None if variant else mteb.ResultCache(results / "mteb")
+    # tqdm's own None means: not unless standard error is a terminal.
+    hidden = None if progress is None else not progress
     with tqdm(
-        total=sum(work), unit="char", unit_scale=True, disable=not progress, file=sys.stderr
+        total=sum(work), unit="char", unit_scale=True, disable=hidden, file=sys.stderr
     ) as bar:
         if isinstance(model, MtebEncoder):
             model.encoded = bar.update
