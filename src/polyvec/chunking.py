@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 PARAGRAPH = re.compile(r"(?:\r?\n[^\S\n]*){2,}")
 """Blank lines belong to the paragraph before them."""
@@ -48,18 +49,18 @@ class Chunk:
 def split_text(
     text: str, max_size: int, *, size: Callable[[str], int] = len, markdown: bool = False
 ) -> list[Chunk]:
-    """Chunks of at most `max_size`, in order, without gap or overlap; none for an empty text.
+    r"""Chunks of at most `max_size`, in order, without gap or overlap; none for an empty text.
 
     `size` measures a string: characters by default, or a tokenizer's count without its special
     tokens. It should be additive; a chunk joined of parts is taken to be as large as their sum.
     With `markdown`, headings start new chunks and are kept with each.
 
-    >>> text = "# Tea\\nBoil water. Wait.\\n# Coffee\\nGrind beans."
+    >>> text = "# Tea\nBoil water. Wait.\n# Coffee\nGrind beans."
     >>> for chunk in split_text(text, 20, markdown=True):
     ...     print(chunk.headings, repr(text[chunk.start : chunk.end]))
-    ('Tea',) '# Tea\\nBoil water. '
-    ('Tea',) 'Wait.\\n'
-    ('Coffee',) '# Coffee\\n'
+    ('Tea',) '# Tea\nBoil water. '
+    ('Tea',) 'Wait.\n'
+    ('Coffee',) '# Coffee\n'
     ('Coffee',) 'Grind beans.'
     """
     if max_size < 1:
@@ -150,7 +151,7 @@ def _cut(
         yield from _pack(text, middle, end, max_size, size, ())
         return
     edges = [start, *(match.end() for match in cuts[0].finditer(text, start, end)), end]
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         yield from _pack(text, left, right, max_size, size, cuts[1:])
 
 
@@ -158,7 +159,9 @@ def _character_boundary(text: str, start: int, end: int) -> int:
     """The middle of [start, end), moved so that no accent or emoji part is left behind."""
     middle = (start + end) // 2
     for position in range(middle, min(end, middle + 32)):
-        joined = unicodedata.combining(text[position]) or JOINER in text[position - 1 : position + 1]
+        joined = (
+            unicodedata.combining(text[position]) or JOINER in text[position - 1 : position + 1]
+        )
         if not joined:
             return position
     return middle

@@ -14,7 +14,16 @@ from cyclopts import App, CycloptsError, Parameter
 if TYPE_CHECKING:
     from polyvec.search import Hit
 
-EXTRAS = {"lancedb": "search", "filelock": "search", "pyarrow": "search", "torch": "torch"}
+EXTRAS = {
+    "filelock": "search",
+    "huggingface_hub": "hub",
+    "lancedb": "search",
+    "mteb": "eval",
+    "pyarrow": "search",
+    "sentence_transformers": "eval",
+    "sklearn": "eval",
+    "torch": "torch",
+}
 """Which extra brings a module that may be missing."""
 
 CONTROLS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
@@ -27,6 +36,11 @@ app = App(
     version=lambda: _version(),
     version_flags=["--version"],
 )
+
+app.command(evaluation := App(name="eval", help="Score models on the local tasks."))
+for verb in ("run", "dims", "adapters", "report"):
+    # A name to import, read only when this verb is called.
+    evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 
 
 @app.command
@@ -64,6 +78,7 @@ def embed(
         Numbers in each vector, one of the model's Matryoshka sizes; by default all.
     model
         A model folder or a name on the Hugging Face hub; by default the bundled model.
+
     """
     if texts and input:
         raise ValueError("give texts as arguments or with --input, not both")
@@ -123,6 +138,7 @@ def search(
         A model folder or a name on the Hugging Face hub; by default the bundled model.
     json
         Print one JSON object a passage.
+
     """
     if top < 1:
         raise ValueError(f"--top is {top}, must be at least 1")
@@ -172,6 +188,7 @@ def info(model: str | None = None, /) -> None:
     ----------
     model
         A model folder or a name on the Hugging Face hub; by default the bundled model.
+
     """
     import math
 
@@ -211,6 +228,7 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
         A model folder or a name on the Hugging Face hub; "mini" is the bundled model.
     folder
         The folder to write; an older export there is replaced, anything else is refused.
+
     """
     from polyvec.checkpoint import load_checkpoint, save_checkpoint
     from polyvec.encoder import find_model

@@ -46,7 +46,7 @@ def read_file(folder: Path, path: str) -> File:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{ascii(path)}: the name is not UTF-8") from None
+        raise ValueError(f"{path!a}: the name is not UTF-8") from None
     # A pipe or a device would be read for ever.
     if not where.is_file():
         raise ValueError(f"{where}: not a regular file")
