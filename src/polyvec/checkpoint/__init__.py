@@ -52,6 +52,7 @@ from polyvec.config import ModelConfig, config_from_json, config_to_json
 __all__ = [
     "Int8Matrix",
     "Weights",
+    "detect_layout",
     "forget_pages",
     "load_checkpoint",
     "quantise_rows",
@@ -104,6 +105,11 @@ def load_checkpoint(folder: Path) -> tuple[ModelConfig, Weights]:
         name = min(stored)
         raise ValueError(f"{stored[name].path} has a tensor with no place in the model: {name!r}")
     return config, weights
+
+
+def detect_layout(folder: Path) -> Layout:
+    """Which of the three layouts a model folder has: "original", "native" or "compact"."""
+    return _layout(_read_model(Path(folder)))
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:

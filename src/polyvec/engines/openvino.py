@@ -26,14 +26,13 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
-import openvino as ov
 from jaxtyping import Float32, Int32
-from openvino import opset13 as ops
 
 from polyvec.batch import Batch, select, split_by_length
 from polyvec.checkpoint import Int8Matrix, Weights, forget_pages
 from polyvec.config import ModelConfig
 from polyvec.engines.openvino_graph import LINEARS, build_layers, layer_names, make_input
+from polyvec.engines.quiet import ops, ov
 from polyvec.pooling import pool_spans
 
 MAX_GROUP_TOKENS = 4_096

@@ -11,10 +11,9 @@ A adapters, R rank.
 from collections.abc import Callable
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
 
 from polyvec.config import ModelConfig
+from polyvec.engines.quiet import ops, ov
 
 Weight = Callable[[str], ov.Node]
 """Canonical name -> the node that holds it, always float32: see `linear_names`, `norm_names`."""

@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench docs
+
+# Each answer lies in another file; most questions are in another language than their answer.
+demo: .venv/demo
+	$(BIN)/polyvec search docs/ "which engine runs on a machine without a GPU?" --top 1
+	$(BIN)/polyvec search docs/ "how can one batch hold texts of several tasks?" --top 1
+	$(BIN)/polyvec search examples/notes/ "how do I stop a nosebleed?" --top 1
+	$(BIN)/polyvec search examples/notes/ "repair a flat bicycle tyre" --top 1
+	$(BIN)/polyvec search examples/notes/ "Wie koche ich ein spanisches Omelett?" --top 1
+	$(BIN)/polyvec search examples/notes/ "¿qué no debe comer un gato?" --top 1
+	$(BIN)/polyvec search examples/notes/ "rules for bathing in a hot spring" --top 1
+	$(BIN)/polyvec search examples/notes/ "when do we put the bins out?" --top 1
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks
+
+docs: .venv/dev
+	$(BIN)/polyvec eval report
+
+# Two sets of packages share one environment: the larger one has what the smaller needs.
+.venv/demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet '.[search]'
+	touch $@
+
+.venv/dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/demo

@@ -1,0 +1,298 @@
+"""The command line. Each verb imports its room when it is called, so `--help` is quick."""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+if TYPE_CHECKING:
+    from polyvec.search import Hit
+
+EXTRAS = {
+    "filelock": "search",
+    "huggingface_hub": "hub",
+    "lancedb": "search",
+    "mteb": "eval",
+    "pyarrow": "search",
+    "sentence_transformers": "eval",
+    "sklearn": "eval",
+    "torch": "torch",
+}
+"""Which extra brings a module that may be missing."""
+
+CONTROLS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
+"""A file's text must not steer the terminal it is shown on."""
+
+app = App(
+    name="polyvec",
+    help="Multilingual, multi-task text embeddings: encode texts, and search files by meaning.",
+    help_format="plaintext",
+    version=lambda: _version(),
+    version_flags=["--version"],
+)
+
+app.command(evaluation := App(name="eval", help="Score models on the local tasks."))
+for verb in ("run", "dims", "adapters", "report"):
+    # A name to import, read only when this verb is called.
+    evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
+
+
+@app.command
+def embed(
+    *texts: str,
+    input: Annotated[list[Path] | None, Parameter(name=["--input", "-i"], negative=())] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    format: Literal["jsonl", "npy", "parquet"] | None = None,
+    task: str | None = None,
+    dim: int | None = None,
+    model: str | None = None,
+) -> None:
+    """Embed texts: arguments, files, or one a line from standard input.
+
+    polyvec embed "Hello" "Grüß Gott" --task text-matching
+
+    polyvec embed --input notes.txt --output vectors.npy --dim 128
+
+    cat texts.jsonl | polyvec embed -i - -o vectors.parquet --task retrieval.passage
+
+    Parameters
+    ----------
+    texts
+        The texts. Without any, and without --input, one a line is read from standard input.
+    input
+        Files with one text a line; in .jsonl files a line is a string or an object with "text",
+        whose other fields are kept in .jsonl output. "-" is standard input. May be given again.
+    output
+        The file to write, whole or not at all; standard output (JSON lines) by default.
+    format
+        What to write; by default what the output file's name ends with, else jsonl.
+    task
+        What the vectors are for, e.g. retrieval.query; `polyvec info` lists a model's tasks.
+    dim
+        Numbers in each vector, one of the model's Matryoshka sizes; by default all.
+    model
+        A model folder or a name on the Hugging Face hub; by default the bundled model.
+
+    """
+    if texts and input:
+        raise ValueError("give texts as arguments or with --input, not both")
+    if not texts and not input and sys.stdin.isatty():
+        raise ValueError('give texts, as in: polyvec embed "some text"; or --input FILE')
+    kind = format or ("jsonl" if output is None else output.suffix[1:])
+    if kind not in ("jsonl", "npy", "parquet"):
+        raise ValueError(f"cannot tell the format from {output}; name it with --format")
+    if output is None and kind != "jsonl":
+        raise ValueError(f"{kind} is not for standard output; name a file with --output")
+    from polyvec.encoder import Encoder
+    from polyvec.records import read_records, write_vectors
+
+    records = ({"text": text} for text in texts) if texts else read_records(input or [Path("-")])
+    encoder = Encoder.load(model)
+    dim = dim or encoder.config.width
+    fed: deque[dict[str, Any]] = deque()
+    vectors = encoder.encode_stream(_feed(records, fed), task=task, dim=dim)
+    # The encoder reads a window ahead, so the records of its vectors wait in `fed`.
+    rows = (([fed.popleft() for _ in part], part) for part in vectors)
+    write_vectors(rows, output, kind, dim)
+
+
+@app.command
+def search(
+    folder: Annotated[Path, Parameter(name="DIR")],
+    question: str,
+    /,
+    *,
+    top: int = 5,
+    index: Path | None = None,
+    dim: int | None = None,
+    model: str | None = None,
+    json: bool = False,
+) -> None:
+    """Find the passages of a folder's text and Markdown files that answer a question.
+
+    The folder is indexed first; later calls index only what has changed.
+
+    polyvec search notes/ "how do I stop a nosebleed?"
+
+    polyvec search notes/ "pain au levain" --top 3 --json
+
+    Parameters
+    ----------
+    folder
+        The folder; files .md, .markdown, .txt, .text and .rst below it are searched.
+    question
+        What to look for, in any of the model's languages.
+    top
+        Passages to show.
+    index
+        Where to keep the index; by default in DIR/.polyvec.
+    dim
+        Numbers in each vector, one of the model's Matryoshka sizes; by default all.
+    model
+        A model folder or a name on the Hugging Face hub; by default the bundled model.
+    json
+        Print one JSON object a passage.
+
+    """
+    if top < 1:
+        raise ValueError(f"--top is {top}, must be at least 1")
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    if not question.strip():
+        raise ValueError("the question is empty")
+    # LanceDB reports every table it creates as a warning.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    from tqdm import tqdm
+
+    from polyvec.encoder import Encoder
+    from polyvec.search import BusyError, Index
+
+    encoder = Encoder.load(model)
+    started = time.perf_counter()
+    target = Index(folder, encoder, place=index, dim=dim)
+    try:
+        with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
+            update = target.update(lambda path: bar.update() and None)
+    except BusyError as busy:
+        _note(f"{busy}; searching it as it is")
+    else:
+        for sentence in update.skipped:
+            _note(f"skipped {sentence}")
+        if update.rebuilt:
+            _note(f"rebuilt the index, since {update.rebuilt}")
+        news = f"{update.changed} new or changed, {update.removed} removed"
+        size = f"{update.files} files, {update.chunks} passages ({news})"
+        _note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
+    started = time.perf_counter()
+    hits = target.search(question, top=top)
+    _note(f"answered in {time.perf_counter() - started:.3f} s")
+    for hit in hits:
+        sys.stdout.write(_as_json(hit) if json else _as_text(hit, folder))
+
+
+@app.command
+def info(model: str | None = None, /) -> None:
+    """Describe a model: shape, parameters, tasks, dims, layout and size.
+
+    polyvec info
+
+    polyvec info path/to/model
+
+    Parameters
+    ----------
+    model
+        A model folder or a name on the Hugging Face hub; by default the bundled model.
+
+    """
+    import math
+
+    from polyvec.checkpoint import detect_layout, load_checkpoint
+    from polyvec.encoder import find_model
+
+    folder = find_model(model)
+    config, weights = load_checkpoint(folder)
+    parameters = sum(math.prod(weight.shape) for weight in weights.values())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    facts = {
+        "model": str(folder),
+        "layout": detect_layout(folder),
+        "parameters": f"{parameters:,}",
+        "size on disk": f"{size / 1e6:,.1f} MB",
+        "vocabulary": f"{config.vocab_size:,} pieces",
+        "layers": f"{config.num_layers} of width {config.width}",
+        "heads": f"{config.num_heads}, feed-forward {config.ffn_width:,}",
+        "longest text": f"{config.max_tokens:,} tokens",
+        "dims": ", ".join(map(str, config.dims)),
+        "tasks": ", ".join(task.name for task in config.tasks) or "none",
+        "adapters": f"rank {config.adapter_rank}" if config.tasks else "none",
+    }
+    for name, value in facts.items():
+        sys.stdout.write(f"{name:13} {value}\n")
+
+
+@app.command
+def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
+    """Write a model in full precision, in the layout that transformers and PEFT read.
+
+    polyvec export mini exported/
+
+    Parameters
+    ----------
+    model
+        A model folder or a name on the Hugging Face hub; "mini" is the bundled model.
+    folder
+        The folder to write; an older export there is replaced, anything else is refused.
+
+    """
+    from polyvec.checkpoint import load_checkpoint, save_checkpoint
+    from polyvec.encoder import find_model
+    from polyvec.tokenizer import Tokenizer
+
+    source = find_model(None if model == "mini" else model)
+    config, weights = load_checkpoint(source)
+    files = Tokenizer.load(source, config.max_tokens).files()
+    save_checkpoint(folder, config, weights, files=files)
+    _note(f"wrote {folder}")
+
+
+def main() -> None:
+    """Run the command line and end the process: 0, or 2 after one sentence on standard error."""
+    sys.exit(_run(lambda: app(sys.argv[1:], print_error=False, exit_on_error=False)))
+
+
+def _run(command: Callable[[], object]) -> int:
+    """The exit status of a command."""
+    try:
+        command()
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain again when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _note(f"this needs {error.name}: pip install 'polyvec[{extra}]'")
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _note(f"{name}{error.strerror or error}")
+    except (ValueError, CycloptsError) as error:
+        _note(" ".join(str(error).split()))
+    return 2
+
+
+def _feed(records: Iterable[dict[str, Any]], fed: deque[dict[str, Any]]) -> Iterator[str]:
+    for record in records:
+        fed.append(record)
+        yield record["text"]
+
+
+def _note(sentence: str) -> None:
+    sys.stderr.write(f"polyvec: {sentence.translate(CONTROLS)}\n")
+
+
+def _as_json(hit: "Hit") -> str:
+    fields = {name: getattr(hit, name) for name in hit.__slots__}
+    return json.dumps(fields | {"score": round(hit.score, 6)}, ensure_ascii=False) + "\n"
+
+
+def _as_text(hit: "Hit", folder: Path) -> str:
+    lines = [f"    {line.strip()}" for line in hit.text.strip().splitlines() if line.strip()]
+    head = f"{hit.score:.2f}  {folder / hit.path}:{hit.line}"
+    return "\n".join([head, *lines, ""]).translate(CONTROLS) + "\n"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("polyvec")

@@ -1,0 +1,85 @@
+import pytest
+
+from polyvec.chunking import split_text
+
+TEXTS = {
+    "english": "One sentence. Another one! A third?\n\nA new paragraph, which is longer. " * 5,
+    "chinese": "第一句话。第二句话！第三句话？没有空格的长句子继续下去。" * 10,
+    "arabic": "هذه جملة. هل هذه جملة؟ نعم، إنها جملة طويلة جداً.\n" * 8,
+    "hindi": "यह एक वाक्य है। यह दूसरा वाक्य है। और यह तीसरा।\n\n" * 8,
+    "thai": "ภาษาไทยไม่มีเครื่องหมายจบประโยค แต่มีช่องว่างระหว่างประโยค " * 8,
+    "one word": "x" * 1000,
+    "windows": "a line\r\n\r\nanother line\r\nand more\r\n" * 8,
+    "spaces": " \n\t \n" * 30,
+    "markdown": "# A\n\n## B\ntext one. text two.\n```\n# no heading\n```\n## C\n" + "word " * 50,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+@pytest.mark.parametrize("max_size", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("markdown", [False, True])
+def test_chunks_cover_the_text_without_gap_or_overlap_and_fit(text, max_size, markdown):
+    chunks = split_text(text, max_size, markdown=markdown)
+    assert "".join(text[chunk.start : chunk.end] for chunk in chunks) == text
+    assert all(0 < chunk.end - chunk.start <= max_size for chunk in chunks)
+
+
+@pytest.mark.parametrize("language", ["english", "chinese", "arabic", "hindi"])
+def test_chunks_end_where_sentences_do(language):
+    text = TEXTS[language]
+    for chunk in split_text(text, 60):
+        assert text[chunk.start : chunk.end].rstrip()[-1] in ".!?。！？؟।"
+
+
+def test_neighbours_are_joined_while_they_fit():
+    chunks = split_text(TEXTS["english"], 80)
+    sizes = [chunk.end - chunk.start for chunk in chunks]
+    assert all(a + b > 80 for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def test_a_chunk_knows_its_headings_and_crosses_none():
+    text = "intro\n# One\na\n## Two\nb\n### Three\nc\n## Four\nd\n"
+    chunks = split_text(text, 100, markdown=True)
+    assert [chunk.headings for chunk in chunks] == [
+        (),
+        ("One",),
+        ("One", "Two"),
+        ("One", "Two", "Three"),
+        ("One", "Four"),
+    ]
+
+
+def test_a_heading_without_text_goes_with_the_next_one():
+    (chunk,) = split_text("# One\n\n## Two\ntext", 100, markdown=True)
+    assert chunk.headings == ("One", "Two")
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~"])
+def test_a_comment_in_code_is_no_heading(fence):
+    text = f"# One\n{fence}sh\n# a comment\n{fence}\n# Two\ntext"
+    chunks = split_text(text, 1000, markdown=True)
+    assert [chunk.headings for chunk in chunks] == [("One",), ("Two",)]
+
+
+def test_plain_text_has_no_headings():
+    assert split_text("# 1\ntext\n# 2\n", 100) == split_text("# 1\ntext\n# 2\n", 100)[:1]
+
+
+def test_accents_and_joined_emoji_are_not_torn():
+    text = "e\u0301" * 50
+    assert all(chunk.start % 2 == 0 for chunk in split_text(text, 7))
+    family = "👩\u200d👩\u200d👧" * 20
+    assert all(family[chunk.start] != "\u200d" for chunk in split_text(family, 6))
+
+
+def test_sizes_may_be_counted_in_words():
+    text = "one two three four five six. seven eight."
+    chunks = split_text(text, 3, size=lambda part: len(part.split()))
+    parts = [text[chunk.start : chunk.end].split() for chunk in chunks]
+    assert max(map(len, parts)) == 3
+
+
+def test_an_empty_text_has_no_chunks_and_a_size_below_one_is_refused():
+    assert split_text("", 10) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        split_text("text", 0)

@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from polyvec import cli
+from polyvec.checkpoint import load_checkpoint
+from polyvec.encoder import Encoder
+
+MAIN = [sys.executable, "-c", "from polyvec.cli import main; main()"]
+
+
+@pytest.fixture
+def polyvec(tiny_model, monkeypatch, capsys):
+    """Run a command line in this process: exit status, what it printed, what it complained of."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["polyvec", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run
+
+
+def test_arguments_become_json_lines_of_the_encoders_vectors(polyvec, tiny_model):
+    task = "retrieval.query"
+    code, out, _ = polyvec("embed", "fox", "grüß", "--model", tiny_model, "--dim", 8, "--task", task)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [record["text"] for record in records] == ["fox", "grüß"]
+    expected = Encoder.load(tiny_model).encode(["fox", "grüß"], task=task, dim=8)
+    got = np.array([record["embedding"] for record in records], np.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "jsonl"])
+def test_every_format_holds_the_same_rows(polyvec, tiny_model, tmp_path, kind):
+    texts = ["fox", "", "лиса", "a  b"] * 3
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    out = tmp_path / f"out.{kind}"
+    assert polyvec("embed", "-i", tmp_path / "in.txt", "-o", out, "--model", tiny_model)[0] == 0
+    if kind == "npy":
+        got, read = np.load(out), texts
+    elif kind == "parquet":
+        table = pq.read_table(out)
+        got, read = np.array(table["embedding"].to_pylist()), table["text"].to_pylist()
+    else:
+        records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        got = np.array([record["embedding"] for record in records])
+        read = [record["text"] for record in records]
+    assert read == texts
+    np.testing.assert_allclose(got, Encoder.load(tiny_model).encode(texts), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.txt", out.name])
+
+
+def test_fields_of_json_lines_are_kept(polyvec, tiny_model, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"id": 7, "text": "fox"}\n"plain"\n')
+    _, out, _ = polyvec("embed", "-i", tmp_path / "in.jsonl", "--model", tiny_model)
+    first, second = map(json.loads, out.splitlines())
+    assert first["id"] == 7
+    assert second["text"] == "plain"
+
+
+def test_a_failed_run_leaves_an_older_output_as_it_was(polyvec, tiny_model, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"good"\n{"no": "text"}\n')
+    out = tmp_path / "out.npy"
+    out.write_bytes(b"older")
+    code, _, err = polyvec("embed", "-i", tmp_path / "in.jsonl", "-o", out, "--model", tiny_model)
+    assert code == 2
+    assert "line 2" in err
+    assert out.read_bytes() == b"older"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["embed", "a", "--dim", "x"], "--dim"),
+        (["embed", "a", "--dim", "7"], "8, 16, 32"),
+        (["embed", "a", "--task", "cooking"], "retrieval.query"),
+        (["embed", "a", "--model", "/no/where"], "/no/where"),
+        (["embed", "a", "-i", "b"], "not both"),
+        (["embed", "a", "--format", "npy"], "--output"),
+        (["embed", "a", "-o", "vectors.csv"], "--format"),
+        (["embed", "-i", "/no/where.txt"], "/no/where.txt"),
+        (["search", "/no/where", "question"], "/no/where"),
+        (["search", "."], "QUESTION"),
+        (["search", ".", " "], "empty"),
+        (["search", ".", "a", "--top", "0"], "--top"),
+        (["info", "/no/where"], "/no/where"),
+        (["export", "/no/where", "here"], "/no/where"),
+        (["sing"], "embed"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(polyvec, tiny_model, words, part):
+    if words[0] == "embed" and "--model" not in words:
+        words = [*words, "--model", tiny_model]
+    code, out, err = polyvec(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("polyvec: ")
+    assert err.count("\n") == 1
+    assert part in err
+
+
+def test_a_missing_extra_is_named(polyvec, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    for name in [name for name in sys.modules if name.startswith("polyvec.search")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
+    assert code == 2
+    assert "pip install 'polyvec[search]'" in err
+
+
+def test_search_prints_file_line_passage_and_score(polyvec, tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("\n\nA fox\x1b[2J sleeps.\n")
+    words = ["search", tmp_path, "fox", "--model", tiny_model]
+    code, out, err = polyvec(*words)
+    assert code == 0
+    assert out.splitlines()[0].endswith(f"{tmp_path / 'fox.md'}:3")
+    assert "    A fox\ufffd[2J sleeps." in out
+    assert "indexed 1 files, 1 passages" in err
+    code, out, _ = polyvec(*words, "--json")
+    assert json.loads(out)["line"] == 3
+
+
+def test_info_tells_the_shape(polyvec, tiny_model):
+    code, out, _ = polyvec("info", tiny_model)
+    _, weights = load_checkpoint(tiny_model)
+    assert code == 0
+    assert f"{sum(int(np.prod(weight.shape)) for weight in weights.values()):,}" in out
+    assert "native" in out
+    assert "retrieval.query" in out
+
+
+def test_an_exported_model_encodes_as_its_source(polyvec, tiny_model, tmp_path):
+    assert polyvec("export", tiny_model, tmp_path / "out")[0] == 0
+    vectors = [
+        Encoder.load(folder).encode("fox", task="separation")
+        for folder in (tiny_model, tmp_path / "out")
+    ]
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_help_shows_examples_and_imports_no_engine():
+    script = (
+        "import sys; from polyvec.cli import _run, app; "
+        "_run(lambda: app(['embed', '--help'])); "
+        "sys.exit(any(name in sys.modules for name in ('openvino', 'torch', 'lancedb', 'pyarrow')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert 'polyvec embed "Hello"' in run.stdout
+
+
+def test_standard_input_is_read_and_a_closed_pipe_is_no_error(tiny_model):
+    command = [*MAIN, "embed", "--model", str(tiny_model)]
+    run = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert run.stdin is not None
+    assert run.stdout is not None
+    run.stdout.close()
+    _, err = run.communicate(b"fox\n" * 2000)
+    assert (run.returncode, err) == (0, b"")
+
+
+def test_an_interrupt_ends_quietly_with_status_130(tiny_model):
+    command = [*MAIN, "embed", "--model", str(tiny_model)]
+    run = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert run.stdin is not None
+    # More than one window, so that the first vectors show that it is at work.
+    run.stdin.write(b"fox\n" * 5000)
+    run.stdin.flush()
+    assert run.stdout is not None
+    run.stdout.readline()
+    os.kill(run.pid, signal.SIGINT)
+    _, err = run.communicate()
+    assert (run.returncode, err) == (130, b"")
