@@ -37,6 +37,7 @@ def distillation(
     teachers: Float32[np.ndarray, "M D"],
     plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
+    dim_weights: Sequence[float] | None = None,
     bank_size: int = 2048,
     temperature: float = 0.05,
     pull: float = 2.0,
@@ -47,7 +48,7 @@ def distillation(
     plus, at every Matryoshka dim, the divergence from the teacher's similarities to `bank_size`
     random teacher vectors (Reimers & Gurevych 2020, with similarities in place of squared error).
     """
-    nested = matryoshka(distil, network.config.dims)
+    nested = matryoshka(distil, network.config.dims, dim_weights)
 
     def work(step: int) -> tuple[Tensor, int]:
         rows = plan[step]
