@@ -23,7 +23,9 @@ check: .venv/dev
 	$(BIN)/pyright
 
 bench: .venv/dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.size
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.speed
 
 docs: .venv/dev
 	$(BIN)/polyvec eval report

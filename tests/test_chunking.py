@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from polyvec.chunking import split_text
@@ -34,7 +36,7 @@ def test_chunks_end_where_sentences_do(language):
 def test_neighbours_are_joined_while_they_fit():
     chunks = split_text(TEXTS["english"], 80)
     sizes = [chunk.end - chunk.start for chunk in chunks]
-    assert all(a + b > 80 for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(a + b > 80 for a, b in pairwise(sizes))
 
 
 def test_a_chunk_knows_its_headings_and_crosses_none():

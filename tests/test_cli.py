@@ -16,14 +16,14 @@ MAIN = [sys.executable, "-c", "from polyvec.cli import main; main()"]
 
 
 @pytest.fixture
-def polyvec(tiny_model, monkeypatch, capsys):
+def polyvec(tiny_model, monkeypatch, capfd):
     """Run a command line in this process: exit status, what it printed, what it complained of."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["polyvec", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         return end.value.code, said.out, said.err
 
     return run
@@ -31,7 +31,9 @@ def polyvec(tiny_model, monkeypatch, capsys):
 
 def test_arguments_become_json_lines_of_the_encoders_vectors(polyvec, tiny_model):
     task = "retrieval.query"
-    code, out, _ = polyvec("embed", "fox", "grüß", "--model", tiny_model, "--dim", 8, "--task", task)
+    code, out, _ = polyvec(
+        "embed", "fox", "grüß", "--model", tiny_model, "--dim", 8, "--task", task
+    )
     records = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [record["text"] for record in records] == ["fox", "grüß"]
@@ -141,11 +143,11 @@ def test_info_tells_the_shape(polyvec, tiny_model):
 
 def test_an_exported_model_encodes_as_its_source(polyvec, tiny_model, tmp_path):
     assert polyvec("export", tiny_model, tmp_path / "out")[0] == 0
-    vectors = [
+    source, exported = (
         Encoder.load(folder).encode("fox", task="separation")
         for folder in (tiny_model, tmp_path / "out")
-    ]
-    np.testing.assert_array_equal(*vectors)
+    )
+    np.testing.assert_array_equal(source, exported)
 
 
 def test_help_shows_examples_and_imports_no_engine():

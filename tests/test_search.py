@@ -189,3 +189,14 @@ def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, sear
         Index(notes / "nowhere", searcher)
     with pytest.raises(ValueError, match="does not exist"):
         Index(notes, searcher).search("fox")
+
+
+@pytest.mark.parametrize("part", ["_versions", "data"])
+def test_a_damaged_index_says_how_to_go_on(notes, searcher, part):
+    index = Index(notes, searcher)
+    index.update()
+    for path in (index.place / f"{TABLE}.lance" / part).iterdir():
+        path.write_bytes(b"garbage")
+    for action in (index.update, lambda: index.search("fox")):
+        with pytest.raises(ValueError, match="delete it"):
+            action()

@@ -158,7 +158,7 @@ def search(
     target = Index(folder, encoder, place=index, dim=dim)
     try:
         with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
-            update = target.update(lambda path: bar.update() and None)
+            update = target.update(lambda path: bar.update())
     except BusyError as busy:
         _note(f"{busy}; searching it as it is")
     else:

@@ -10,6 +10,7 @@ Axes in this file: N chunks, dim the vectors' size.
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
+from lancedb.query import LanceVectorQueryBuilder
 from lancedb.table import Table
 
 from polyvec.chunking import Chunk, split_text
@@ -146,14 +148,14 @@ class Index:
             },
         )
 
-    def update(self, progress: Callable[[str], None] | None = None) -> Update:
+    def update(self, progress: Callable[[str], object] | None = None) -> Update:
         """Index new and changed files, forget removed ones; `progress` is told each path done.
 
         Raises BusyError if another process is at it, ValueError if it cannot be written.
         """
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.place / "lock", timeout=0):
+            with filelock.FileLock(self.place / "lock", timeout=0), _explain_damage(self.place):
                 return self._update(progress or (lambda path: None))
         except filelock.Timeout:
             raise BusyError(f"another polyvec is writing {self.place}") from None
@@ -170,18 +172,20 @@ class Index:
         """
         if top < 1:
             raise ValueError(f"top is {top}, must be at least 1")
-        table = self._open()
-        reason = "it does not exist" if table is None else self._mismatch(table)
-        if table is None or reason:
-            raise ValueError(f"the index {self.place} must be updated first: {reason}")
-        vector = self._encode([question], "retrieval.query")[0]
-        columns = ["path", "line", "start", "end", "text", "_distance"]
-        query = table.search(vector, vector_column_name="vector").distance_type("dot")
-        rows = query.limit(top).select(columns).to_arrow().to_pylist()
+        with _explain_damage(self.place):
+            table = self._open()
+            reason = "it does not exist" if table is None else self._mismatch(table)
+            if table is None or reason:
+                raise ValueError(f"the index {self.place} must be updated first: {reason}")
+            vector = self._encode([question], "retrieval.query")[0]
+            columns = ["path", "line", "start", "end", "text", "_distance"]
+            query = table.search(vector, vector_column_name="vector")
+            assert isinstance(query, LanceVectorQueryBuilder)
+            found = query.distance_type("dot").limit(top).select(columns).to_arrow()
         # LanceDB's dot distance is 1 - dot.
-        return [Hit(score=1 - row.pop("_distance"), **row) for row in rows]
+        return [Hit(score=1 - row.pop("_distance"), **row) for row in found.to_pylist()]
 
-    def _update(self, progress: Callable[[str], None]) -> Update:
+    def _update(self, progress: Callable[[str], object]) -> Update:
         done = Update()
         table = self._open()
         if table is not None:
@@ -290,6 +294,20 @@ class Index:
         """Every indexed file's digest."""
         rows = table.search().select(["path", "digest"]).limit(None).to_arrow()
         return dict(zip(rows["path"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+
+
+@contextmanager
+def _explain_damage(place: Path) -> Iterator[None]:
+    """Turn what LanceDB says of lost or broken files into a sentence with a way out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("lance error"):
+            raise
+        raise ValueError(
+            f"the index {place} is damaged or cannot be written; delete it, and it is made anew "
+            f"({str(error)[:120]})"
+        ) from error
 
 
 def _lines(text: str, chunks: Sequence[Chunk]) -> Iterator[int]:

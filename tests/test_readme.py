@@ -1,0 +1,72 @@
+"""The README's commands run, and its Python prints what it says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyvec.encoder import BUNDLED
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAIN = [sys.executable, "-c", "from polyvec.cli import main; main()"]
+
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+COMMANDS = [
+    line
+    for kind, body in BLOCKS
+    if kind == "sh"
+    for line in body.splitlines()
+    if line.startswith("polyvec") and "notes/" not in line.replace("examples/notes/", "")
+]
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A copy of what the commands read, so that they write nothing into the repository."""
+    for name in ("examples", "docs"):
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).rglob("*"):
+            if path.suffix in (".md", ".txt"):
+                copy = tmp_path / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="the model is not trained yet")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_runs(command, workspace):
+    words = shlex.split(command)[1:]
+    run = subprocess.run([*MAIN, *words], cwd=workspace, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="the model is not trained yet")
+def test_the_python_prints_what_the_readme_says():
+    position = next(i for i, (kind, _) in enumerate(BLOCKS) if kind == "py")
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKS[position][1]], capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == (BLOCKS[position + 1][1], "")
+
+
+def test_the_tree_names_every_room():
+    tree = next(body for _, body in BLOCKS if body.startswith("src/polyvec/"))
+    for path in (ROOT / "src" / "polyvec").iterdir():
+        if path.name not in ("__init__.py", "__pycache__", "models"):
+            assert f"  {path.name}{'/' * path.is_dir()} " in tree
+
+
+def test_links_lead_somewhere():
+    written_later = ("docs/results.md", "docs/performance.md", "src/polyvec/models/mini/README.md")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists() or target in written_later
