@@ -138,7 +138,9 @@ class OpenVINOEngine:
         model = build_layers(
             self.config, [parameters.__getitem__], list(parameters.values()), adapters=adapters
         )
-        compiled = core.compile_model(model, "CPU", properties)
+        # With inputs the plugin would keep kernels for thousands of batch shapes, megabytes each.
+        # oneDNN below it keeps those of the last thousand products, which costs no speed.
+        compiled = core.compile_model(model, "CPU", properties | {"CPU_RUNTIME_CACHE_CAPACITY": 0})
         # Two requests take turns, since a block must not write where it reads.
         requests = [compiled.create_infer_request() for _ in range(2)]
         return [
