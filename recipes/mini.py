@@ -93,7 +93,7 @@ DIM_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.0)
 DISTIL_TOKENS = 2_048
 """A step's tokens: about 150 sentences."""
 
-TABLE_STEPS = 1_200
+TABLE_STEPS = 500
 """Of 1,024 texts each."""
 
 PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 5.0, "zh": 5.0, "ja": 5.0}
@@ -498,14 +498,15 @@ def main(data: Path, out: Path, adapters: list[str]) -> None:
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     if not (out / f"distil/step-{DISTIL.steps:08d}").exists():
         # To read every English text would take the teacher longer than the student has.
-        taught = [*dict.fromkeys(parallel_rows(data, most=2_500).partners)]
+        capped = parallel_rows(data, most=2_500)
+        taught = [*dict.fromkeys(capped.partners)]
         if not (out / "teacher.npz").exists():
             make_teachers(taught, teaches, out / "teacher.npz")
-        rows = parallel_rows(data, most=None)
         if not (out / "start.safetensors").exists():
             order = np.load(out / "teacher.npz")["order"]
-            start = make_start(rows, teaches, tokenizer, order)
+            start = make_start(capped, teaches, tokenizer, order)
             save_file(start.state_dict(), out / "start.safetensors")
+        rows = parallel_rows(data, most=None)
         distil(tokenizer, rows, taught, data, out)
     for name in adapters:
         train_adapter(name, tokenizer, data, out)
