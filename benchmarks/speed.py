@@ -171,10 +171,10 @@ def make_report(
         [
             "## Speed",
             f"Tokens a second of a full-width model of {layers} layers on {threads} threads, and "
-            "in brackets how many times that polyvec reaches. Tokens are counted without padding, and "
-            "tokenising is left out for all. Peers: batches of 32 sorted by length and padded, no "
-            f"adapters. `mixed`: {num_texts} texts of log-normal length, median 60 tokens, up to "
-            "1,024.",
+            "in brackets how many times that polyvec reaches. Tokens are counted without padding, "
+            "and tokenising is left out for all. Peers: batches of 32 sorted by length and padded, "
+            f"no adapters. `mixed`: {num_texts} texts of log-normal length, median 60 tokens, up "
+            "to 1,024.",
             table(["", *corpora], rows),
             f"Matrix-product roof of this machine, measured in the same run: {roofs}. polyvec's "
             f"share of the highest, end to end: {', '.join(shares)}.",

@@ -29,7 +29,7 @@ Encoder.load(Path(sys.argv[1]), device="cpu", merge=merge).encode(["A text."], t
 
 def main(folder: Path = Path("build/full"), runs: int = 5, install: bool = True) -> None:
     """Measure, and write the section of docs/performance.md."""
-    embed = [sys.executable, "-m", "polyvec.cli", "embed", "A text."]
+    embed = [sys.executable, "-m", "polyvec", "embed", "A text."]
     load = [sys.executable, "-c", LOAD, str(folder)]
     stored = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     rows = []

@@ -40,6 +40,7 @@ class Linear(nn.Module):
         nn.init.uniform_(self.lora_a, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self, x: Float[Tensor, "T I"], mask: Mask | None) -> Float[Tensor, "T O"]:
+        """Each token through the weight and its own adapter; without a mask, the weight alone."""
         y = F.linear(x, self.weight, self.bias)
         if mask is None:
             return y
@@ -71,6 +72,7 @@ class Embedding(nn.Module):
         nn.init.normal_(self.lora_b)
 
     def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
+        """The tokens' rows, each with what its text's adapter adds."""
         rows = F.embedding(ids, self.weight, sparse=self.sparse)
         if mask is None:
             return rows
@@ -92,6 +94,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
+        """What the first block reads."""
         return self.norm(self.word(ids, mask) + self.token_type(torch.zeros_like(ids), mask))
 
 
@@ -116,6 +119,7 @@ class Layer(nn.Module):
         lengths: Int[Tensor, " B"],
         mask: Mask | None,
     ) -> Float[Tensor, "T D"]:
+        """Hidden states after this block; `rotation` is `rotary_angles` of every token."""
         q_THK, k_THK, v_THK = self.qkv(x, mask).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         mixed = attend(rotate(q_THK, rotation), rotate(k_THK, rotation), v_THK, lengths)
         x = self.attention_norm(x + self.dropout(self.out(mixed.flatten(1), mask)))
@@ -135,6 +139,7 @@ class MaskedLMHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "T D"], table: Float[Tensor, "V D"]
     ) -> Float[Tensor, "T V"]:
+        """The score of every piece at every token; `table` is the embedding table."""
         return F.linear(self.norm(F.gelu(self.dense(hidden))), table, self.bias)
 
 

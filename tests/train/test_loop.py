@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -138,5 +139,5 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     rates = [schedule(step, settings) for step in range(101)]
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[100] == 0.0
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:100], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
