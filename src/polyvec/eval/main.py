@@ -22,13 +22,14 @@ from polyvec.eval.protocol import (
     paper_adapter,
     retrieval_adapter,
 )
-from polyvec.eval.report import group_table, ordered, render_report, task_table
+from polyvec.eval.report import fill_summary, group_table, ordered, render_report, task_table
 from polyvec.eval.run import evaluate
 from polyvec.eval.summary import read_summaries
 
 DATA = Path("../shared/data")
 RESULTS = Path("docs/results")
 REPORT = Path("docs/results.md")
+README = Path("README.md")
 
 ABLATION_TASKS = (
     "jsts-valid",
@@ -129,10 +130,14 @@ def adapters(
     sys.stdout.write(group_table(summaries, "adapter") + "\n")
 
 
-def report(*, results: Path = RESULTS, out: Path = REPORT) -> None:
-    """Write the tables of all results to a Markdown page."""
-    out.write_text(render_report(read_summaries(results)))
+def report(*, results: Path = RESULTS, out: Path = REPORT, readme: Path = README) -> None:
+    """Write the tables of all results to a Markdown page, and the first of them to the README."""
+    summaries = read_summaries(results)
+    out.write_text(render_report(summaries))
     sys.stdout.write(f"wrote {out}\n")
+    if readme.exists():
+        readme.write_text(fill_summary(readme.read_text(), summaries))
+        sys.stdout.write(f"wrote the table of {readme}\n")
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -21,6 +21,9 @@ COLUMNS = [*GROUPS.values(), "long context"]
 LONG = ("needle-*", "passkey-*", "qmsum-*")
 """Retrieval tasks that test the length of the window: the last column."""
 
+START, END = "<!-- results: start -->", "<!-- results: end -->"
+"""Where the README has its table."""
+
 NONE = "-"
 """The cell of a task that a model was not run on."""
 
@@ -71,6 +74,16 @@ def render_report(summaries: Sequence[Summary]) -> str:
                 parts.append(f"## {title}: {model.model}\n\n{group_table(variants, word)}")
     parts.append("## Runs\n\n" + run_table(whole))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def fill_summary(page: str, summaries: Sequence[Summary]) -> str:
+    """`page` with the table by kind of task between its two marks; as it is without them."""
+    head, start, rest = page.partition(START)
+    _, end, tail = rest.partition(END)
+    if not start or not end:
+        return page
+    whole = ordered([summary for summary in summaries if not summary.variant])
+    return f"{head}{start}\n{group_table(whole, 'model')}\n{end}{tail}"
 
 
 def ordered(summaries: Sequence[Summary]) -> list[Summary]:
