@@ -1,0 +1,55 @@
+"""A run's record as a picture: loss, rate, speed and scores by step."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+PANELS = ("loss", "rate", "tokens a second", "scores")
+
+
+def plot_run(folder: Path) -> Path:
+    """Draw `folder/metrics.jsonl` as `folder/run.png`, and give the picture's path.
+
+    Faint lines are single steps, strong ones their running mean over a fiftieth of the run.
+    """
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop("step")
+        if "tokens" in record:
+            record["tokens a second"] = record.pop("tokens") / record.pop("seconds")
+        for name, value in record.items():
+            curves[name].append((step, value))
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for panel, axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):
+        axes.set_title(panel)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        names = [panel] if panel in curves else sorted({*curves} - {*PANELS})
+        for name in names:
+            steps, values = (np.array(side) for side in zip(*curves[name], strict=True))
+            if name == panel:
+                axes.plot(steps, values, alpha=0.25, linewidth=0.8)
+                axes.plot(*running_mean(steps, values), color="C0")
+            else:
+                axes.plot(steps, values, marker="o", label=name)
+                axes.legend(fontsize="small")
+    path = folder / "run.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of a fiftieth of the values, each at its window's middle step.
+
+    >>> running_mean(np.arange(4), np.array([1.0, 2.0, 3.0, 5.0]))[1].tolist()
+    [1.0, 2.0, 3.0, 5.0]
+    """
+    size = max(1, len(values) // 50)
+    kernel = np.full(size, 1 / size)
+    middle = (size - 1) // 2
+    means = np.convolve(values, kernel, mode="valid")
+    return steps[middle : middle + len(means)], means
