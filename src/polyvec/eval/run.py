@@ -86,7 +86,7 @@ def evaluate(
 
 
 def machine() -> str:
-    """This machine in generic words: cores, and the instructions that decide CPU speed."""
+    """The machine in generic words: cores, and the instructions that decide CPU speed."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else ()
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
     words = [platform.machine(), *(word for flag, word in known.items() if flag in flags)]
@@ -127,7 +127,7 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
 def _with_intervals(
     task: AbsTask, result: TaskResult, predicted: dict[str, dict]
 ) -> tuple[Score, dict[str, Score]]:
-    """mteb's main score with its interval: the mean over subsets, and each subset's."""
+    """The main score with its interval: the mean over subsets, and each subset's."""
     assert task.dataset is not None
     draw = DRAWS.get(task.metadata.type)
     subsets: dict[str, Score] = {}
