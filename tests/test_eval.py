@@ -380,7 +380,8 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
             encoder.encode([row[side] for row in rows], **choice) for side in ("text1", "text2")
         )
         expected = spearmanr((a * b).sum(1), [row["score"] for row in rows]).statistic
-        assert values[variant] == pytest.approx(expected, abs=1e-4), variant
+        # The last bits of a cosine depend on the batch, and may swap two pairs' ranks.
+        assert values[variant] == pytest.approx(expected, abs=0.02), variant
     assert len(values) == 1 + 3 + 6
     with pytest.raises(ValueError, match="no folder"):
         VERBS["run"]((str(tmp_path / "nothing"),), **options)

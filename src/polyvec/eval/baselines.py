@@ -29,7 +29,7 @@ BAG_WIDTH = 8192
 
 
 def load_bm25() -> SearchProtocol:
-    """mteb's own BM25 (bm25s, with stop words and stemmers by language): retrieval only."""
+    """BM25 as mteb has it (bm25s, with stop words and stemmers by language): retrieval only."""
     meta = mteb.get_model_meta("mteb/baseline-bm25s")
     model = meta.model_copy(update={"name": "polyvec/bm25"}).load_model()
     assert isinstance(model, SearchProtocol)

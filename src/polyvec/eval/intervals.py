@@ -53,7 +53,7 @@ def spearman_draws(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Dr
 def query_scores(
     metric: str, relevant: Mapping[str, Mapping[str, int]], found: Mapping[str, Mapping[str, float]]
 ) -> Float[np.ndarray, " N"]:
-    """nDCG of each query; `metric` is mteb's name, such as `ndcg_at_10`."""
+    """Each query's nDCG; `metric` is mteb's name, such as `ndcg_at_10`."""
     depth = metric.removeprefix("ndcg_at_")
     evaluator = pytrec_eval.RelevanceEvaluator(relevant, {f"ndcg_cut.{depth}"})
     scores = evaluator.evaluate(found)

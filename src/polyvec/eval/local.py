@@ -231,7 +231,7 @@ def _languages(folder: Path, meta: Meta) -> dict[str, list[str]]:
 
 
 def language_script(lang: str) -> str:
-    """mteb's name of a language: ISO 639-3 and script.
+    """A language as mteb names it: ISO 639-3 and script.
 
     >>> language_script("de"), language_script("zh-Hant")
     ('deu-Latn', 'zho-Hant')

@@ -81,6 +81,7 @@ def run(
         results: Where scores are kept, one JSON a model.
         adapter: The paper's choice by task, or one adapter for everything.
         device: What polyvec's models run on.
+
     """
     chosen = local_tasks(data, tasks)
     variant = "" if adapter == "paper" else f"adapter {adapter}"

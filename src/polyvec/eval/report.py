@@ -87,7 +87,7 @@ def fill_summary(page: str, summaries: Sequence[Summary]) -> str:
 
 
 def ordered(summaries: Sequence[Summary]) -> list[Summary]:
-    """polyvec's own models first, then those with the most tasks."""
+    """Models of polyvec first, then those with the most tasks."""
     return sorted(summaries, key=lambda s: (not s.model.startswith("polyvec"), -len(s.tasks)))
 
 

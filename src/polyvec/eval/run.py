@@ -127,7 +127,7 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
 def _with_intervals(
     task: AbsTask, result: TaskResult, predicted: dict[str, dict]
 ) -> tuple[Score, dict[str, Score]]:
-    """mteb's main score with its interval: the mean over subsets, and each subset's."""
+    """The main score with its interval: the mean over subsets, and each subset's."""
     assert task.dataset is not None
     draw = DRAWS.get(task.metadata.type)
     subsets: dict[str, Score] = {}
