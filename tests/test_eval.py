@@ -430,4 +430,4 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
     assert "| model | STS | classification | long context |" in text
     assert "| 32 | 40.0 | 40.0 | 40.0 |" in text
     assert "| sw | 50.0 [49.0, 51.0] |" in text
-    assert "polyvec eval polyvec-mini other" in text
+    assert "polyvec eval run polyvec-mini other" in text

@@ -68,8 +68,8 @@ def run(
 ) -> None:
     """Score models on local task folders with mteb, and print a table.
 
-    `polyvec eval` scores the bundled model on everything. Beside it:
-    `polyvec eval polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 st:FOLDER`. A killed run goes on where
+    `polyvec eval run` scores the bundled model on everything. Beside it:
+    `polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 st:FOLDER`. A killed run goes on where
     it was.
 
     Args:
@@ -147,4 +147,4 @@ VERBS: dict[str, Callable[..., None]] = {
     "adapters": adapters,
     "report": report,
 }
-"""`polyvec eval VERB ...`; without a verb, `run`."""
+"""`polyvec eval VERB ...`"""

@@ -59,7 +59,7 @@ def render_report(summaries: Sequence[Summary]) -> str:
     whole = ordered([summary for summary in summaries if not summary.variant])
     names = " ".join(summary.model for summary in whole)
     versions = " and ".join(sorted({summary.mteb for summary in summaries}))
-    command = f"polyvec eval {names}"
+    command = f"polyvec eval run {names}"
     parts = [
         PREFACE.format(command=command, mteb=versions),
         "## By kind of task\n\n" + group_table(whole, "model"),
