@@ -423,8 +423,16 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
     rows = [("polyvec-mini", 0.5, ""), ("other", 0.61, ""), ("polyvec-mini", 0.4, "dim 32")]
     for i, row in enumerate(rows):
         write_summary(results / f"{i}.json", summary(*row))
-    VERBS["report"](results=results, out=page)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results: start -->\nold\n<!-- results: end -->\nafter\n")
+    VERBS["report"](results=results, out=page, readme=readme)
     text = page.read_text()
+    assert readme.read_text().splitlines()[-4:] == [
+        "| other | 61.0 | 61.0 | 61.0 |",
+        "",
+        "<!-- results: end -->",
+        "after",
+    ]
     assert text == render_report(read_summaries(results))
     assert "| stsb-dev | Spearman | 50.0 [49.0, 51.0] | **61.0** [60.0, 62.0] |" in text
     assert "| model | STS | classification | long context |" in text

@@ -83,7 +83,7 @@ def fill_summary(page: str, summaries: Sequence[Summary]) -> str:
     if not start or not end:
         return page
     whole = ordered([summary for summary in summaries if not summary.variant])
-    return f"{head}{start}\n{group_table(whole, 'model')}\n{end}{tail}"
+    return f"{head}{start}\n\n{group_table(whole, 'model')}\n\n{end}{tail}"
 
 
 def ordered(summaries: Sequence[Summary]) -> list[Summary]:
