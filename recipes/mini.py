@@ -547,7 +547,8 @@ def main(data: Path, out: Path, adapters: list[str]) -> None:
         distil(tokenizer, rows, taught, data, out)
     for name in adapters:
         train_adapter(name, tokenizer, data, out)
-    if all((out / "adapters" / name).exists() for name in ADAPTERS):
+    runs = {name: out / f"adapters/{name}/step-{run.steps:08d}" for name, run in ADAPTERS.items()}
+    if all(run.exists() for run in runs.values()):
         ship(out)
 
 

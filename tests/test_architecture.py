@@ -18,7 +18,7 @@ FLOORS = (
     ("engines", "network"),
     ("encoder",),
     ("train", "eval", "server", "search", "bulk", "integrations", "records"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 """Rooms, lowest first. A room imports its own floor or a lower one; on the fifth, only lower."""
 

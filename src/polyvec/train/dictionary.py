@@ -31,7 +31,7 @@ RARE = 1e-3
 def token_weights(texts: Tokens, vocab_size: int) -> Float32[np.ndarray, " V"]:
     """How much each token counts in a bag: near 1 where it is rare, near 0 where it is everywhere.
 
-    >>> token_weights([[0, 1, 0, 2]], vocab_size=4).round(4).tolist()
+    >>> [round(float(w), 3) for w in token_weights([[0, 1, 0, 2]], vocab_size=4)]
     [0.002, 0.004, 0.004, 1.0]
     """
     counts = np.bincount(np.concatenate([np.asarray(text) for text in texts]), minlength=vocab_size)
