@@ -69,8 +69,8 @@ def run(
     """Score models on local task folders with mteb, and print a table.
 
     `polyvec eval run` scores the bundled model on everything. Beside it:
-    `polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 st:FOLDER`. A killed run goes on where
-    it was.
+    `polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 st:FOLDER`. A killed run goes on
+    where it was.
 
     Args:
         models: polyvec-mini, a polyvec model (folder or hub name), all-MiniLM-L6-v2, tf-idf,
