@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyvec.train.losses import cosent, cosine_distance, distil, info_nce, matryoshka
+from polyvec.train.losses import cosent, cosine_distance, distil, info_nce, matryoshka, separate
 
 
 def units(rows: int, width: int = 6, *, seed: int = 0) -> Tensor:
@@ -62,6 +62,21 @@ def test_cosent_is_its_double_loop() -> None:
 
 def test_cosent_of_equal_scores_is_zero() -> None:
     close(cosent(units(3), units(3, seed=1), scores=torch.ones(3)), 0.0)
+
+
+def test_separate_is_cosent_over_all_pairs_of_texts() -> None:
+    vectors, labels = units(7), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    one, two = torch.triu_indices(7, 7, offset=1)
+    scores = (labels[one] == labels[two]).float()
+    expected = cosent(vectors[one], vectors[two], scores=scores, temperature=0.1)
+    torch.testing.assert_close(separate(vectors, labels=labels, temperature=0.1), expected)
+
+
+def test_separate_has_nothing_to_say_of_a_single_label() -> None:
+    vectors = units(3).requires_grad_()
+    separate(vectors, labels=torch.tensor([4, 4, 4])).backward()
+    assert vectors.grad is not None
+    assert not vectors.grad.any()
 
 
 def test_distil_is_its_double_loop_and_zero_for_the_teacher_itself() -> None:

@@ -56,6 +56,23 @@ def cosent(
     return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(0)
 
 
+def separate(
+    vectors: Float[Tensor, "N D"], *, labels: Int[Tensor, " N"], temperature: float = 0.02
+) -> Scalar:
+    """How badly cosines tell texts of one label from texts of two (arXiv:2409.10173, equation 5).
+
+    `cosent` over all pairs of texts, with score 1 for one label and 0 for two: the formula as
+    printed holds only pairs of one label, which would leave nothing to order. With two scores its
+    double sum is a product, so that memory grows with the pairs and not with their square.
+    """
+    one, two = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
+    cosines = (vectors @ vectors.T)[one, two] / temperature
+    same = labels[one] == labels[two]
+    if not same.any() or same.all():
+        return vectors.sum() * 0
+    return F.softplus(cosines[~same].logsumexp(0) + (-cosines[same]).logsumexp(0))
+
+
 def distil(
     students: Float[Tensor, "N D"],
     bank: Float[Tensor, "M D"],

@@ -14,7 +14,14 @@ from torch import Tensor
 from polyvec.batch import make_batch
 from polyvec.network import Network, pool
 from polyvec.train.loop import Work
-from polyvec.train.losses import cosent, cosine_distance, distil, info_nce, matryoshka
+from polyvec.train.losses import (
+    cosent,
+    cosine_distance,
+    distil,
+    info_nce,
+    matryoshka,
+    separate,
+)
 
 Tokens = Sequence[Int[np.ndarray, " _T"]]
 """Token ids of each text, special tokens included."""
@@ -144,21 +151,14 @@ def separation(
     row: int,
     temperature: float = 0.02,
 ) -> Work:
-    """Texts of one label should be more alike than texts of two (arXiv:2409.10173, equation 5).
-
-    CoSENT over all pairs of the batch, with score 1 for one label and 0 for two: the paper's
-    formula as printed holds only pairs of one label, which would leave nothing to order.
-    """
-    nested = matryoshka(cosent, network.config.dims)
+    """Texts of one label should be more alike than texts of two (`separate`)."""
+    nested = matryoshka(separate, network.config.dims)
 
     def work(step: int) -> tuple[Tensor, int]:
         chosen = plan[step]
         batch = [texts[i] for i in chosen]
         vectors = embed(network, batch, row)
-        one, two = torch.triu_indices(len(batch), len(batch), offset=1)
-        label = torch.from_numpy(labels[chosen])
-        same = (label[one] == label[two]).float()
-        loss = nested(vectors[one], vectors[two], scores=same, temperature=temperature)
+        loss = nested(vectors, labels=torch.from_numpy(labels[chosen]), temperature=temperature)
         loss.backward()
         return loss.detach(), sum(len(text) for text in batch)
 
