@@ -176,7 +176,12 @@ def test_standard_input_is_read_and_a_closed_pipe_is_no_error(tiny_model):
 def test_an_interrupt_ends_quietly_with_status_130(tiny_model):
     command = [*MAIN, "embed", "--model", str(tiny_model)]
     run = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts what it puts in the background deaf to interrupts, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdin is not None
     # More than one window, so that the first vectors show that it is at work.
