@@ -295,7 +295,7 @@ def score_sts(
                 for texts in ([table[side][i] for i in rows] for side in ("text1", "text2"))
             )
         gold = [table["score"][i] for i in rows]
-        scores[f"sts-{lang}"] = 100 * float(spearmanr((left * right).sum(1), gold)[0])
+        scores[f"sts-{lang}"] = 100 * float(np.asarray(spearmanr((left * right).sum(1), gold))[0])
     return scores
 
 
@@ -559,7 +559,7 @@ def main(data: Path, out: Path, adapters: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
     parser.add_argument(

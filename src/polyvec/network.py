@@ -196,14 +196,14 @@ class Network(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear | Embedding):
                 saved[name] = module.weight.clone()
-                module.weight += module.update(row)
+                module.weight.add_(module.update(row))
         return saved
 
     @torch.no_grad()
     def unmerge(self, saved: dict[str, Tensor]) -> None:
         """Put back, to the bit, the weights that `merge` changed."""
         for name, weight in saved.items():
-            self.get_submodule(name).weight.copy_(weight)
+            self.get_parameter(f"{name}.weight").copy_(weight)
 
 
 def rotary_angles(
@@ -237,7 +237,9 @@ def attend(
 
         ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         longest = int(lengths.max())
-        return varlen_attn(q, k, v, ends, ends, longest, longest)
+        mixed = varlen_attn(q, k, v, ends, ends, longest, longest)
+        assert isinstance(mixed, Tensor), "nothing else was asked of it"
+        return mixed
     # Neighbours of equal length form one rectangular call, with neither padding nor mask.
     runs = [(length, len(list(group))) for length, group in groupby(lengths.tolist())]
     outputs, parts = [], [x.split([length * count for length, count in runs]) for x in (q, k, v)]

@@ -86,7 +86,7 @@ def _cap(langs: Sequence[str], most: int | None, seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(langs))
     seen: dict[str, int] = defaultdict(int)
     kept = []
-    for i in order.tolist():
+    for i in map(int, order):
         if seen[langs[i]] < most:
             seen[langs[i]] += 1
             kept.append(i)

@@ -100,9 +100,9 @@ def contrast(
         left = [queries[i] for i in chosen]
         right = [documents[i] for i in chosen]
         owners = list(groups[chosen])
-        for i in chosen if negatives is not None else []:
-            if len(negatives[i]):
-                right.append(negatives[i][rng.integers(len(negatives[i]))])
+        for hard in [] if negatives is None else [negatives[i] for i in chosen]:
+            if len(hard):
+                right.append(hard[rng.integers(len(hard))])
                 owners.append(-1)
         loss = nested(
             embed(network, left, rows[0]),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
-from polyvec.network import Network, pool
+from polyvec.network import Layer, Network, pool
 from polyvec.train.data import token_ids
 
 PARTS = {
@@ -122,7 +122,7 @@ def _bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 
 @torch.no_grad()
-def align_rotary(network: Network, ids: Sequence[Sequence[int]]) -> None:
+def align_rotary(network: Network, ids: Sequence[Sequence[int] | np.ndarray]) -> None:
     """Change every head's basis, in place, so that rotary positions disturb it least.
 
     A head only uses x' W_q' W_k x, which is the same in any basis of its K dimensions. Rotation is
@@ -138,6 +138,7 @@ def align_rotary(network: Network, ids: Sequence[Sequence[int]]) -> None:
     # Part r goes to one side of plane K/2 - 1 - r // 2; planes slow down with their number.
     place = [rank // 2 - 1 - part // 2 + (rank // 2) * (part % 2) for part in range(rank)]
     for layer, moments in zip(network.layers, seen, strict=True):
+        assert isinstance(layer, Layer)
         values, vectors = torch.linalg.eigh(moments)
         values = values.clamp_min(1e-9).sqrt()
         root = (vectors * values) @ vectors.T
@@ -153,7 +154,9 @@ def align_rotary(network: Network, ids: Sequence[Sequence[int]]) -> None:
         layer.qkv.bias[: 2 * width] = joined[:, width]
 
 
-def _moments(network: Network, ids: Sequence[Sequence[int]]) -> list[Float[Tensor, "E E"]]:
+def _moments(
+    network: Network, ids: Sequence[Sequence[int] | np.ndarray]
+) -> list[Float[Tensor, "E E"]]:
     """For every block, the mean of x x' over tokens, x being its input with a 1 appended."""
     batch = make_batch(ids, [-1] * len(ids))
     lengths = torch.from_numpy(batch.lengths)
