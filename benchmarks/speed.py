@@ -176,7 +176,7 @@ def make_report(
     return "\n\n".join(
         [
             "## Speed",
-            f"Tokens a second of a full-width model of {layers} layers on {threads} threads, and "
+            f"Tokens a second of a full-width model of {layers} layers, threads: {threads}, and "
             "in brackets how many times that polyvec reaches. Tokens are counted without padding, "
             "and tokenising is left out for all. Peers: batches of 32 sorted by length and padded, "
             f"no adapters. `mixed`: {num_texts} texts of log-normal length, median 60 tokens, up "
@@ -186,7 +186,8 @@ def make_report(
             f"share of the highest, end to end: {', '.join(shares)}.",
             f"A batch that mixes all five tasks runs at {mixing:.0%} of the speed of one task "
             "merged into the weights (on `8 x 128`).",
-            f"{describe_machine(*versions)} `python -m benchmarks.speed`",
+            f"{describe_machine(*versions)} "
+            f"`python -m benchmarks.speed --threads {threads} --texts {num_texts}`",
         ]
     )
 
