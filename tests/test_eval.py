@@ -2,7 +2,9 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,8 @@ from polyvec.eval import (
 )
 from polyvec.eval.baselines import BASELINES, model_meta
 from polyvec.eval.intervals import interval, match_scores, mean_draws, query_scores, spearman_draws
-from polyvec.eval.local import language_script
-from polyvec.eval.main import VERBS
+from polyvec.eval.local import KINDS, TRAIN_TEXTS, language_script
+from polyvec.eval.main import VERBS, Where
 from polyvec.eval.models import remembered, truncated
 from polyvec.eval.summary import write_summary
 
@@ -107,7 +109,7 @@ def cosines(a: list[str], b: list[str]) -> Float32[np.ndarray, "B C"]:
 
 
 def scored(root: Path, model: MtebEncoder | None = None) -> TaskScore:
-    tasks, results = local_tasks(root), root / "results"
+    tasks, results = local_tasks(root, whole=True), root / "results"
     summary = evaluate(model or mteb_encoder(), tasks, results=results, progress=False)
     (task,) = summary.tasks.values()
     for score in (task.score, *task.subsets.values()):
@@ -212,6 +214,68 @@ def test_clustering_is_scikit_learns_v_measure_of_k_means(tmp_path: Path) -> Non
         scores.append(v_measure_score(labels[chosen], model.fit_predict(vectors[chosen])))
     assert task.score.value == pytest.approx(np.mean(scores), abs=1e-6)
     assert task.score.low is None
+
+
+def test_large_tables_are_cut_to_the_same_rows_whatever_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "sts", replace(KINDS["sts"], most=10))
+
+    def kept(*, whole: bool = False) -> tuple[dict[str, list[str]], str, str]:
+        (task,) = local_tasks(tmp_path, whole=whole)
+        task.load_data()
+        texts = {lang: part["test"]["sentence2"] for lang, part in task.dataset.items()}
+        return texts, task.metadata.description, task.metadata.dataset["revision"]
+
+    path = sts(tmp_path) / "eval/sts/pairs.parquet"
+    texts, description, revision = kept()
+    assert {lang: len(part) for lang, part in texts.items()} == {"de": 5, "en": 5}
+    assert "pairs cut to 10 rows" in description
+    everything, description, another = kept(whole=True)
+    assert {lang: len(part) for lang, part in everything.items()} == {"de": 20, "en": 20}
+    assert all(set(part) < set(everything[lang]) for lang, part in texts.items())
+    assert "cut" not in description
+    assert revision != another
+    pq.write_table(pa.Table.from_pylist(pq.read_table(path).to_pylist()[::-1]), path)
+    assert {lang: part[::-1] for lang, part in kept()[0].items()} == texts
+
+
+def test_a_cut_corpus_keeps_only_questions_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "retrieval", replace(KINDS["retrieval"], most=20))
+    (task,) = local_tasks(retrieval(tmp_path))
+    task.load_data()
+    split = task.dataset["en"]["test"]
+    documents = set(split["corpus"]["id"])
+    assert len(documents) == 20
+    assert 0 < len(split["queries"]) < 9
+    assert set(split["queries"]["id"]) == split["relevant_docs"].keys()
+    assert all(answers.keys() <= documents for answers in split["relevant_docs"].values())
+
+
+def test_training_parts_keep_some_texts_of_every_label_and_language(tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "label": WORDS[i % 2], "lang": "en" if i % 3 else "de"}
+        for i, text in enumerate(random_texts(300))
+    ]
+    (task,) = local_tasks(folder(tmp_path, "classification", train=rows, test=rows))
+    task.load_data()
+    for part in task.dataset.values():
+        assert Counter(part["train"]["label"]) == {0: TRAIN_TEXTS, 1: TRAIN_TEXTS}
+    assert sum(len(part["test"]) for part in task.dataset.values()) == 300
+
+
+def test_the_longest_corpora_are_left_to_runs_that_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sts(tmp_path)
+    retrieval(tmp_path)
+    assert len(local_tasks(tmp_path)) == 2
+    monkeypatch.setattr("polyvec.eval.local.MOST_CHARACTERS", 100)
+    assert [task.metadata.name for task in local_tasks(tmp_path)] == ["sts"]
+    assert len(local_tasks(tmp_path, whole=True)) == 2
+    assert len(local_tasks(tmp_path, ["retrieval"])) == 1
 
 
 def test_needles_are_scored_by_their_first_document(tmp_path: Path) -> None:
@@ -359,11 +423,11 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
 ) -> None:
     sts(tmp_path)
     results = tmp_path / "results"
-    options = {"tasks": ("sts",), "data": tmp_path, "results": results, "device": "cpu"}
-    VERBS["run"]((str(tiny_model),), **options)
+    where = Where(tasks=("sts",), data=tmp_path, results=results, device="cpu")
+    VERBS["run"]((str(tiny_model),), where=where)
     assert "| sts | Spearman | **" in capsys.readouterr().out
-    VERBS["dims"](str(tiny_model), **options)
-    VERBS["adapters"](str(tiny_model), **options)
+    VERBS["dims"](str(tiny_model), where=where)
+    VERBS["adapters"](str(tiny_model), where=where)
     values = {s.variant: s.tasks["sts"].subsets["en"].value for s in read_summaries(results)}
 
     rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()[:20]
@@ -384,7 +448,7 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
         assert values[variant] == pytest.approx(expected, abs=0.02), variant
     assert len(values) == 1 + 3 + 6
     with pytest.raises(ValueError, match="no folder"):
-        VERBS["run"]((str(tmp_path / "nothing"),), **options)
+        VERBS["run"]((str(tmp_path / "nothing"),), where=where)
 
 
 def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:

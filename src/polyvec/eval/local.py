@@ -11,6 +11,11 @@ A task folder holds `meta.json` (name, type, metric, languages) and Parquet tabl
                          qrels.parquet   query_id, corpus_id, score
 
 Languages are mteb's subsets, each scored alone; a task's score is the mean over its languages.
+
+So that every task of the development data is scored in minutes on two CPU cores, large tables are
+cut (`Kind.most`, `TRAIN_TEXTS`) and the largest corpora are left to runs that name them
+(`MOST_CHARACTERS`). Which rows stay is decided by a hash of what they say, so every model reads
+the same ones; a task's description in mteb's metadata tells, and its revision changes with it.
 """
 
 import hashlib
@@ -21,6 +26,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import (
@@ -47,22 +53,34 @@ class Kind:
     mteb_class: type[AbsTask]
     mteb_type: TaskType
     main_score: str
-    read: Callable[[Path, Meta], Subsets]
+    read: Callable[[Path, Meta, int | None], Subsets]
+    table: str
+    """The Parquet table whose rows are counted."""
+
+    most: int
+    """Rows of that table that are kept, shared equally by the task's languages."""
+
     settings: Mapping[str, object] = field(default_factory=dict)
     """Attributes of the mteb class that are not left at its defaults."""
 
 
-def local_tasks(data: Path, names: Sequence[str] = ()) -> list[AbsTask]:
+def local_tasks(data: Path, names: Sequence[str] = (), *, whole: bool = False) -> list[AbsTask]:
     """The tasks in `data/eval` (or in `data` itself), by name; their tables are not read yet.
 
     `names` selects tasks by name (`tydiqa-*` too) or by type (`sts`, `retrieval` ...); none
-    selects all. Raises ValueError where there is no task, or a name matches none.
+    selects all, but for those whose documents are so long that they would take most of the time.
+    `whole` takes those too, and cuts no table. Raises ValueError where there is no task, or a
+    name matches none.
     """
     root = data / "eval" if (data / "eval").is_dir() else data
     metas = {path.parent: json.loads(path.read_text()) for path in root.glob("*/meta.json")}
     if not metas:
         raise ValueError(f"{root} holds no task folder (a folder with a meta.json)")
-    chosen: dict[Path, Meta] = {} if names else metas
+    chosen: dict[Path, Meta] = {}
+    if not names:
+        chosen = {
+            f: m for f, m in metas.items() if whole or _corpus_characters(f) <= MOST_CHARACTERS
+        }
     for name in names:
         found = {f: m for f, m in metas.items() if fnmatch(m["name"], name) or m["type"] == name}
         if not found:
@@ -72,29 +90,31 @@ def local_tasks(data: Path, names: Sequence[str] = ()) -> list[AbsTask]:
             raise ValueError(f"no task {name!r} in {root}; it has {known}")
         chosen |= found
     order = sorted(chosen.items(), key=lambda item: _natural(item[1]["name"]))
-    return [make_task(folder, meta) for folder, meta in order]
+    return [make_task(folder, meta, whole=whole) for folder, meta in order]
 
 
-def make_task(folder: Path, meta: Meta) -> AbsTask:
+def make_task(folder: Path, meta: Meta, *, whole: bool = False) -> AbsTask:
     """One folder as an mteb task that reads its tables when mteb asks for them."""
     if meta["type"] not in KINDS:
         raise ValueError(f"{folder}: type {meta['type']!r} is not one of {', '.join(KINDS)}")
     kind = KINDS[meta["type"]]
+    most = None if whole else kind.most
+    cuts = "" if whole else _cuts(folder, kind)
 
     def load_data(self: AbsTask, num_proc: int | None = None, *, timer: object = None) -> None:
-        self.dataset = kind.read(folder, meta)
+        self.dataset = kind.read(folder, meta, most)
         self.hf_subsets = sorted(self.dataset)
         self.data_loaded = True
 
     metadata = TaskMetadata(
         name=meta["name"],
-        description=meta.get("note") or meta["name"],
+        description=". ".join(filter(None, [meta.get("note") or meta["name"], cuts])),
         type=kind.mteb_type,
         category="t2t",
         main_score=MAIN_SCORES.get(meta["metric"], kind.main_score),
         eval_splits=["test"],
         eval_langs=_languages(folder, meta),
-        dataset={"path": f"local/{meta['name']}", "revision": _fingerprint(folder)},
+        dataset={"path": f"local/{meta['name']}", "revision": _fingerprint(folder, cuts)},
     )
     members = {"metadata": metadata, "load_data": load_data, **kind.settings}
     return type(kind.mteb_class.__name__.removeprefix("AbsTask"), (kind.mteb_class,), members)()
@@ -110,15 +130,17 @@ def task_texts(task: AbsTask) -> Iterator[str]:
                     yield from table[column]
 
 
-def _read_sts(folder: Path, meta: Meta) -> Subsets:
+def _read_sts(folder: Path, meta: Meta, most: int | None) -> Subsets:
     rows = [
         {"sentence1": r["text1"], "sentence2": r["text2"], "score": r["score"], "lang": r["lang"]}
         for r in _rows(folder / "pairs.parquet")
     ]
-    return {lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(rows)}
+    return {
+        lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(_cut(rows, most))
+    }
 
 
-def _read_pairs(folder: Path, meta: Meta) -> Subsets:
+def _read_pairs(folder: Path, meta: Meta, most: int | None) -> Subsets:
     rows = [
         {
             "sentence1": r["text1"],
@@ -128,10 +150,12 @@ def _read_pairs(folder: Path, meta: Meta) -> Subsets:
         }
         for r in _rows(folder / "pairs.parquet")
     ]
-    return {lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(rows)}
+    return {
+        lang: {"test": Dataset.from_list(part)} for lang, part in _by_language(_cut(rows, most))
+    }
 
 
-def _read_bitext(folder: Path, meta: Meta) -> Subsets:
+def _read_bitext(folder: Path, meta: Meta, most: int | None) -> Subsets:
     rows = []
     for r in _rows(folder / "pairs.parquet"):
         sides = [(r["lang1"], r["s1"]), (r["lang2"], r["s2"])]
@@ -139,10 +163,12 @@ def _read_bitext(folder: Path, meta: Meta) -> Subsets:
         sides.sort(key=lambda side: (side[0] == "en", side[0]))
         (lang1, text1), (lang2, text2) = sides
         rows.append({"sentence1": text1, "sentence2": text2, "lang": f"{lang1}-{lang2}"})
-    return {pair: {"test": Dataset.from_list(part)} for pair, part in _by_language(rows)}
+    return {
+        pair: {"test": Dataset.from_list(part)} for pair, part in _by_language(_cut(rows, most))
+    }
 
 
-def _read_classification(folder: Path, meta: Meta) -> Subsets:
+def _read_classification(folder: Path, meta: Meta, most: int | None) -> Subsets:
     parts = {part: _rows(folder / f"{part}.parquet") for part in ("train", "test")}
     labels = sorted({row["label"] for rows in parts.values() for row in rows})
     number = {label: i for i, label in enumerate(labels)}
@@ -150,17 +176,21 @@ def _read_classification(folder: Path, meta: Meta) -> Subsets:
     for part, rows in parts.items():
         for row in rows:
             row["label"] = number[row["label"]]
+        if part == "test":
+            rows = _cut(rows, most)
+        elif most is not None:
+            rows = _share(rows, TRAIN_TEXTS, lambda row: (row["lang"], row["label"]))
         for lang, chosen in _by_language(rows):
             subsets.setdefault(lang, DatasetDict())[part] = Dataset.from_list(chosen)
     return subsets
 
 
-def _read_clustering(folder: Path, meta: Meta) -> Subsets:
+def _read_clustering(folder: Path, meta: Meta, most: int | None) -> Subsets:
     rows = [{"sentences": r["text"], "labels": r["label"]} for r in _rows(folder / "texts.parquet")]
-    return {meta["languages"][0]: {"test": Dataset.from_list(rows)}}
+    return {meta["languages"][0]: {"test": Dataset.from_list(_cut(rows, most))}}
 
 
-def _read_retrieval(folder: Path, meta: Meta) -> Subsets:
+def _read_retrieval(folder: Path, meta: Meta, most: int | None) -> Subsets:
     relevant: dict[str, dict[str, int]] = {}
     for r in _rows(folder / "qrels.parquet"):
         relevant.setdefault(r["query_id"], {})[r["corpus_id"]] = int(r["score"])
@@ -169,6 +199,11 @@ def _read_retrieval(folder: Path, meta: Meta) -> Subsets:
         for r in _rows(folder / "corpus.parquet")
     ]
     queries = [{"id": r["id"], "text": r["text"]} for r in _rows(folder / "queries.parquet")]
+    corpus = _cut(corpus, most)
+    kept = {document["id"] for document in corpus}
+    # A question whose answers were cut away has nothing to find.
+    relevant = {query: answers for query, answers in relevant.items() if answers.keys() <= kept}
+    queries = [query for query in queries if query["id"] in relevant]
     split = {
         "corpus": Dataset.from_list(corpus),
         "queries": Dataset.from_list(queries),
@@ -181,18 +216,27 @@ def _read_retrieval(folder: Path, meta: Meta) -> Subsets:
 CLUSTERING = {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": 2048}
 """What mteb's own arXiv clustering tasks use."""
 
+TRAIN_TEXTS = 16
+"""Training texts kept of each label and language: mteb draws 8 of them, ten times."""
+
+MOST_CHARACTERS = 1_000_000
+"""Corpora with longer documents in all are scored where a run names them: the needles of 4,096
+tokens and more, and whole meetings, would take two thirds of a run's time."""
+
 KINDS = {
-    "sts": Kind(AbsTaskSTS, "STS", "cosine_spearman", _read_sts),
+    "sts": Kind(AbsTaskSTS, "STS", "cosine_spearman", _read_sts, "pairs", 4400),
     "pair_classification": Kind(
-        AbsTaskPairClassification, "PairClassification", "cosine_ap", _read_pairs
+        AbsTaskPairClassification, "PairClassification", "cosine_ap", _read_pairs, "pairs", 4400
     ),
-    "bitext": Kind(AbsTaskBitextMining, "BitextMining", "f1", _read_bitext),
+    "bitext": Kind(AbsTaskBitextMining, "BitextMining", "f1", _read_bitext, "pairs", 8000),
     "classification": Kind(
-        AbsTaskClassification, "Classification", "accuracy", _read_classification
+        AbsTaskClassification, "Classification", "accuracy", _read_classification, "test", 2000
     ),
-    "clustering": Kind(AbsTaskClustering, "Clustering", "v_measure", _read_clustering, CLUSTERING),
-    "retrieval": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval),
-    "longdoc": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval),
+    "clustering": Kind(
+        AbsTaskClustering, "Clustering", "v_measure", _read_clustering, "texts", 1024, CLUSTERING
+    ),
+    "retrieval": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval, "corpus", 300),
+    "longdoc": Kind(AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _read_retrieval, "corpus", 300),
 }
 
 MAIN_SCORES = {"accuracy@1": "ndcg_at_1"}
@@ -213,6 +257,42 @@ SCRIPTS = {"arq": "Arab", "ary": "Arab"}
 
 def _rows(path: Path) -> Rows:
     return pq.read_table(path).to_pylist()
+
+
+def _cut(rows: Rows, most: int | None) -> Rows:
+    """All rows, or where there are more than `most` an equal share of each language."""
+    if most is None or len(rows) <= most:
+        return rows
+    languages = {row.get("lang") for row in rows}
+    return _share(rows, most // len(languages), lambda row: row.get("lang"))
+
+
+def _share(rows: Rows, share: int, group: Callable[[Mapping[str, Any]], object]) -> Rows:
+    """`share` rows of each group, in their order: those of which a hash comes first."""
+    numbers: dict[object, list[int]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(group(row), []).append(number)
+    keys = [hashlib.sha256(repr(sorted(row.items())).encode()).digest() for row in rows]
+    kept = [i for part in numbers.values() for i in sorted(part, key=keys.__getitem__)[:share]]
+    return [rows[i] for i in sorted(kept)]
+
+
+def _cuts(folder: Path, kind: Kind) -> str:
+    """What is left out of a task, in words; empty if nothing is."""
+    words = []
+    if pq.read_metadata(folder / f"{kind.table}.parquet").num_rows > kind.most:
+        words.append(f"{kind.table} cut to {kind.most:,} rows, as many of each language")
+    if kind.mteb_type == "Classification":
+        words.append(f"train cut to {TRAIN_TEXTS} texts a label and language")
+    return "; ".join(words)
+
+
+def _corpus_characters(folder: Path) -> int:
+    """Characters in the documents of a retrieval task; 0 for tasks of other types."""
+    if not (folder / "corpus.parquet").exists():
+        return 0
+    texts = pq.read_table(folder / "corpus.parquet", columns=["text"])["text"]
+    return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
 
 
 def _by_language(rows: Rows) -> Iterator[tuple[str, Rows]]:
@@ -242,9 +322,9 @@ def language_script(lang: str) -> str:
     return f"{code}-{script or SCRIPTS.get(lang) or known.get(code, 'Latn')}"
 
 
-def _fingerprint(folder: Path) -> str:
-    """Twelve hex digits that change when a table does."""
-    digest = hashlib.sha256()
+def _fingerprint(folder: Path, cuts: str) -> str:
+    """Twelve hex digits that change when a table does, or what is cut from it."""
+    digest = hashlib.sha256(cuts.encode())
     for path in sorted(folder.glob("*.parquet")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

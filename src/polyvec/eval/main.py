@@ -1,9 +1,13 @@
 """The verbs of `polyvec eval`, as functions that a command line calls."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from cyclopts import Parameter
+from mteb.abstasks import AbsTask
 
 from polyvec.eval.local import local_tasks
 from polyvec.eval.models import (
@@ -56,15 +60,42 @@ ADAPTERS: dict[Adapter, ChooseAdapter] = {
 """Which adapter reads a text: the paper's choice by task, or one for everything."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """What is scored, on what, and where the scores go: options of every verb that scores."""
+
+    tasks: tuple[str, ...] = ()
+    """Names (`tydiqa-*`) or types (sts, retrieval, bitext, classification, clustering,
+    pair_classification, longdoc). `run` takes all if none are given; comparisons take some small
+    ones."""
+
+    data: Path = DATA
+    """A folder of task folders, or one that holds it as `eval/`."""
+
+    results: Path = RESULTS
+    """Where scores are kept, one JSON a model."""
+
+    device: str = "auto"
+    """What polyvec's models run on."""
+
+    whole: bool = False
+    """Cut no table, and leave out no long document: about an hour more on two CPU cores."""
+
+    def chosen(self, default: tuple[str, ...] = ()) -> list[AbsTask]:
+        """The tasks asked for, else those of `default`."""
+        return local_tasks(self.data, self.tasks or default, whole=self.whole)
+
+
+HERE = Where()
+
+
 def run(
     models: tuple[str, ...] = (BUNDLED,),
     /,
     *,
-    tasks: tuple[str, ...] = (),
-    data: Path = DATA,
-    results: Path = RESULTS,
     adapter: Adapter = "paper",
-    device: str = "auto",
+    where: Where = HERE,
 ) -> None:
     """Score models on local task folders with mteb, and print a table.
 
@@ -75,60 +106,47 @@ def run(
     Args:
         models: polyvec-mini, a polyvec model (folder or hub name), all-MiniLM-L6-v2, tf-idf,
             bm25, or st:FOLDER for a sentence-transformers model.
-        tasks: Names (`tydiqa-*`) or types (sts, retrieval, bitext, classification, clustering,
-            pair_classification, longdoc); all if none.
-        data: A folder of task folders, or one that holds it as `eval/`.
-        results: Where scores are kept, one JSON a model.
         adapter: The paper's choice by task, or one adapter for everything.
-        device: What polyvec's models run on.
+        where: Options that all verbs share.
 
     """
-    chosen = local_tasks(data, tasks)
+    tasks = where.chosen()
     variant = "" if adapter == "paper" else f"adapter {adapter}"
     summaries = []
     for name in models:
-        model = load_model(name, choose=ADAPTERS[adapter], device=device)
-        summaries.append(evaluate(model, chosen, results=results, variant=variant))
+        model = load_model(name, choose=ADAPTERS[adapter], device=where.device)
+        summaries.append(evaluate(model, tasks, results=where.results, variant=variant))
     sys.stdout.write(task_table(ordered(summaries)) + "\n")
 
 
-def dims(
-    model: str = BUNDLED,
-    /,
-    *,
-    tasks: tuple[str, ...] = ABLATION_TASKS,
-    data: Path = DATA,
-    results: Path = RESULTS,
-    device: str = "auto",
-) -> None:
+def dims(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     """Score one polyvec model at each of its Matryoshka dims, and print a table."""
-    chosen = local_tasks(data, tasks)
-    encoder, meta = load_encoder(model, device), encoder_meta(model)
+    encoder = load_encoder(model, where.device)
     embed = remembered(encoder_embed(encoder))
-    summaries = []
-    for dim in encoder.config.dims:
-        cut = MtebEncoder(truncated(embed, dim), meta)
-        summaries.append(evaluate(cut, chosen, results=results, variant=f"dim {dim}"))
-    sys.stdout.write(group_table(summaries, "dim") + "\n")
+    cuts = {
+        str(dim): MtebEncoder(truncated(embed, dim), encoder_meta(model))
+        for dim in encoder.config.dims
+    }
+    compare("dim", cuts, where, ABLATION_TASKS)
 
 
-def adapters(
-    model: str = BUNDLED,
-    /,
-    *,
-    tasks: tuple[str, ...] = ABLATION_TASKS,
-    data: Path = DATA,
-    results: Path = RESULTS,
-    device: str = "auto",
-) -> None:
+def adapters(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     """Score one polyvec model with each adapter, and with none, on every kind of task."""
-    chosen = local_tasks(data, tasks)
-    embed, meta = encoder_embed(load_encoder(model, device)), encoder_meta(model)
-    summaries = []
-    for name, choose in ADAPTERS.items():
-        fixed = MtebEncoder(embed, meta, choose=choose)
-        summaries.append(evaluate(fixed, chosen, results=results, variant=f"adapter {name}"))
-    sys.stdout.write(group_table(summaries, "adapter") + "\n")
+    embed, meta = encoder_embed(load_encoder(model, where.device)), encoder_meta(model)
+    fixed = {name: MtebEncoder(embed, meta, choose=choose) for name, choose in ADAPTERS.items()}
+    compare("adapter", fixed, where, ABLATION_TASKS)
+
+
+def compare(
+    what: str, variants: Mapping[str, MtebEncoder], where: Where, tasks: tuple[str, ...]
+) -> None:
+    """Score variants of one model, keep each as a result of its own, and print a table."""
+    chosen = where.chosen(tasks)
+    summaries = [
+        evaluate(model, chosen, results=where.results, variant=f"{what} {name}")
+        for name, model in variants.items()
+    ]
+    sys.stdout.write(group_table(summaries, what) + "\n")
 
 
 def report(*, results: Path = RESULTS, out: Path = REPORT, readme: Path = README) -> None:

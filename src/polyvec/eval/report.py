@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from statistics import mean
 
+from polyvec.eval.local import KINDS, TRAIN_TEXTS
 from polyvec.eval.summary import Score, Summary, TaskScore
 
 GROUPS = {
@@ -37,6 +38,9 @@ METRICS = {
 }
 """mteb's names of the main scores, as people write them."""
 
+ROWS = {"pairs": "pairs", "test": "test texts", "texts": "texts", "corpus": "documents"}
+"""What a row of a task's table is."""
+
 PREFACE = """\
 # Results
 
@@ -45,12 +49,19 @@ themselves come from
 
     {command}
 
-which runs every task folder of the development data through mteb {mteb} with its own metrics and
+which runs the task folders of the development data through mteb {mteb} with its own metrics and
 settings: classification fits a logistic regression on 8 texts a label, ten times; clustering runs
-k-means on 2,048 documents, ten times; bitext is searched into English; retrieval is exhaustive.
-The adapter is the paper's choice for the kind of task. Scores are times 100. In brackets is the
-95 % interval over a thousand resamples of the test's queries, pairs or texts, where each has a
-score of its own. A task's score is the mean over its languages, a kind's the mean over its tasks.
+k-means ten times; bitext is searched into English; retrieval is exhaustive. The adapter is the
+paper's choice for the kind of task. Scores are times 100. In brackets is the 95 % interval over a
+thousand resamples of the test's queries, pairs or texts, where each has a score of its own. A
+task's score is the mean over its languages, a kind's the mean over its tasks.
+
+So that two CPU cores need minutes and not an hour, large tables are cut, to rows chosen by a hash
+of what they say, as many of each language: {cuts}. Fewer documents, and fewer sentences to
+choose a translation from, make retrieval and bitext easier than on the whole tables. Of training
+parts {train} texts a label and language are kept. Tasks whose documents exceed a million characters
+(needles of 4,096 tokens and more, whole meetings) run where they are named. `--whole` cuts and
+leaves out nothing. Each task's description in mteb's metadata says what was cut from it.
 """
 
 
@@ -60,8 +71,13 @@ def render_report(summaries: Sequence[Summary]) -> str:
     names = " ".join(summary.model for summary in whole)
     versions = " and ".join(sorted({summary.mteb for summary in summaries}))
     command = f"polyvec eval run {names}"
+    cuts = ", ".join(
+        f"{name.replace('_', ' ')} to {kind.most:,} {ROWS[kind.table]}"
+        for name, kind in KINDS.items()
+        if name != "longdoc"
+    )
     parts = [
-        PREFACE.format(command=command, mteb=versions),
+        PREFACE.format(command=command, mteb=versions, cuts=cuts, train=TRAIN_TEXTS),
         "## By kind of task\n\n" + group_table(whole, "model"),
         "## By task\n\n" + task_table(whole),
         "## STS by language\n\n" + subset_table(whole, "STS"),
