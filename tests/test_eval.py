@@ -30,10 +30,18 @@ from polyvec.eval import (
     render_report,
 )
 from polyvec.eval.baselines import BASELINES, model_meta
-from polyvec.eval.intervals import interval, match_scores, mean_draws, query_scores, spearman_draws
+from polyvec.eval.intervals import (
+    difference,
+    interval,
+    match_scores,
+    mean_draws,
+    query_scores,
+    spearman_draws,
+)
 from polyvec.eval.local import KINDS, TRAIN_TEXTS, language_script
 from polyvec.eval.main import VERBS, Where
-from polyvec.eval.models import remembered, truncated
+from polyvec.eval.models import at_base, remembered, truncated, without_instructions
+from polyvec.eval.quantised import CANDIDATES, as_binary, as_int8, rescore
 from polyvec.eval.summary import write_summary
 
 WORDS = [
@@ -449,6 +457,131 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
     assert len(values) == 1 + 3 + 6
     with pytest.raises(ValueError, match="no folder"):
         VERBS["run"]((str(tmp_path / "nothing"),), where=where)
+
+
+def test_comparisons_change_one_thing_and_keep_each_result(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrieval(tmp_path)
+    results = tmp_path / "results"
+    where = Where(tasks=("retrieval",), data=tmp_path, results=results, device="cpu")
+    for verb in ("prompts", "long", "quantised"):
+        VERBS[verb](str(tiny_model), where=where)
+    assert "| bits rescored | " in capsys.readouterr().out
+    values = {s.variant: s.tasks["retrieval"].score.value for s in read_summaries(results)}
+    assert values.keys() == {
+        "instruction with",
+        "instruction without",
+        "base 10000",
+        "base 20000",
+        *(f"vectors {name}" for name in ("float32", "int8", "bits", "bits rescored")),
+    }
+    assert values["instruction with"] != values["instruction without"]
+    encoder = Encoder.load(tiny_model, device="cpu")
+    assert values["vectors float32"] == values["instruction with"]
+    assert encoder.config.rope_base in (10_000, 20_000)
+    assert values[f"base {encoder.config.rope_base:.0f}"] == values["vectors float32"]
+
+
+def test_without_instructions_only_the_words_before_a_text_are_missing(tiny_model: Path) -> None:
+    encoder = Encoder.load(tiny_model, device="cpu")
+    plain = without_instructions(encoder)
+    task = encoder.config.tasks[0]
+    ours = plain.encode(["ant bee"], task=task.name)
+    assert task.prompt
+    assert not np.allclose(ours, encoder.encode(["ant bee"], task=task.name), atol=1e-4)
+    both = plain.encode([task.prompt + "ant bee"], task=task.name)
+    np.testing.assert_allclose(both, encoder.encode(["ant bee"], task=task.name), atol=1e-5)
+
+
+def test_another_base_changes_long_texts_and_is_set_at_every_call(tiny_model: Path) -> None:
+    encoder = Encoder.load(tiny_model, device="cpu")
+    text = [" ".join(WORDS)]
+    trained, read = at_base(encoder, 10_000.0), at_base(encoder, 20_000.0)
+    first = trained(text, None)
+    assert not np.allclose(first, read(text, None), atol=1e-5)
+    np.testing.assert_allclose(trained(text, None), first, atol=1e-6)
+
+
+def test_fewer_bits_keep_directions_and_rescoring_orders_what_bits_found() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def look_up(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        return vectors[[int(text) for text in texts]]
+
+    names = [str(i) for i in range(200)]
+    assert ((as_int8(look_up)(names, None) * vectors).sum(1) > 0.9995).all()
+    bits = as_binary(look_up)(names, None)
+    hamming = (np.sign(vectors[:5, None]) != np.sign(vectors[None])).sum(2)
+    np.testing.assert_allclose(bits[:5] @ bits.T, 1 - hamming / 32, atol=1e-6)
+
+    queries = vectors[:5] + 0.5 * rng.normal(size=(5, 64)).astype(np.float32) / 8
+    scores = rescore(queries, vectors)
+    exact = queries @ vectors.T
+    # Compared as rows of ranks: the first ones by cosine, the rest by bits alone.
+    for row, (score, cosine) in enumerate(zip(scores, exact, strict=True)):
+        order = np.argsort(-score)
+        found, rest = order[:CANDIDATES], order[CANDIDATES:]
+        np.testing.assert_allclose(score[found], cosine[found], atol=0.01)
+        distances = (np.sign(queries[row]) != np.sign(vectors)).sum(1)
+        assert distances[found].max() <= distances[rest].min()
+        assert (np.diff(distances[rest]) >= 0).all()
+    few = rescore(queries, vectors[:10])
+    np.testing.assert_allclose(few, exact[:, :10], atol=0.01)
+
+
+def test_a_fall_below_the_interval_ends_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BASELINES, "tiny", mteb_encoder)
+    where = Where(data=sts(tmp_path), results=tmp_path / "results")
+    VERBS["run"](("tiny",), where=where)
+    path = tmp_path / "results/tiny.json"
+    VERBS["run"](("tiny",), against=path, where=where)
+    assert "no score fell" in capsys.readouterr().out
+    before = read_summaries(tmp_path / "results")[0]
+    task = before.tasks["sts"]
+    low = Score(task.score.value + 0.02, task.score.value + 0.01, task.score.value + 0.03)
+    before.tasks["sts"] = replace(task, score=low)
+    write_summary(tmp_path / "before.json", before)
+    with pytest.raises(SystemExit) as end:
+        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
+    assert end.value.code == 1
+    assert "tiny sts:" in capsys.readouterr().out
+    before.tasks["sts"] = replace(task, revision="other")
+    write_summary(tmp_path / "before.json", before)
+    with pytest.raises(ValueError, match="other data"):
+        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
+
+
+def test_two_models_draws_are_of_the_same_items(tmp_path: Path) -> None:
+    better = scored(sts(tmp_path))
+    worse = scored(tmp_path, MtebEncoder(lambda t, a: embed(t)[:, :6], model_meta("worse", "1")))
+    value = better.score.value - worse.score.value
+    paired = difference(better.draws, worse.draws, value)
+    assert paired is not None
+    # By hand: resample the pairs of each language once for both models.
+    rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()
+    draws = []
+    for lang in ("de", "en"):
+        part = [row for row in rows if row["lang"] == lang]
+        a, b = (embed([row[side] for row in part]) for side in ("text1", "text2"))
+        gold = np.array([row["score"] for row in part])
+        rng = np.random.default_rng(7)
+        picks = rng.integers(len(part), size=(2000, len(part)))
+        draws.append(
+            [
+                spearmanr((a * b).sum(1)[pick], gold[pick]).statistic
+                - spearmanr((a * b)[:, :6].sum(1)[pick], gold[pick]).statistic
+                for pick in picks
+            ]
+        )
+    spread = np.mean(draws, axis=0).std()
+    assert paired[1] - paired[0] == pytest.approx(2 * 1.96 * spread, rel=0.2)
+    assert np.mean(paired) == pytest.approx(value)
+    assert difference(better.draws, (), value) is None
 
 
 def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ app = App(
 )
 
 app.command(evaluation := App(name="eval", help="Score models on the local tasks."))
-for verb in ("run", "dims", "adapters", "report"):
+for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"):
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 

@@ -18,6 +18,9 @@ class Engine(Protocol):
     batch_tokens: int
     """How many tokens a batch should hold for the hardware to be at full speed."""
 
+    rope_base: float
+    """Of rotary positions; may be set at any time."""
+
     def hidden(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
         """Every token's hidden state, in the batch's order."""
         ...

@@ -6,7 +6,7 @@ milliseconds. It covers the choice of test items, and no other choice.
 Axes in this file: N items of a test, R resamples, E experiments of a classification test.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 RESAMPLES = 1000
+
+KEPT_DRAWS = 200
+"""As many are kept for comparing two models."""
 
 Draws = Float[np.ndarray, " R"]
 """The scores of `RESAMPLES` resamples of one test."""
@@ -31,6 +34,18 @@ def interval(draws: Draws) -> tuple[float, float]:
     """The middle 95 % of the draws."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
+
+
+def difference(a: Sequence[int], b: Sequence[int], value: float) -> tuple[float, float] | None:
+    """The 95 % interval of `value`, the lead of one model over another on the same test.
+
+    `a` and `b` are the two models' kept draws, of the same items (a paired bootstrap): what is
+    hard for both cancels. None where either has none.
+    """
+    if not a or len(a) != len(b):
+        return None
+    spread = 1.96 * float(np.std(np.subtract(a, b))) / 10_000
+    return value - spread, value + spread
 
 
 def mean_draws(values: Float[np.ndarray, " N"]) -> Draws:

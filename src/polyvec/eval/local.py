@@ -78,9 +78,7 @@ def local_tasks(data: Path, names: Sequence[str] = (), *, whole: bool = False) -
         raise ValueError(f"{root} holds no task folder (a folder with a meta.json)")
     chosen: dict[Path, Meta] = {}
     if not names:
-        chosen = {
-            f: m for f, m in metas.items() if whole or _corpus_characters(f) <= MOST_CHARACTERS
-        }
+        chosen = {f: m for f, m in metas.items() if whole or not _is_long(f)}
     for name in names:
         found = {f: m for f, m in metas.items() if fnmatch(m["name"], name) or m["type"] == name}
         if not found:
@@ -219,9 +217,9 @@ CLUSTERING = {"max_fraction_of_documents_to_embed": None, "max_document_to_embed
 TRAIN_TEXTS = 16
 """Training texts kept of each label and language: mteb draws 8 of them, ten times."""
 
-MOST_CHARACTERS = 1_000_000
-"""Corpora with longer documents in all are scored where a run names them: the needles of 4,096
-tokens and more, and whole meetings, would take two thirds of a run's time."""
+MOST_CHARACTERS = 500_000
+"""Corpora with longer documents in all are scored where a run names them: the needles and
+passkeys of 2,048 tokens and more, and whole meetings, would take three quarters of a run."""
 
 KINDS = {
     "sts": Kind(AbsTaskSTS, "STS", "cosine_spearman", _read_sts, "pairs", 4400),
@@ -287,12 +285,13 @@ def _cuts(folder: Path, kind: Kind) -> str:
     return "; ".join(words)
 
 
-def _corpus_characters(folder: Path) -> int:
-    """Characters in the documents of a retrieval task; 0 for tasks of other types."""
+def _is_long(folder: Path) -> bool:
+    """Whether a retrieval task's documents, as many as are kept, exceed `MOST_CHARACTERS`."""
     if not (folder / "corpus.parquet").exists():
-        return 0
+        return False
     texts = pq.read_table(folder / "corpus.parquet", columns=["text"])["text"]
-    return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
+    kept = min(1, KINDS["retrieval"].most / max(1, len(texts)))
+    return kept * (pc.sum(pc.utf8_length(texts)).as_py() or 0) > MOST_CHARACTERS
 
 
 def _by_language(rows: Rows) -> Iterator[tuple[str, Rows]]:

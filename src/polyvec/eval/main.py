@@ -12,12 +12,14 @@ from mteb.abstasks import AbsTask
 from polyvec.eval.local import local_tasks
 from polyvec.eval.models import (
     BUNDLED,
+    at_base,
     encoder_embed,
     encoder_meta,
     load_encoder,
     load_model,
     remembered,
     truncated,
+    without_instructions,
 )
 from polyvec.eval.protocol import (
     ChooseAdapter,
@@ -26,9 +28,10 @@ from polyvec.eval.protocol import (
     paper_adapter,
     retrieval_adapter,
 )
+from polyvec.eval.quantised import as_binary, as_int8, rescore
 from polyvec.eval.report import fill_summary, group_table, ordered, render_report, task_table
 from polyvec.eval.run import evaluate
-from polyvec.eval.summary import read_summaries
+from polyvec.eval.summary import falls, read_summaries, read_summary
 
 DATA = Path("../shared/data")
 RESULTS = Path("docs/results")
@@ -46,6 +49,12 @@ ABLATION_TASKS = (
     "arxiv-clustering-dev",
 )
 """Small tasks of every kind, on which variants of one model are compared."""
+
+RETRIEVAL_TASKS = ("tydiqa-dev-en", "tydiqa-dev-ko", "tydiqa-dev-sw")
+
+LONG_TASKS = tuple(
+    f"{kind}-{length}" for kind in ("passkey", "needle") for length in (256, 512, 1024, 2048)
+)
 
 Adapter = Literal["paper", "none", "retrieval", "separation", "classification", "text-matching"]
 
@@ -95,6 +104,7 @@ def run(
     /,
     *,
     adapter: Adapter = "paper",
+    against: Path | None = None,
     where: Where = HERE,
 ) -> None:
     """Score models on local task folders with mteb, and print a table.
@@ -105,11 +115,17 @@ def run(
 
     Args:
         models: polyvec-mini, a polyvec model (folder or hub name), all-MiniLM-L6-v2, tf-idf,
-            bm25, or st:FOLDER for a sentence-transformers model.
+            bm25, st:FOLDER for a sentence-transformers model, or the address of a running
+            server of OpenAI's form, such as http://localhost:8000/v1 (with --adapter none if it
+            knows no tasks).
         adapter: The paper's choice by task, or one adapter for everything.
+        against: A result file. The exit status is 1 if a score fell below its interval there;
+            where a score has no interval (clustering), by more than a point.
         where: Options that all verbs share.
 
     """
+    # Read first: it may be the file that this run replaces.
+    before = None if against is None else read_summary(against)
     tasks = where.chosen()
     variant = "" if adapter == "paper" else f"adapter {adapter}"
     summaries = []
@@ -117,6 +133,13 @@ def run(
         model = load_model(name, choose=ADAPTERS[adapter], device=where.device)
         summaries.append(evaluate(model, tasks, results=where.results, variant=variant))
     sys.stdout.write(task_table(ordered(summaries)) + "\n")
+    if before is None:
+        return
+    chosen = {task.metadata.name for task in tasks}
+    worse = [line for summary in summaries for line in falls(before, summary, chosen)]
+    sys.stdout.write("\n".join(worse) + "\n" if worse else f"no score fell below {against}\n")
+    if worse:
+        raise SystemExit(1)
 
 
 def dims(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
@@ -135,6 +158,50 @@ def adapters(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     embed, meta = encoder_embed(load_encoder(model, where.device)), encoder_meta(model)
     fixed = {name: MtebEncoder(embed, meta, choose=choose) for name, choose in ADAPTERS.items()}
     compare("adapter", fixed, where, ABLATION_TASKS)
+
+
+def prompts(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+    """Score one polyvec model with and without its instructions, and print a table.
+
+    Only retrieval has instructions; the adapters are used in both cases.
+    """
+    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    variants = {
+        "with": MtebEncoder(encoder_embed(encoder), meta),
+        "without": MtebEncoder(encoder_embed(without_instructions(encoder)), meta),
+    }
+    compare("instruction", variants, where, RETRIEVAL_TASKS)
+
+
+def long(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+    """Score one polyvec model on passkeys and needles by length, at rotary base 10,000 and 20,000.
+
+    Models are trained at base 10,000 and read at 20,000 (arXiv:2409.10173, section 3). Lengths up
+    to 2,048 tokens, unless `--tasks "passkey-*" "needle-*"` asks for all, which takes half an
+    hour.
+    """
+    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    variants = {
+        f"{base:.0f}": MtebEncoder(at_base(encoder, base), meta) for base in (10_000.0, 20_000.0)
+    }
+    compare("base", variants, where, LONG_TASKS)
+
+
+def quantised(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+    """Score one polyvec model in float32, int8 and bits, and print a table.
+
+    Bits also with rescoring, on retrieval: the first 40 documents of a search by bits are scored
+    again by their int8 vectors.
+    """
+    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    embed = remembered(encoder_embed(encoder))
+    variants = {
+        "float32": MtebEncoder(embed, meta),
+        "int8": MtebEncoder(as_int8(embed), meta),
+        "bits": MtebEncoder(as_binary(embed), meta),
+        "bits rescored": MtebEncoder(embed, meta, compare=rescore),
+    }
+    compare("vectors", variants, where, RETRIEVAL_TASKS)
 
 
 def compare(
@@ -163,6 +230,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "dims": dims,
     "adapters": adapters,
+    "prompts": prompts,
+    "long": long,
+    "quantised": quantised,
     "report": report,
 }
 """`polyvec eval VERB ...`"""

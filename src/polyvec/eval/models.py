@@ -3,6 +3,7 @@
 Axes in this file: B texts, D width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from mteb.models import ModelMeta
 from polyvec.encoder import Encoder, find_model
 from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
 from polyvec.eval.protocol import ChooseAdapter, Embed, Model, MtebEncoder, paper_adapter
+from polyvec.eval.remote import load_server
 from polyvec.outputs import truncate_and_normalise
+from polyvec.tasks import Task
 
 BUNDLED = "polyvec-mini"
 
@@ -21,10 +24,13 @@ def load_model(name: str, *, choose: ChooseAdapter = paper_adapter, device: str 
     """The model called `name`.
 
     `polyvec-mini` is the bundled model; `bm25`, `tf-idf` and `all-MiniLM-L6-v2` are baselines;
-    `st:FOLDER` is any sentence-transformers model on disk; everything else goes to `Encoder.load`.
+    `st:FOLDER` is any sentence-transformers model on disk, `http://HOST/v1` a running server of
+    OpenAI's form; everything else goes to `Encoder.load`.
     """
     if name in BASELINES:
         return BASELINES[name]()
+    if name.startswith(("http://", "https://")):
+        return load_server(name, choose=choose)
     if name.startswith("st:"):
         return load_sentence_transformer(Path(name.removeprefix("st:")))
     return MtebEncoder(encoder_embed(load_encoder(name, device)), encoder_meta(name), choose=choose)
@@ -49,6 +55,23 @@ def encoder_embed(encoder: Encoder) -> Embed:
 def truncated(embed: Embed, dim: int) -> Embed:
     """The first `dim` coordinates of what `embed` gives, at length 1."""
     return lambda texts, adapter: truncate_and_normalise(embed(texts, adapter), dim)
+
+
+def at_base(encoder: Encoder, base: float) -> Embed:
+    """`encoder`, its rotary positions turning at another base than the model's."""
+    plain = encoder_embed(encoder)
+
+    def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        encoder.engine.rope_base = base
+        return plain(texts, adapter)
+
+    return embed
+
+
+def without_instructions(encoder: Encoder) -> Encoder:
+    """`encoder` with its adapters, but no words before the text."""
+    tasks = tuple(Task(task.name) for task in encoder.config.tasks)
+    return Encoder(replace(encoder.config, tasks=tasks), encoder.tokenizer, encoder.engine)
 
 
 def remembered(embed: Embed) -> Embed:

@@ -17,6 +17,8 @@ Embed = Callable[[list[str], str | None], Float[np.ndarray, "B D"]]
 """Texts and one adapter's name (None for none) to vectors of length 1, or 0 if a text says nothing
 that the model knows."""
 
+Compare = Callable[[Float[np.ndarray, "B D"], Float[np.ndarray, "C D"]], Float[np.ndarray, "B C"]]
+
 ChooseAdapter = Callable[[TaskMetadata, PromptType | None], str | None]
 
 CHUNK_CHARACTERS = 200_000
@@ -59,6 +61,11 @@ def always(adapter: str | None) -> ChooseAdapter:
     return lambda task, side: adapter
 
 
+def cosines(a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "B C"]:
+    """Cosines of every row of `a` with every row of `b`."""
+    return a @ b.T
+
+
 class MtebEncoder:
     """An embedding function as mteb's `EncoderProtocol` wants it."""
 
@@ -69,12 +76,19 @@ class MtebEncoder:
         *,
         choose: ChooseAdapter = paper_adapter,
         prepare: Callable[[AbsTask], None] | None = None,
+        compare: Compare | None = None,
     ) -> None:
-        """`prepare` is shown each task, its data loaded, before mteb runs it."""
+        """Give `embed` to mteb under the name in `meta`.
+
+        `choose` says which adapter reads a text. `prepare` is shown each task, its data loaded,
+        before mteb runs it. `compare` scores every document for every query, where cosines would
+        not do.
+        """
         self.embed = embed
         self.mteb_model_meta = meta
         self.choose = choose
         self.prepare = prepare
+        self.similarity = compare or cosines
         self.encoded: Callable[[int], object] = lambda characters: None
         """Told how many characters were just encoded."""
 
@@ -100,12 +114,6 @@ class MtebEncoder:
             self.encoded(sum(map(len, chunk)))
         self.encoded(sum(map(len, texts)) - sum(map(len, unique)))
         return np.concatenate(parts)[[row[text] for text in texts]]
-
-    def similarity(
-        self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "C D"]
-    ) -> Float[np.ndarray, "B C"]:
-        """Cosines of every row of `a` with every row of `b`."""
-        return a @ b.T
 
     def similarity_pairwise(
         self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "B D"]

@@ -59,8 +59,8 @@ task's score is the mean over its languages, a kind's the mean over its tasks.
 So that two CPU cores need minutes and not an hour, large tables are cut, to rows chosen by a hash
 of what they say, as many of each language: {cuts}. Fewer documents, and fewer sentences to
 choose a translation from, make retrieval and bitext easier than on the whole tables. Of training
-parts {train} texts a label and language are kept. Tasks whose documents exceed a million characters
-(needles of 4,096 tokens and more, whole meetings) run where they are named. `--whole` cuts and
+parts {train} texts a label and language are kept. Tasks whose documents exceed half a million
+characters (needles and passkeys of 2,048 tokens and more, whole meetings) run where they are named. `--whole` cuts and
 leaves out nothing. Each task's description in mteb's metadata says what was cut from it.
 """
 

@@ -29,7 +29,7 @@ from mteb.models import MTEBModels
 from mteb.results import TaskResult
 from tqdm import tqdm
 
-from polyvec.eval.intervals import DRAWS, interval
+from polyvec.eval.intervals import DRAWS, KEPT_DRAWS, interval
 from polyvec.eval.local import task_texts
 from polyvec.eval.protocol import Model, MtebEncoder
 from polyvec.eval.summary import (
@@ -113,7 +113,7 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
             co2_tracker=False,
         )
         predicted = json.loads((Path(predictions) / task.prediction_file_name).read_text())
-    score, subsets = _with_intervals(task, result.task_results[0], predicted)
+    score, subsets, draws = _with_intervals(task, result.task_results[0], predicted)
     return TaskScore(
         kind=task.metadata.type,
         metric=task.metadata.main_score,
@@ -121,13 +121,14 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
         seconds=monotonic() - start,
         score=score,
         subsets=subsets,
+        draws=tuple(round(10_000 * draw) for draw in draws[:KEPT_DRAWS]),
     )
 
 
 def _with_intervals(
     task: AbsTask, result: TaskResult, predicted: dict[str, dict]
-) -> tuple[Score, dict[str, Score]]:
-    """The main score with its interval: the mean over subsets, and each subset's."""
+) -> tuple[Score, dict[str, Score], Sequence[float]]:
+    """The main score with its interval: the mean over subsets, each subset's, and the draws."""
     assert task.dataset is not None
     draw = DRAWS.get(task.metadata.type)
     subsets: dict[str, Score] = {}
@@ -141,7 +142,10 @@ def _with_intervals(
             draws.append(draw(task.metadata.main_score, data, prediction))
             subsets[name] = Score(value, *interval(draws[-1]))
     mean = float(np.mean([score.value for score in subsets.values()]))
-    return Score(mean, *(interval(np.mean(draws, axis=0)) if draws else ())), subsets
+    if not draws:
+        return Score(mean), subsets, ()
+    whole = np.mean(draws, axis=0)
+    return Score(mean, *interval(whole)), subsets, whole.tolist()
 
 
 def _can_run(model: Model, task: AbsTask) -> bool:
