@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,9 +14,9 @@ import uvicorn
 from jsonschema import Draft202012Validator
 
 from polyvec import Encoder
+from polyvec.checkpoint import save_checkpoint
 from polyvec.server.app import make_app
 from polyvec.server.endpoints import ENDPOINTS
-from polyvec.server.limits import Limits
 from polyvec.server.main import DrainingServer, PatientProtocol, make_service
 
 MODEL = "jina-embeddings-v3"
@@ -62,9 +63,9 @@ def check_error(answer):
 
 
 @contextmanager
-def serving(**options):
+def serving(model="mini", **options):
     """Run a server with `make_service`'s options."""
-    service = make_service(["mini"], aliases=[MODEL], **options)
+    service = make_service([str(model)], aliases=[MODEL], **options)
     config = uvicorn.Config(
         make_app(service, ENDPOINTS),
         port=0,
@@ -109,10 +110,26 @@ def library():
     return Encoder.load()
 
 
-@pytest.fixture
-def limits():
-    """Small limits, in `Limits`' own form."""
-    return Limits
+@pytest.fixture(scope="session")
+def long_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
+    """The tiny model, which reads its longest text, of 1,024 tokens, in a moment."""
+    folder = tmp_path_factory.mktemp("models") / "long"
+    save_checkpoint(folder, replace(tiny_config, max_tokens=1_024), tiny_weights)
+    (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_library(long_model):
+    """The long model without a server."""
+    return Encoder.load(long_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def long_server(long_model):
+    """A server of the long model."""
+    with serving(long_model, device="cpu") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ class FairQueue:
         while self._jobs:
             job = self._jobs[0]
             turn = TURN_TOKENS
-            while job.waiting and (turn > 0 and job.next_tokens() <= room or not entries):
+            while job.waiting and ((turn > 0 and job.next_tokens() <= room) or not entries):
                 entry = job.take()
                 entries.append(entry)
                 turn -= len(entry.text.ids)
@@ -180,16 +180,18 @@ class Scheduler:
         num_engines: int = 1,
         queue_tokens: int = 1_000_000,
         batch_tokens: int | None = None,
-        engine_seconds: float = 60.0,
+        engine_seconds: float = 30.0,
         start_seconds: float = 300.0,
     ) -> None:
         """Nothing starts before `start`.
 
         `queue_tokens` may wait; `batch_tokens` bounds a batch, by default at a quarter of what the
-        engine asks for. An engine that has not answered for `engine_seconds` is started again.
+        engine asks for. An engine that has not answered for `engine_seconds`, times the thousands
+        of tokens it was given, is started again.
         """
         self.queue = FairQueue()
         self.num_alive = 0
+        self.num_busy = 0
         self.engines: list[EngineProcess | None] = [None] * num_engines
         self.tokens_per_second = 5_000.0
         """A running estimate for one engine."""
@@ -259,12 +261,16 @@ class Scheduler:
                     continue
                 failures, self._broken = 0, False
                 self.num_alive += 1
+                loop = asyncio.get_running_loop()
+                # An idle engine that dies is noticed at once, not by the next request.
+                loop.add_reader(engine.sentinel, self._work.set)
                 try:
                     await self._feed(engine, thread)
                 except EngineGone as error:
                     log("engine lost", {"engine": number, "why": str(error)})
                     self._metrics.restarts.inc()
                 finally:
+                    loop.remove_reader(engine.sentinel)
                     self.num_alive -= 1
                     self.engines[number] = None
                     engine.stop()
@@ -282,17 +288,22 @@ class Scheduler:
         largest = self._batch_tokens or engine.batch_tokens // 4
         limit = largest
         while True:
-            while not self.queue:
+            while not self.queue and engine.is_alive:
                 self._work.clear()
                 await self._work.wait()
+            if not engine.is_alive:
+                raise EngineGone("the engine has ended while it was idle")
             wanted = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
             entries = self.queue.take(min(limit, wanted))
+            self.num_busy += 1
             try:
                 enough_memory = await self._run(engine, thread, entries)
             except EngineGone:
                 for entry in entries:
                     entry.job.fail(unavailable("the engine ended and is started again; try again"))
                 raise
+            finally:
+                self.num_busy -= 1
             # Twice as fast down as up: a batch that failed costs more than a small one.
             limit = min(largest, limit * 3 // 2) if enough_memory else max(1, limit // 2)
 
@@ -372,7 +383,8 @@ def _pool(
     offsets = batch.starts.tolist()
     starts = np.concatenate([text.starts + at for text, at in zip(texts, offsets, strict=True)])
     ends = np.concatenate([text.ends + at for text, at in zip(texts, offsets, strict=True)])
-    pooled = engine.pool(batch, starts, ends, seconds=seconds)
+    thousands = -(-len(batch.token_ids) // 1_000)
+    pooled = engine.pool(batch, starts, ends, seconds=seconds * thousands)
     finite = np.isfinite(pooled).all(1)
     cuts = np.cumsum([len(text.starts) for text in texts])[:-1]
     parts = zip(np.split(pooled, cuts), np.split(finite, cuts), strict=True)

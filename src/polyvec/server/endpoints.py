@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 from starlette.responses import Response
 
 from polyvec.server.app import Call, Endpoint, Service, json_response

@@ -42,8 +42,8 @@ class Limits:
     request_seconds: float = 300.0
     """Time for the answer."""
 
-    engine_seconds: float = 60.0
-    """Time for one batch; an engine that takes longer is started again."""
+    engine_seconds: float = 30.0
+    """Time for every 1,000 tokens of a batch; an engine that takes longer is started again."""
 
     drain_seconds: float = 30.0
     """Time for the requests in work when the server is told to stop."""

@@ -32,6 +32,8 @@ KEYS = "POLYVEC_API_KEYS"
 HEADER_SECONDS = 10.0
 """Time for a client to send a request's head, after which the connection is closed."""
 
+LIMITS = Limits()
+
 
 def serve(
     *models: str,
@@ -47,7 +49,7 @@ def serve(
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
-    limits: Annotated[Limits, Parameter(name="*")] = Limits(),
+    limits: Annotated[Limits, Parameter(name="*")] = LIMITS,
 ) -> None:
     """Serve models over HTTP: the embeddings API of Jina and of OpenAI, and more.
 
