@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from polyvec.server.classifiers import Classifiers
 from polyvec.server.errors import ApiError, error_body
 from polyvec.server.gate import Gate, Traffic, dialect_of
 from polyvec.server.limits import Client, Clients, Limits
@@ -36,6 +37,8 @@ class Service:
     clients: Clients = field(default_factory=Clients)
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
+    classifiers: Classifiers | None = None
+    """Where trained classifiers are kept, if anywhere."""
     cors: Sequence[str] = ()
     """Origins whose pages may call the API; none unless named."""
 

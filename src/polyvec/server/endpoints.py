@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from polyvec.server.app import Call, Endpoint, Service, json_response
+from polyvec.server import classifying, dialects, reranking
+from polyvec.server.app import Call, Endpoint, Service, json_response, read_page
 from polyvec.server.errors import bad_input
+from polyvec.server.openapi import describe_api
 from polyvec.server.render import embedding_body, embedding_rows, shape, token_rows
 from polyvec.server.schemas import EmbeddingRequest, EmbeddingResponse
 from polyvec.server.served import Served
@@ -129,6 +131,16 @@ async def metrics(call: Call) -> Response:
     )
 
 
+async def page(call: Call) -> Response:
+    """GET /: the playground."""
+    return Response(read_page(), media_type="text/html; charset=utf-8")
+
+
+async def document(call: Call) -> Response:
+    """GET /openapi.json."""
+    return json_response(describe_api(ENDPOINTS))
+
+
 ENDPOINTS = [
     Endpoint(
         method="POST",
@@ -142,4 +154,9 @@ ENDPOINTS = [
     Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness"),
     Endpoint(method="GET", path="/health", answer=ready, summary="Readiness, by its other name"),
     Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
+    Endpoint(method="GET", path="/", answer=page, summary="A page to try the API on"),
+    Endpoint(method="GET", path="/openapi.json", answer=document, summary="This document"),
+    *reranking.ENDPOINTS,
+    *classifying.ENDPOINTS,
+    *dialects.ENDPOINTS,
 ]

@@ -19,6 +19,7 @@ from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model
 from polyvec.server.app import Service, make_app
 from polyvec.server.batching import Scheduler
+from polyvec.server.classifiers import Classifiers
 from polyvec.server.endpoints import ENDPOINTS
 from polyvec.server.limits import Client, Clients, Limits, plain_keys, read_keys
 from polyvec.server.metrics import Metrics
@@ -45,6 +46,7 @@ def serve(
     engines: int = 1,
     batch_tokens: int | None = None,
     cache_mb: int = 0,
+    classifiers: Path | None = None,
     key_file: Path | None = None,
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     tls_cert: Path | None = None,
@@ -78,6 +80,8 @@ def serve(
         The most tokens of one batch; by default a quarter of what the engine asks for.
     cache_mb
         Megabytes of vectors to keep for texts that come again.
+    classifiers
+        A SQLite file for trained classifiers; without it /v1/train is closed.
     key_file
         Who may ask: a line for each key with its name, its SHA-256 in hexadecimal, and perhaps
         requests=N tokens=N concurrency=N a minute. Keys may also stand, separated by spaces, in
@@ -99,6 +103,7 @@ def serve(
         num_engines=engines,
         batch_tokens=batch_tokens,
         cache_bytes=cache_mb * 1_000_000,
+        classifiers=classifiers,
         clients=find_keys(key_file),
         cors=cors or [],
         limits=limits,
@@ -130,6 +135,7 @@ def make_service(
     num_engines: int = 1,
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
+    classifiers: Path | None = None,
     clients: Clients | None = None,
     cors: Sequence[str] = (),
     limits: Limits | None = None,
@@ -171,7 +177,12 @@ def make_service(
             raise ValueError(f"--alias {alias}: there is no model {name}")
         by_name.setdefault(short, by_name[name] if name else next(iter(by_name.values())))
     return Service(
-        models=by_name, limits=limits, clients=clients or Clients(), metrics=metrics, cors=cors
+        models=by_name,
+        limits=limits,
+        clients=clients or Clients(),
+        metrics=metrics,
+        classifiers=None if classifiers is None else Classifiers(classifiers),
+        cors=cors,
     )
 
 
