@@ -1,6 +1,5 @@
 """Clients that people already have, unmodified, against the running server."""
 
-
 import numpy as np
 import openai
 import pytest

@@ -47,7 +47,9 @@ def test_zero_shot_scores_are_shares(server, library, jina_schema):
     got = [[one["score"] for one in row["predictions"]] for row in answer["data"]]
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert [row["prediction"] for row in answer["data"]] == [labels[i] for i in expected.argmax(1)]
-    groups = server.http.post("/v1/classify", json=body | {"labels": {"what": labels, "how": ["x"]}})
+    groups = server.http.post(
+        "/v1/classify", json=body | {"labels": {"what": labels, "how": ["x"]}}
+    )
     jina_schema("ClassificationResponse", groups.json())
     row = groups.json()["data"][0]
     assert row["prediction"]["what"] == answer["data"][0]["prediction"]
@@ -91,7 +93,13 @@ def test_the_learner_is_scikit_learns(rng):
     labels = rng.integers(0, 3, 60)
     ours = learn(np.zeros((3, 9), np.float32), vectors, labels, 5)
     theirs = SGDClassifier(
-        loss="hinge", penalty=None, learning_rate="pa1", eta0=1.0, shuffle=False, max_iter=5, tol=None
+        loss="hinge",
+        penalty=None,
+        learning_rate="pa1",
+        eta0=1.0,
+        shuffle=False,
+        max_iter=5,
+        tol=None,
     ).fit(vectors.astype(np.float64), labels)
     np.testing.assert_allclose(ours[:, :-1], theirs.coef_, atol=1e-3)
     np.testing.assert_allclose(ours[:, -1], theirs.intercept_, atol=1e-3)
