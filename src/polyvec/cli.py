@@ -19,10 +19,14 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "lancedb": "search",
     "mteb": "eval",
+    "prometheus_client": "server",
     "pyarrow": "search",
+    "pydantic": "server",
     "sentence_transformers": "eval",
     "sklearn": "eval",
+    "starlette": "server",
     "torch": "torch",
+    "uvicorn": "server",
 }
 """Which extra brings a module that may be missing."""
 
@@ -41,6 +45,7 @@ app.command(evaluation := App(name="eval", help="Score models on the local tasks
 for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"):
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
+app.command("polyvec.server.main:serve", name="serve")
 
 
 @app.command

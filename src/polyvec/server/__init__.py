@@ -1,0 +1,1 @@
+"""The embeddings API over HTTP: `polyvec serve`."""

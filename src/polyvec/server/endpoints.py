@@ -1,0 +1,162 @@
+"""The routes of Jina's and OpenAI's APIs for embeddings, and the probes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+
+from polyvec.server import classifying, dialects, reranking
+from polyvec.server.app import Call, Endpoint, Service, json_response, read_page
+from polyvec.server.errors import bad_input
+from polyvec.server.openapi import describe_api
+from polyvec.server.render import embedding_body, embedding_rows, shape, token_rows
+from polyvec.server.schemas import EmbeddingRequest, EmbeddingResponse
+from polyvec.server.served import Served
+
+INLINE_NUMBERS = 4_096
+"""Answers larger than this are made in a thread, in slices: the event loop stays free."""
+
+SLICE = 32
+"""Texts whose vectors are written at once; between slices other threads have their turn."""
+
+Result = TypeVar("Result")
+
+
+async def embeddings(call: Call) -> Response:
+    """POST /v1/embeddings."""
+    request: EmbeddingRequest = call.body
+    model = call.service.find(request.model)
+    model.check_task(request.task)
+    dim = check_dim(model, request.dimensions, request.encodings)
+    if request.output == "sparse":
+        raise bad_input(f"{model.name} has no sparse head; ask for dense", "output")
+    if request.output == "multi_vector":
+        return await _multi_vector(call, model, request, dim)
+    truncate = bool(request.truncate)
+    if request.late_chunking:
+        texts = only_texts(request.input, "late_chunking")
+        means, tokens = await model.embed_chunks(
+            texts, request.task, call.client, truncate=truncate
+        )
+    else:
+        means, tokens = await model.embed(
+            request.input, request.task, call.client, truncate=truncate
+        )
+    call.note(texts=len(means), tokens=tokens)
+    normalized = request.normalized is not False
+
+    def write() -> bytes:
+        vectors = shape(means, dim, normalized=normalized)
+        rows: list[bytes] = []
+        for first in range(0, len(vectors), SLICE):
+            part = embedding_rows(
+                vectors[first : first + SLICE], request.encodings, first_index=first
+            )
+            rows.extend(part)
+        return embedding_body(request.model, rows, tokens)
+
+    body = await make(call.service, write, means.shape[0] * dim)
+    return Response(body, media_type="application/json")
+
+
+async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest, dim: int) -> Response:
+    texts = only_texts(request.input, "output multi_vector")
+    if len(request.encodings) > 1:
+        raise bad_input("with output multi_vector, ask for one embedding_type", "embedding_type")
+    states, tokens = await model.embed_tokens(
+        texts, request.task, call.client, truncate=bool(request.truncate)
+    )
+    call.note(texts=len(texts), tokens=tokens)
+    normalized = request.normalized is not False
+
+    def write() -> bytes:
+        vectors = [shape(rows, dim, normalized=normalized) for rows in states]
+        return embedding_body(request.model, token_rows(vectors, request.encodings[0]), tokens)
+
+    body = await make(call.service, write, tokens * dim)
+    return Response(body, media_type="application/json")
+
+
+async def make(service: Service, write: Callable[[], Result], numbers: int) -> Result:
+    """What `write` returns, from a thread if it has many numbers to write."""
+    began = time.perf_counter()
+    made = write() if numbers <= INLINE_NUMBERS else await asyncio.to_thread(write)
+    service.metrics.serialise.observe(time.perf_counter() - began)
+    return made
+
+
+def check_dim(model: Served, dim: int | None, encodings: list[Any]) -> int:
+    """The size asked for. Raises ApiError 400 if the model or an encoding does not have it."""
+    width = model.config.width
+    if dim is None:
+        return width
+    if dim > width:
+        raise bad_input(
+            f"dimensions is {dim}, must be in 1..{width} for {model.name}", "dimensions"
+        )
+    if dim % 8 and {"binary", "ubinary"} & set(encodings):
+        raise bad_input(
+            f"dimensions is {dim}, must be a multiple of 8 for binary vectors", "dimensions"
+        )
+    return dim
+
+
+def only_texts(given: list[str] | list[list[int]], what: str) -> list[str]:
+    """The input, which must not be token ids here."""
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(given):
+        raise bad_input(f"{what} needs texts, not token ids")
+    return texts
+
+
+async def live(call: Call) -> Response:
+    """GET /live: the event loop turns. Says nothing of engines or load."""
+    return json_response({"status": "ok"})
+
+
+async def ready(call: Call) -> Response:
+    """GET /ready and /health: requests can be answered."""
+    good, state = call.service.state()
+    models = [model.name for model in call.service.served]
+    return json_response({"status": state, "models": models}, 200 if good else 503)
+
+
+async def metrics(call: Call) -> Response:
+    """GET /metrics."""
+    call.service.state()
+    return Response(
+        call.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
+
+
+async def page(call: Call) -> Response:
+    """GET /: the playground."""
+    return Response(read_page(), media_type="text/html; charset=utf-8")
+
+
+async def document(call: Call) -> Response:
+    """GET /openapi.json."""
+    return json_response(describe_api(ENDPOINTS))
+
+
+ENDPOINTS = [
+    Endpoint(
+        method="POST",
+        path="/v1/embeddings",
+        answer=embeddings,
+        summary="Vectors of texts",
+        reads=EmbeddingRequest,
+        writes=EmbeddingResponse,
+    ),
+    Endpoint(method="GET", path="/live", answer=live, summary="Liveness, whatever the load"),
+    Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness"),
+    Endpoint(method="GET", path="/health", answer=ready, summary="Readiness, by its other name"),
+    Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
+    Endpoint(method="GET", path="/", answer=page, summary="A page to try the API on"),
+    Endpoint(method="GET", path="/openapi.json", answer=document, summary="This document"),
+    *reranking.ENDPOINTS,
+    *classifying.ENDPOINTS,
+    *dialects.ENDPOINTS,
+]

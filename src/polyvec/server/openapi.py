@@ -1,0 +1,78 @@
+"""The OpenAPI document, from the table of endpoints."""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+
+from polyvec.server.app import Endpoint
+from polyvec.server.schemas import ErrorResponse
+
+ERRORS = {
+    400: "What is asked for cannot be had",
+    401: "No API key, or a wrong one",
+    404: "There is no such thing",
+    405: "The path has other methods",
+    408: "The request came too slowly",
+    409: "Another change is under way",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    422: "The body is not of the expected form",
+    429: "A limit is used up; see Retry-After",
+    500: "The server's fault",
+    503: "No engine runs, or the server stops; see Retry-After",
+    504: "It took too long",
+}
+
+
+def describe_api(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """The document."""
+    schemas: dict[str, Any] = {}
+    refused = _content(_refer(ErrorResponse, schemas))
+    errors = {str(code): {"description": text, **refused} for code, text in ERRORS.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        operation: dict[str, Any] = {
+            "summary": endpoint.summary,
+            "operationId": f"{endpoint.method.lower()}_{endpoint.answer.__name__}",
+            "responses": {"200": {"description": "The answer"}, **errors},
+            "security": [{}, {"key": []}],
+        }
+        if endpoint.writes is not None:
+            operation["responses"]["200"] |= _content(_refer(endpoint.writes, schemas))
+        if endpoint.path in ("/ready", "/health"):
+            # A probe's answer has its own form.
+            operation["responses"]["503"] = {"description": "Not ready"}
+        if endpoint.reads is not None:
+            schema = _refer(endpoint.reads, schemas)
+            operation["requestBody"] = {"required": True, **_content(schema)}
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        names = re.findall(r"{(\w+)}", path)
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+        paths.setdefault(path, {})[endpoint.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "polyvec", "version": version("polyvec")},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _refer(kind: type[BaseModel], schemas: dict[str, Any]) -> dict[str, str]:
+    """A reference to a schema, which is put with its parts into `schemas`."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs", {}))
+    schemas[kind.__name__] = schema
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _content(schema: dict[str, str]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}

@@ -1,0 +1,192 @@
+"""A model as the server offers it: texts in, vectors out, for any number of requests at once.
+
+Axes in this file: N texts of a request, S spans of one text, D the model's width.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float32
+
+from polyvec.config import ModelConfig
+from polyvec.server.batching import Scheduler, Text, whole
+from polyvec.server.cache import Cache, cache_key
+from polyvec.server.errors import bad_input
+from polyvec.server.limits import Client, Limits
+from polyvec.server.metrics import Metrics
+from polyvec.server.reading import chunk_spans, read, token_spans
+from polyvec.tasks import BARE, task_row
+from polyvec.tokenizer import Tokenizer, Tokens
+
+SLICE = 64
+"""Texts that are tokenised before another request has its turn."""
+
+
+class Served:
+    """One model: its tokenizer here, its engines in their processes."""
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        cache_bytes: int = 0,
+    ) -> None:
+        """`cache_bytes` of vectors are kept for texts that come again."""
+        self.name = name
+        self.config = config
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.created = int(time.time())
+        self._limits = limits
+        self._metrics = metrics
+        self._cache = Cache(cache_bytes) if cache_bytes else None
+        # The tokenizer lets go of Python's lock, so a long text does not stop the short ones.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="tokenise")
+
+    async def stop(self) -> None:
+        """End the engines and the threads."""
+        await self.scheduler.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        task: str | None,
+        client: Client,
+        *,
+        truncate: bool = False,
+        param: str = "input",
+    ) -> tuple[Float32[np.ndarray, "N D"], int]:
+        """Each text's mean hidden state, neither cut nor normalised, and the tokens read.
+
+        Raises ApiError: 400 naming the text that is empty or too long, 429, 500, 503.
+        """
+        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
+        row = task_row(self.config.tasks, task)
+        num_tokens = sum(map(len, tokens))
+        client.charge(num_tokens)
+        if self._cache is None:
+            vectors = await self.scheduler.run([whole(ids, row) for ids in tokens])
+            return np.concatenate(vectors), num_tokens
+        keys = [cache_key(ids, row) for ids in tokens]
+        found = [self._cache.find(key) for key in keys]
+        missing = [number for number, vector in enumerate(found) if vector is None]
+        self._metrics.cached.inc(len(found) - len(missing))
+        if missing:
+            vectors = await self.scheduler.run([whole(tokens[i], row) for i in missing])
+            for number, vector in zip(missing, vectors, strict=True):
+                found[number] = vector[0]
+                self._cache.keep(keys[number], vector[0])
+        return np.stack([vector for vector in found if vector is not None]), num_tokens
+
+    async def embed_tokens(
+        self, texts: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
+    ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
+        """Each text's hidden states, one a token, special tokens and instruction included."""
+        tokens = await self.tokenise(texts, task, truncate=truncate)
+        row = task_row(self.config.tasks, task)
+        num_tokens = sum(map(len, tokens))
+        client.charge(num_tokens)
+        spans = [Text(ids, row, *token_spans(len(ids))) for ids in tokens]
+        return await self.scheduler.run(spans), num_tokens
+
+    async def embed_chunks(
+        self, chunks: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
+    ) -> tuple[Float32[np.ndarray, "N D"], int]:
+        """Late chunking: the mean hidden state of each chunk, in the context of all of them.
+
+        The document is the chunks joined by single spaces (docs/serving.md). With `truncate`,
+        chunks beyond the model's longest text are a 400 all the same: they have no vector.
+        """
+        self._check(chunks, "input")
+        [document] = await self._read([" ".join(chunks)], task)
+        if document.truncated and not truncate:
+            raise bad_input(
+                f"the chunks have more than {self.config.max_tokens:,} tokens together; send "
+                "fewer, or without late_chunking"
+            )
+        starts, ends = chunk_spans(document, [len(chunk) for chunk in chunks])
+        lost = np.flatnonzero(ends <= starts)
+        if len(lost):
+            raise bad_input(
+                f"input[{lost[0]}] lies beyond the {self.config.max_tokens:,} tokens that the "
+                "model reads, or holds nothing that it can read; send fewer chunks"
+            )
+        row = task_row(self.config.tasks, task)
+        client.charge(len(document.ids))
+        [vectors] = await self.scheduler.run([Text(document.ids, row, starts, ends)])
+        return vectors, len(document.ids)
+
+    async def tokenise(
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        task: str | None,
+        *,
+        truncate: bool = False,
+        param: str = "input",
+    ) -> list[np.ndarray]:
+        """Each text's token ids as the model reads them."""
+        self._check(texts, param)
+        began = time.perf_counter()
+        found: list[np.ndarray] = []
+        total = 0
+        for first in range(0, len(texts), SLICE):
+            part = texts[first : first + SLICE]
+            for number, tokens in enumerate(await self._read(part, task)):
+                if tokens.truncated and not truncate:
+                    raise bad_input(
+                        f"{param}[{first + number}] has more than {self.config.max_tokens:,} "
+                        "tokens; shorten it, or send truncate: true",
+                        f"{param}[{first + number}]",
+                    )
+                found.append(tokens.ids)
+                total += len(tokens.ids)
+            if total > self._limits.request_tokens:
+                raise bad_input(
+                    f"the request has more than {self._limits.request_tokens:,} tokens; "
+                    "send fewer texts at once",
+                    param,
+                )
+        self._metrics.tokenise.observe(time.perf_counter() - began)
+        return found
+
+    def check_task(self, task: str | None) -> None:
+        """Raise ApiError 400 unless the model has the task."""
+        try:
+            task_row(self.config.tasks, task)
+        except ValueError as error:
+            raise bad_input(str(error), "task") from None
+
+    def _check(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+        if len(texts) > self._limits.items:
+            raise bad_input(
+                f"{len(texts):,} texts are too many for one request; the limit is "
+                f"{self._limits.items:,}",
+                param,
+            )
+        for number, text in enumerate(texts):
+            if isinstance(text, str):
+                if not text or text.isspace():
+                    raise bad_input(f"{param}[{number}] is empty", f"{param}[{number}]")
+            elif min(text) < 0 or max(text) >= self.tokenizer.vocab_size:
+                raise bad_input(
+                    f"{param}[{number}] holds a token id outside 0..{self.tokenizer.vocab_size - 1}"
+                    ", the ids of this model's tokenizer",
+                    f"{param}[{number}]",
+                )
+
+    async def _read(
+        self, texts: Sequence[str] | Sequence[list[int]], task: str | None
+    ) -> list[Tokens]:
+        row = task_row(self.config.tasks, task)
+        prompt = "" if row == BARE else self.config.tasks[row].prompt
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, read, self.tokenizer, texts, prompt)

@@ -1,0 +1,144 @@
+"""A running server: real sockets, the bundled model, its engine in a process of its own."""
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from jsonschema import Draft202012Validator
+
+from polyvec import Encoder
+from polyvec.checkpoint import save_checkpoint
+from polyvec.server.app import make_app
+from polyvec.server.endpoints import ENDPOINTS
+from polyvec.server.main import DrainingServer, PatientProtocol, make_service
+
+MODEL = "jina-embeddings-v3"
+
+
+class Running:
+    """A server in a thread: its address, a client, and its insides for those who make faults."""
+
+    def __init__(self, service, server, loop, url):
+        self.service = service
+        self.server = server
+        self.loop = loop
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=60)
+
+    def embed(self, texts, **fields):
+        return self.http.post("/v1/embeddings", json={"model": MODEL, "input": texts, **fields})
+
+    def error(self, body, *, path="/v1/embeddings"):
+        """The status, and the sentence of an error that has the form of all errors."""
+        if isinstance(body, bytes):
+            answer = self.http.post(
+                path, content=body, headers={"content-type": "application/json"}
+            )
+        else:
+            answer = self.http.post(path, json={"model": MODEL, **body})
+        return check_error(answer)
+
+    def wait_until_ready(self, seconds=60):
+        end = time.monotonic() + seconds
+        while self.http.get("/ready").status_code != 200:
+            assert time.monotonic() < end, "the engine does not come"
+            time.sleep(0.02)
+
+
+def check_error(answer):
+    """The status and the sentence; what every client family reads must be there."""
+    body = answer.json()
+    assert answer.status_code >= 400
+    assert isinstance(body["detail"], str) and body["detail"]
+    assert body["error"]["message"] == body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return answer.status_code, body["detail"]
+
+
+@contextmanager
+def serving(model="mini", **options):
+    """Run a server with `make_service`'s options."""
+    service = make_service([str(model)], aliases=[MODEL], **options)
+    config = uvicorn.Config(
+        make_app(service, ENDPOINTS),
+        port=0,
+        http=PatientProtocol,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
+    server = DrainingServer(config, service)
+    loops = []
+
+    async def run():
+        loops.append(asyncio.get_running_loop())
+        await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        running = Running(service, server, loops[0], f"http://127.0.0.1:{port}")
+        with running.http:
+            running.wait_until_ready()
+            yield running
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The server that most tests share."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def library():
+    """The same model without a server."""
+    return Encoder.load()
+
+
+@pytest.fixture(scope="session")
+def long_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
+    """The tiny model, which reads its longest text, of 1,024 tokens, in a moment."""
+    folder = tmp_path_factory.mktemp("models") / "long"
+    save_checkpoint(folder, replace(tiny_config, max_tokens=1_024), tiny_weights)
+    (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_library(long_model):
+    """The long model without a server."""
+    return Encoder.load(long_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def long_server(long_model):
+    """A server of the long model."""
+    with serving(long_model, device="cpu") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def jina_schema():
+    """Check a value against one of the schemas of Jina's OpenAPI document (tests/server)."""
+    document = json.loads((Path(__file__).parent / "jina-schemas.json").read_text("utf-8"))
+
+    def check(name, value):
+        schema = {"$ref": f"#/components/schemas/{name}", **document}
+        Draft202012Validator(schema).validate(value)
+
+    return check

@@ -1,0 +1,46 @@
+"""The bundled model's real engine, which fails when it reads certain tokens. No text has them.
+
+A request chooses a fault by sending token ids. The engine's process imports this file.
+"""
+
+import os
+import time
+
+import numpy as np
+
+from polyvec.server.worker import load_engine
+
+NAN, ERROR, MEMORY, DEATH, HANG, SLOW = range(47_900, 47_906)
+
+MEMORY_TEXTS = 3
+"""So many texts beside MEMORY are too many."""
+
+
+class FaultyEngine:
+    def __init__(self, engine):
+        self.engine = engine
+        self.batch_tokens = engine.batch_tokens
+
+    def hidden(self, batch):
+        return self.engine.hidden(batch)
+
+    def pool(self, batch, starts, ends):
+        marks = set(batch.token_ids.tolist()) & {NAN, ERROR, MEMORY, DEATH, HANG, SLOW}
+        if ERROR in marks:
+            raise RuntimeError("the kernel met a shape it does not know")
+        if MEMORY in marks and len(batch.lengths) > MEMORY_TEXTS:
+            raise MemoryError
+        if DEATH in marks:
+            os._exit(9)
+        if HANG in marks:
+            time.sleep(3_600)
+        if SLOW in marks:
+            time.sleep(0.3)
+        pooled = self.engine.pool(batch, starts, ends)
+        for position in np.flatnonzero(batch.token_ids == NAN):
+            pooled[(starts <= position) & (position < ends)] = np.nan
+        return pooled
+
+
+def faulty_engine():
+    return FaultyEngine(load_engine(None, "cpu", "auto"))

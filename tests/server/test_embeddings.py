@@ -1,0 +1,166 @@
+import base64
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from polyvec import TASKS, to_binary, to_ubinary
+from tests.server.conftest import MODEL
+
+TEXTS = [
+    "Where does the cat sleep?",
+    "Die Katze schläft auf dem Stuhl.",
+    "Le pain doit refroidir une heure.",
+    "猫在椅子上睡觉。",
+    "a",
+    "bread and water " * 12,
+    "Шустрая бурая лиса прыгает через ленивого пса.",
+]
+NAMES = [None, *(task.name for task in TASKS)]
+
+
+def vectors(answer):
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [row["index"] for row in data] == list(range(len(data)))
+    return np.array([row["embedding"] for row in data], np.float32)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_the_server_gives_the_librarys_vectors(server, library, task):
+    got = vectors(server.embed(TEXTS, task=task))
+    np.testing.assert_allclose(got, library.encode(TEXTS, task=task), atol=2e-6)
+
+
+def test_usage_counts_what_the_model_read(server, library):
+    usage = server.embed(TEXTS, task="retrieval.query").json()["usage"]
+    prompts = [TASKS[0].prompt] * len(TEXTS)
+    expected = sum(len(text.ids) for text in library.tokenizer.encode(TEXTS, prompts))
+    assert usage == {"total_tokens": expected, "prompt_tokens": expected}
+
+
+def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, library):
+    """F15: batch == single == shuffled == mixed-task, all dims, through HTTP."""
+    generator = random.Random(0)
+    expected = {task: library.encode(TEXTS, task=task) for task in NAMES}
+    dims = [*library.config.dims, 31, 1]
+
+    def ask(number):
+        chosen = generator.choices(range(len(TEXTS)), k=generator.randint(1, 6))
+        task, dim = generator.choice(NAMES), generator.choice(dims)
+        got = vectors(server.embed([TEXTS[i] for i in chosen], task=task, dimensions=dim))
+        cut = expected[task][chosen, :dim]
+        return np.abs(got - cut / np.linalg.norm(cut, axis=1, keepdims=True)).max()
+
+    with ThreadPoolExecutor(12) as pool:
+        worst = max(pool.map(ask, range(48)))
+    assert worst < 1e-5
+
+
+@pytest.mark.parametrize("dim", [1, 31, 32, 384])
+def test_vectors_have_length_one_in_every_encoding(server, dim):
+    """F16: unit norm at every dimension and after every encoding; float and base64 bit-equal."""
+    plain = vectors(server.embed(TEXTS, dimensions=dim))
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
+    rows = server.embed(TEXTS, dimensions=dim, embedding_type="base64").json()["data"]
+    packed = np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in rows])
+    # Two requests are two batches, whose float rounding may differ; one request's are one.
+    both = server.embed(TEXTS, dimensions=dim, embedding_type=["float", "base64"]).json()["data"]
+    for row in both:
+        bits = np.frombuffer(base64.b64decode(row["embedding_types"]["base64"]), "<u4")
+        assert np.array_equal(np.float32(row["embedding"]).view(np.uint32), bits)
+    np.testing.assert_allclose(packed, plain, atol=1e-6)
+
+
+def test_binary_vectors_are_the_librarys(server, library):
+    expected = library.encode(TEXTS)
+    for kind, convert in (("binary", to_binary), ("ubinary", to_ubinary)):
+        rows = server.embed(TEXTS, embedding_type=kind).json()["data"]
+        got = np.array([row["embedding"] for row in rows])
+        # A number next to zero may fall on either side.
+        differ = np.unpackbits((got ^ convert(expected)).astype(np.uint8)).sum()
+        assert differ <= 2
+
+
+def test_one_type_in_a_list_is_that_type(server):
+    [one] = server.embed("a", embedding_type=["ubinary"]).json()["data"]
+    [other] = server.embed("a", embedding_type="ubinary").json()["data"]
+    assert one == other and len(one["embedding"]) == 384 // 8
+
+
+def test_without_normalisation_vectors_keep_their_length(server):
+    raw = vectors(server.embed(TEXTS, normalized=False, dimensions=64))
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    assert (np.abs(lengths - 1) > 1e-3).all()
+    np.testing.assert_allclose(
+        raw / lengths, vectors(server.embed(TEXTS, dimensions=64)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_token_ids_are_as_good_as_their_text(server, library, task):
+    ids = [text.ids.tolist() for text in library.tokenizer.encode(TEXTS, [""] * len(TEXTS))]
+    expected = vectors(server.embed(TEXTS, task=task))
+    bare = [one[1:-1] for one in ids]
+    for form in (ids, bare):
+        np.testing.assert_allclose(vectors(server.embed(form, task=task)), expected, atol=2e-6)
+    np.testing.assert_allclose(vectors(server.embed(bare[0], task=task)), expected[:1], atol=2e-6)
+
+
+def test_objects_with_a_text_are_texts(server):
+    same = [{"text": TEXTS[0]}, TEXTS[0]]
+    got = vectors(server.embed(same))
+    np.testing.assert_allclose(got[0], got[1], atol=1e-6)
+    assert (
+        vectors(server.embed({"text": "a"})).shape == vectors(server.embed("a")).shape == (1, 384)
+    )
+
+
+def test_late_chunking_reads_the_chunks_as_one_document(server, library):
+    """The reference: hidden states of the joined text, averaged over each chunk's tokens."""
+    chunks = ["Berlin is the capital.", "It has many lakes,", "and the city grows."]
+    document = " ".join(chunks)
+    for task in (None, "retrieval.passage"):
+        [states] = library.encode_tokens([document], task=task)
+        prompt = "" if task is None else TASKS[1].prompt
+        [tokens] = library.tokenizer.encode([document], [prompt])
+        owner = [
+            next(i for i in range(3) if end <= len(" ".join(chunks[: i + 1])))
+            for _, end in tokens.offsets.tolist()
+        ]
+        owner[: tokens.num_prompt] = [0] * tokens.num_prompt
+        expected = np.stack([states[np.array(owner) == i].mean(0) for i in range(3)])
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        got = vectors(server.embed(chunks, task=task, late_chunking=True))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        alone = vectors(server.embed(chunks, task=task))
+        assert np.abs(got - alone).max() > 0.01, "a chunk does not know its document"
+
+
+def test_every_token_may_have_a_vector(server, library):
+    answer = server.embed(TEXTS[:2], output="multi_vector", normalized=False).json()
+    assert "data" in answer, answer
+    for row, states in zip(answer["data"], library.encode_tokens(TEXTS[:2]), strict=True):
+        np.testing.assert_allclose(np.float32(row["embeddings"]), states, atol=2e-5)
+
+
+def test_answers_keep_to_the_hosted_schema(server, jina_schema):
+    for fields in (
+        {},
+        {"embedding_type": "base64"},
+        {"embedding_type": ["binary", "float"]},
+        {"late_chunking": True},
+        {"output": "multi_vector"},
+    ):
+        jina_schema("EmbeddingResponse", server.embed(TEXTS[:3], **fields).json())
+    jina_schema("ErrorResponse", server.embed("").json())
+    jina_schema("HTTPValidationError", server.embed("a", dimensions="8").json())
+
+
+def test_a_large_answer_is_whole(server, library):
+    texts = [f"{number} bottles" for number in range(300)]
+    answer = server.embed(texts, dimensions=32)
+    assert json.loads(answer.content)["model"] == MODEL
+    np.testing.assert_allclose(vectors(answer), library.encode(texts, dim=32), atol=2e-6)

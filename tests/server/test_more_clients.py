@@ -1,0 +1,57 @@
+"""Clients whose packages are large or warn about themselves: the warnings are theirs."""
+
+import warnings
+
+import numpy as np
+
+from tests.server.conftest import MODEL
+from tests.server.test_clients import TEXTS
+
+
+def test_langchain_community(server, library, monkeypatch):
+    with warnings.catch_warnings():
+        # The package announces its own end when imported.
+        warnings.simplefilter("ignore")
+        from langchain_community.embeddings import jina
+
+    # The address is a constant of the module.
+    monkeypatch.setattr(jina, "JINA_API_URL", f"{server.url}/v1/embeddings")
+    got = jina.JinaEmbeddings(jina_api_key="none", model_name=MODEL).embed_documents(TEXTS)
+    np.testing.assert_allclose(got, library.encode(TEXTS), atol=2e-6)
+
+
+def test_cohere(server, library):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import cohere
+
+        client = cohere.ClientV2(api_key="none", base_url=server.url)
+    answer = client.embed(
+        model=MODEL,
+        texts=TEXTS,
+        input_type="search_query",
+        embedding_types=["float", "int8", "ubinary"],
+        output_dimension=64,
+    )
+    expected = library.encode(TEXTS, task="retrieval.query", dim=64)
+    np.testing.assert_allclose(answer.embeddings.float_, expected, atol=2e-6)
+    assert np.abs(np.array(answer.embeddings.int8)).max() == 127
+
+
+def test_llama_index(server, library):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from llama_index.embeddings.jinaai import JinaEmbedding
+
+    for kind in ("float", "binary"):
+        model = JinaEmbedding(
+            api_key="none", model=MODEL, task="retrieval.passage", encoding_documents=kind
+        )
+        # The class has no argument for the address, its caller has.
+        model._api.api_url = f"{server.url}/v1/embeddings"
+        got = np.float32(model.get_text_embedding_batch(TEXTS))
+        expected = library.encode(TEXTS, task="retrieval.passage")
+        if kind == "binary":
+            assert (got == (expected > 0)).mean() > 0.99
+        else:
+            np.testing.assert_allclose(got, expected, atol=2e-6)
