@@ -24,7 +24,16 @@ FLOORS = (
 
 TOP = 4
 
-LIGHT = {"numpy", "jaxtyping", "ml_dtypes", "openvino", "safetensors", "tokenizers", "tqdm"}
+LIGHT = {
+    "numpy",
+    "jaxtyping",
+    "ml_dtypes",
+    "openvino",
+    "safetensors",
+    "sentencex",
+    "tokenizers",
+    "tqdm",
+}
 """What rooms below the top floor may import, `torch` in its own files aside."""
 
 HEAVY = {"polyvec.network", "polyvec.engines.torch"}
@@ -113,9 +122,12 @@ def test_files_are_short_enough_to_read():
 
 def test_the_public_names_are_these():
     assert sorted(polyvec.__all__) == [
+        "Chunks",
         "Encoder",
         "ModelConfig",
         "NotFiniteError",
+        "Semantic",
+        "Sentences",
         "TASKS",
         "Task",
         "similarity",

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from polyvec.chunking import split_text
+from polyvec.chunking import Sentences, group_sentences, split_sentences, split_text
 
 TEXTS = {
     "english": "One sentence. Another one! A third?\n\nA new paragraph, which is longer. " * 5,
@@ -85,3 +85,42 @@ def test_an_empty_text_has_no_chunks_and_a_size_below_one_is_refused():
     assert split_text("", 10) == []
     with pytest.raises(ValueError, match="at least 1"):
         split_text("text", 0)
+
+
+SENTENCES = {
+    "en": [
+        "Dr. Li met Mr. Jones at 5 p.m. on Jan. 3.",
+        "It grew by 3.5 percent, e.g. here.",
+        "So?",
+    ],
+    "de": ["Das ist z. B. ein Test von Dr. Müller.", "Am 3. Oktober war er in der Hauptstr. 5."],
+    "ru": ["Он родился в 1990 г. в Москве.", "А. С. Пушкин жил на ул. Мойка.", "Всё!"],
+    "hi": ["यह एक वाक्य है। ", "क्या आप ठीक हैं?", "हाँ।"],
+    "ar": ["هل أنت بخير؟", "نعم، أنا بخير.", "شكرا!"],
+    "th": ["ภาษาไทยไม่มีเครื่องหมายจบประโยค", "แต่มีช่องว่างระหว่างประโยค"],
+    "ur": ["یہ ایک جملہ ہے۔", "کیا یہ جملہ ہے؟"],
+    "am": ["ይህ ዓረፍተ ነገር ነው።", "ሌላ ዓረፍተ ነገር።"],
+}
+
+
+@pytest.mark.parametrize("lang", SENTENCES)
+def test_sentences_end_at_full_stops_and_not_at_abbreviations(lang):
+    sentences = [sentence.strip() for sentence in SENTENCES[lang]]
+    text = " ".join(sentences)
+    assert [text[start:end].strip() for start, end in split_sentences(text, lang)] == sentences
+
+
+def test_chinese_and_japanese_sentences_need_no_space():
+    for text in ("第一句话。第二句话！第三句话？", "これは文です。これも文です！そうですか？"):
+        assert len(split_sentences(text)) == 3
+
+
+@pytest.mark.parametrize("text", [*TEXTS.values(), " \n a. b", "\ud800. B\udfff? C", "", "\n\n"])
+def test_sentences_lie_end_to_end_and_none_is_white_space(text):
+    sentences = split_sentences(text)
+    assert "".join(text[start:end] for start, end in sentences) == text
+    assert all(text[start:end].strip() for start, end in sentences) or not text.strip()
+    for count in (1, 2, 7):
+        groups = group_sentences(text, Sentences(count))
+        assert len(groups) == -(-len(sentences) // count)
+        assert "".join(text[start:end] for start, end in groups) == text

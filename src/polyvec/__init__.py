@@ -1,8 +1,10 @@
 """Multilingual, multi-task text embeddings."""
 
+from polyvec.chunking import Semantic, Sentences
 from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
 from polyvec.outputs import (
+    Chunks,
     NotFiniteError,
     similarity,
     to_base64,
@@ -15,9 +17,12 @@ from polyvec.tasks import TASKS, Task
 
 __all__ = [
     "TASKS",
+    "Chunks",
     "Encoder",
     "ModelConfig",
     "NotFiniteError",
+    "Semantic",
+    "Sentences",
     "Task",
     "similarity",
     "to_base64",

@@ -14,27 +14,51 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import sentencex
+
 PARAGRAPH = re.compile(r"(?:\r?\n[^\S\n]*){2,}")
 """Blank lines belong to the paragraph before them."""
 
-SENTENCE = re.compile(
-    # European, Arabic, Armenian, Ethiopic, Devanagari, Tibetan, Burmese and Khmer full stops end
-    # a sentence before a space, East Asian ones always, and so does a line in all of them.
-    "[.!?\u2026\u061f\u06d4\u0589\u1362\u1367\u0964\u0965\u0f0d\u104b\u17d4]+[\"'\u201d\u2019\u00bb)\\]]*\\s+"
-    "|[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\u201d\uff09]*\\s*"
-    "|\\n\\s*"
-)
+LINE = re.compile(r"\n")
+THAI = re.compile(r"(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff])")
+"""Thai and Lao have no full stop: a space between two of their letters ends a sentence."""
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of a pair, which the sentence splitter cannot read."""
 
 WORD = re.compile(r"\s+")
-
-CUTS = (PARAGRAPH, SENTENCE, WORD)
-"""Where a text may be cut, the best places first."""
+SPACE = re.compile(r"\s*")
 
 HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 
 JOINER = "\u200d"
 """Holds the parts of one emoji together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """A choice of chunks: so many sentences in each."""
+
+    count: int = 5
+    """Sentences in a chunk; the last chunk may have fewer."""
+
+    lang: str = "en"
+    """Whose abbreviations to know; every language's full stops are known anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Semantic:
+    """A choice of chunks: cut where the meaning turns, between sentences unlike each other."""
+
+    percentile: int = 95
+    """Cut where the distance of two neighbours is above that of so many per cent of them."""
+
+    buffer: int = 1
+    """Each sentence is compared together with so many before and after it."""
+
+    lang: str = "en"
+    """Whose abbreviations to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +94,61 @@ def split_text(
         spans = _pack(text, section.start, section.end, max_size, size, CUTS)
         chunks.extend(Chunk(start, end, section.headings) for start, end, _ in spans)
     return chunks
+
+
+def split_sentences(text: str, lang: str = "en") -> list[tuple[int, int]]:
+    """The sentences as characters [start, end), end to end, each with the white space after it.
+
+    A line ends a sentence too. `lang` (ISO 639-1) only decides which abbreviations are known; the
+    full stops of all scripts are. White space alone is one sentence, an empty text has none.
+
+    >>> [text := "Dr. Li left at 5 p.m. on Monday. 然后呢？没有了。", split_sentences(text)][1]
+    [(0, 33), (33, 37), (37, 41)]
+    """
+    edges = [0, *_sentence_ends(text, lang), len(text)]
+    return [(start, end) for start, end in pairwise(edges) if start < end]
+
+
+def group_sentences(text: str, choice: Sentences) -> list[tuple[int, int]]:
+    """Chunks of so many sentences, end to end; none for an empty text."""
+    if choice.count < 1:
+        raise ValueError(f"Sentences.count is {choice.count}, must be at least 1")
+    sentences = split_sentences(text, choice.lang)
+    groups = [sentences[i : i + choice.count] for i in range(0, len(sentences), choice.count)]
+    return [(group[0][0], group[-1][1]) for group in groups]
+
+
+def _sentence_ends(text: str, lang: str) -> list[int]:
+    readable = SURROGATES.sub("\ufffd", text)
+    # Its compiled part has no stubs.
+    found = sentencex.get_sentence_boundaries(lang, readable)  # pyright: ignore
+    ends = {sentence["end_index"] for sentence in found}
+    for pattern in (LINE, THAI):
+        ends.update(match.end() for match in pattern.finditer(text))
+    # White space goes with the sentence before it, and at the start with the first one.
+    blank = len(text) - len(text.lstrip())
+    moved = {_skip_space(text, end) for end in ends}
+    return sorted(end for end in moved if blank < end < len(text))
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = SPACE.match(text, position)
+    assert match is not None, "it matches nothing at all, too"
+    return match.end()
+
+
+def _paragraph_ends(text: str) -> list[int]:
+    return [match.end() for match in PARAGRAPH.finditer(text)]
+
+
+def _word_ends(text: str) -> list[int]:
+    return [match.end() for match in WORD.finditer(text)]
+
+
+CUTS = (_paragraph_ends, lambda text: _sentence_ends(text, "en"), _word_ends)
+"""Where a text may be cut, the best places first."""
+
+Cuts = tuple[Callable[[str], list[int]], ...]
 
 
 def _sections(text: str) -> Iterator[Chunk]:
@@ -115,7 +194,7 @@ def _pack(
     end: int,
     max_size: int,
     size: Callable[[str], int],
-    cuts: tuple[re.Pattern[str], ...],
+    cuts: Cuts,
 ) -> Iterator[tuple[int, int, int]]:
     """Spans of [start, end), with their sizes, as large as fits."""
     whole = size(text[start:end])
@@ -142,7 +221,7 @@ def _cut(
     end: int,
     max_size: int,
     size: Callable[[str], int],
-    cuts: tuple[re.Pattern[str], ...],
+    cuts: Cuts,
 ) -> Iterator[tuple[int, int, int]]:
     """Spans of [start, end) that each fit, cut at the best places there are."""
     if not cuts:
@@ -150,7 +229,7 @@ def _cut(
         yield from _pack(text, start, middle, max_size, size, ())
         yield from _pack(text, middle, end, max_size, size, ())
         return
-    edges = [start, *(match.end() for match in cuts[0].finditer(text, start, end)), end]
+    edges = [start, *(start + position for position in cuts[0](text[start:end])), end]
     for left, right in pairwise(edges):
         yield from _pack(text, left, right, max_size, size, cuts[1:])
 

@@ -1,14 +1,14 @@
 """From texts to vectors: what users hold. It composes the other rooms and does no mathematics.
 
 Axes in this file: N texts of the caller, T tokens of one text, D the model's width, dim the size
-asked for.
+asked for, S chunks of a document.
 """
 
 import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,11 @@ from tqdm import tqdm
 from polyvec import outputs
 from polyvec.batch import Batch, make_batch, pack
 from polyvec.checkpoint import Weights, load_checkpoint
+from polyvec.chunking import Semantic, Sentences, group_sentences, split_sentences
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine
+from polyvec.outputs import Chunks
+from polyvec.pooling import pool_windows
 from polyvec.tasks import BARE, task_row
 from polyvec.tokenizer import Tokenizer, Tokens
 
@@ -33,6 +36,15 @@ WINDOW_CHARACTERS = 4_000_000
 
 TaskChoice = str | None | Iterable[str | None]
 """One task for all texts, or one for each."""
+
+ChunkChoice = int | Sentences | Semantic | Sequence[tuple[int, int]]
+"""Tokens in each chunk, `Sentences`, `Semantic`, or characters [start, end) of each chunk."""
+
+CHUNK_TOKENS = 256
+"""How large chunks are, where nothing is said of them."""
+
+OVERLAP = 256
+"""Tokens that two windows of a long document share, where nothing is said of it."""
 
 
 class Encoder:
@@ -124,6 +136,66 @@ class Encoder:
         dim = self._check_dim(dim, any_dim)
         return self._stream(texts, task, dim, progress)
 
+    def encode_chunks(
+        self,
+        document: str | Sequence[str],
+        *,
+        task: str | None = None,
+        dim: int | None = None,
+        any_dim: bool = False,
+        chunks: ChunkChoice | None = None,
+        late: bool = True,
+        window: int | None = None,
+        overlap: int | None = None,
+        progress: bool | None = None,
+    ) -> Chunks:
+        """One vector a chunk, each of which has seen the whole document (late chunking).
+
+        `document` is a text, cut as `chunks` says: so many tokens each (256 by default),
+        `Sentences(5)`, `Semantic()`, or the caller's own spans of characters [start, end), which
+        may overlap and leave gaps. Or it is a list of chunks, read as one text joined by single
+        spaces. No chunk is dropped. The first keeps `<s>` and the instruction, the last `</s>`:
+        a chunk that is the whole text has the vector of `encode`.
+
+        A document longer than `window` tokens (the model's longest text by default) is read in
+        windows that share `overlap` tokens (256; half a window where that is less), in linear
+        time and bounded memory. With `late=False` every chunk is embedded by itself.
+
+        Raises ValueError for spans outside the document and other choices that cannot be;
+        `outputs.NotFiniteError` names chunks without a usable vector.
+        """
+        size = self._check_dim(dim, any_dim)
+        text, given = _join_chunks(document, chunks)
+        row, prompt = task_row(self.config.tasks, task), self._prompt(task)
+        tokens = self.tokenizer.encode([text], [prompt], truncate=False)[0]
+        spans = self._cut(text, tokens, CHUNK_TOKENS if given is None else given, task)
+        offsets = np.array(spans, np.int32).reshape(-1, 2)
+        if not late:
+            parts = [text[start:end] for start, end in spans]
+            vectors = self.encode(parts, task=task, dim=size, any_dim=True, progress=progress)
+            return Chunks(text, offsets, vectors)
+        longest = self.config.max_tokens
+        window = longest if window is None else window
+        if not 2 <= window <= longest:
+            raise ValueError(f"window is {window}, must be in 2..{longest} tokens")
+        starts, ends = tokens.find_spans(text, spans)
+        with _make_bar(len(tokens.ids), progress, unit="token") as bar:
+            means = pool_windows(
+                self.engine.pool,
+                tokens.ids,
+                row,
+                starts,
+                ends,
+                window=window,
+                overlap=min(OVERLAP, window // 2) if overlap is None else overlap,
+                batch_tokens=self.engine.batch_tokens,
+                read=bar.update,
+            )
+        try:
+            return Chunks(text, offsets, outputs.truncate_and_normalise(means, size))
+        except outputs.NotFiniteError as error:
+            raise outputs.NotFiniteError(error.rows, "chunk") from None
+
     def encode_tokens(
         self, texts: str | Iterable[str], *, task: TaskChoice = None
     ) -> list[Float32[np.ndarray, "T D"]]:
@@ -192,6 +264,37 @@ class Encoder:
         for members in pack(lengths, self.engine.batch_tokens):
             ids = [tokens[i].ids for i in members]
             yield members, make_batch(ids, [rows[i] for i in members])
+
+    def _cut(
+        self, text: str, tokens: Tokens, choice: ChunkChoice, task: str | None
+    ) -> list[tuple[int, int]]:
+        """The chunks' characters; the whole text where there is nothing to cut."""
+        if isinstance(choice, bool | float):
+            raise ValueError(f"chunks is {choice!r}, must be a number of tokens or spans")
+        if isinstance(choice, int | np.integer):
+            return tokens.split(int(choice), len(text))
+        if isinstance(choice, Sentences):
+            return group_sentences(text, choice) or [(0, len(text))]
+        if isinstance(choice, Semantic):
+            return self._cut_by_meaning(text, choice, task)
+        return [_check_span(number, span, text) for number, span in enumerate(choice)]
+
+    def _cut_by_meaning(
+        self, text: str, choice: Semantic, task: str | None
+    ) -> list[tuple[int, int]]:
+        sentences = split_sentences(text, choice.lang)
+        if choice.buffer < 0 or not 0 <= choice.percentile <= 100:
+            raise ValueError(f"{choice}: buffer must be 0 or more, percentile in 0..100")
+        last = len(sentences) - 1
+        around = [
+            text[
+                sentences[max(i - choice.buffer, 0)][0] : sentences[min(i + choice.buffer, last)][1]
+            ]
+            for i in range(len(sentences))
+        ]
+        turns = outputs.find_turns(self.encode(around, task=task), choice.percentile)
+        edges = [0, *(sentences[turn][0] for turn in turns), len(text)]
+        return list(pairwise(edges))
 
     def _check_dim(self, dim: int | None, any_dim: bool) -> int:
         width, dims = self.config.width, self.config.dims
@@ -290,7 +393,36 @@ def _read_windows(
         yield window, chosen
 
 
-def _make_bar(total: int | None, progress: bool | None) -> tqdm:
+def _join_chunks(
+    document: str | Sequence[str], choice: ChunkChoice | None
+) -> tuple[str, ChunkChoice | None]:
+    """The document as one text, and its chunks if it came as a list of them."""
+    if isinstance(document, str):
+        return document, choice
+    if choice is not None:
+        raise ValueError("a list of chunks is cut already; give one text, or leave out chunks")
+    spans, start = [], 0
+    for number, chunk in enumerate(document):
+        if not isinstance(chunk, str):
+            raise ValueError(
+                f"chunk {number} (counted from 0) is a {type(chunk).__name__}, not str"
+            )
+        spans.append((start, start + len(chunk)))
+        start += len(chunk) + 1
+    return " ".join(document), spans
+
+
+def _check_span(number: int, span: tuple[int, int], text: str) -> tuple[int, int]:
+    start, end = (int(edge) for edge in span)
+    if not 0 <= start <= end <= len(text):
+        raise ValueError(
+            f"chunk {number} (counted from 0) is the characters {start} to {end}, "
+            f"outside the document's {len(text)}"
+        )
+    return start, end
+
+
+def _make_bar(total: int | None, progress: bool | None, unit: str = "text") -> tqdm:
     # tqdm's own None means: not unless standard error is a terminal.
     hidden = None if progress is None else not progress
-    return tqdm(total=total, unit="text", disable=hidden, delay=1)
+    return tqdm(total=total, unit=unit, disable=hidden, delay=1)

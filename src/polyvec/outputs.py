@@ -1,24 +1,48 @@
 """What happens to vectors after pooling: truncation, norm, small encodings, similarity.
 
-Axes in this file: N and M vectors, D numbers in a vector, dim a Matryoshka size, bytes = D / 8.
+Axes in this file: N and M vectors, D numbers in a vector, dim a Matryoshka size, bytes = D / 8,
+S chunks.
 """
 
 import base64
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int8, UInt8
+from jaxtyping import Float32, Int8, Int32, UInt8
 
 
 class NotFiniteError(ValueError):
     """Some texts have no usable vector; `rows` are their positions among the caller's texts."""
 
-    def __init__(self, rows: list[int]) -> None:
+    def __init__(self, rows: list[int], what: str = "text") -> None:
         named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         super().__init__(
-            f"the model gave NaN, infinite or all-zero numbers for text {named} "
-            "(counted from 0): check the checkpoint, or leave these texts out"
+            f"the model gave NaN, infinite or all-zero numbers for {what} {named} "
+            f"(counted from 0): check the checkpoint, or leave these {what}s out"
         )
         self.rows = rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """The chunks of one document, each with its vector."""
+
+    document: str
+    """What was read; a list of chunks is joined by spaces."""
+
+    offsets: Int32[np.ndarray, "S 2"]
+    """Each chunk's characters [start, end) in `document`."""
+
+    vectors: Float32[np.ndarray, "S dim"]
+    """Each chunk's vector, of length 1."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def texts(self) -> list[str]:
+        """Each chunk's own text."""
+        return [self.document[start:end] for start, end in self.offsets.tolist()]
 
 
 def truncate_and_normalise(
@@ -97,3 +121,18 @@ def similarity(
     [[1.0, 0.0]]
     """
     return truncate_and_normalise(a, a.shape[1]) @ truncate_and_normalise(b, b.shape[1]).T
+
+
+def find_turns(vectors: Float32[np.ndarray, "N D"], percentile: int) -> list[int]:
+    """Where a series of unit vectors turns: rows whose distance from the row before is large.
+
+    Large is above the distances' `percentile`. Greg Kamradt's semantic splitting, as LlamaIndex
+    has it.
+
+    >>> find_turns(np.float32([[1, 0], [1, 0], [0, 1], [0, 1]]), 60)
+    [2]
+    """
+    if len(vectors) < 2:
+        return []
+    distances = 1 - (vectors[1:] * vectors[:-1]).sum(1)
+    return (1 + np.flatnonzero(distances > np.percentile(distances, percentile))).tolist()

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,56 @@ class Tokens:
 
     truncated: bool
     """Whether tokens of the text were left out."""
+
+    def find_spans(
+        self, text: str, chunks: Sequence[tuple[int, int]]
+    ) -> tuple[Int32[np.ndarray, " S"], Int32[np.ndarray, " S"]]:
+        """The tokens [start, end) of each chunk, given as characters [start, end) of `text`.
+
+        A token belongs to every chunk that holds one of its characters other than the space
+        before a word. Whoever has the text's first token has `<s>` and the instruction too, and
+        whoever has the last one has `</s>`. No span is empty: a chunk without a token of its own
+        takes the one that follows it, be it `</s>`.
+        """
+        first, last = self.num_prompt, len(self.ids) - 1
+        own = self.offsets[first:last].tolist()
+        limits = np.array(chunks, np.int64).reshape(-1, 2)
+        lefts = np.searchsorted(self.offsets[first:last, 1], limits[:, 0], "right").tolist()
+        rights = np.searchsorted(self.offsets[first:last, 0], limits[:, 1], "left").tolist()
+        spans = np.empty((2, len(limits)), np.int32)
+        for number, (start, end) in enumerate(chunks):
+            left, right = lefts[number], rights[number]
+            while (
+                left < right and own[right - 1][1] > end and text[own[right - 1][0] : end].isspace()
+            ):
+                right -= 1
+            while left < right and own[left][0] < start and text[start : own[left][1]].isspace():
+                left += 1
+            if left >= right:
+                left = min(lefts[number], len(own))
+                right = left + 1
+            # Tokens before the text go with its first token, `</s>` with the last.
+            spans[0, number] = first + left if left else 0
+            spans[1, number] = last + 1 if right >= len(own) else first + right
+        return spans[0], spans[1]
+
+    def split(self, size: int, num_characters: int) -> list[tuple[int, int]]:
+        """Chunks of `size` of the text's own tokens each, as characters [start, end).
+
+        They lie end to end and cover the text's `num_characters`. A chunk is a few tokens larger
+        where a character spelt by several tokens would else be cut in two.
+        """
+        if size < 1:
+            raise ValueError(f"chunks is {size}, must be at least 1 token")
+        starts, ends = self.offsets[self.num_prompt : -1].T.tolist()
+        edges, token = [0], size
+        while token < len(starts):
+            if starts[token] < ends[token - 1]:
+                token += 1
+                continue
+            edges.append(starts[token])
+            token += size
+        return list(pairwise([*edges, num_characters]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +146,13 @@ class Tokenizer:
         """One more than the largest id; a model needs as many rows in its token table."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Tokens]:
+    def encode(
+        self, texts: Sequence[str], prompts: Sequence[str], *, truncate: bool = True
+    ) -> list[Tokens]:
         """Each text's tokens, its prompt before it ("" for none).
 
-        What exceeds `max_tokens` is cut off the end of the text; `</s>` stays.
+        What exceeds `max_tokens` is cut off the end of the text, unless `truncate` is False;
+        `</s>` stays.
         """
         assert len(texts) == len(prompts)
         whole = [
@@ -106,8 +160,9 @@ class Tokenizer:
             for prompt, text in zip(prompts, texts, strict=True)
         ]
         encodings = self.core.encode_batch(whole)
+        max_tokens = self.max_tokens if truncate else None
         return [
-            self._tokens(encoding, len(prompt))
+            _read_encoding(encoding, len(prompt), max_tokens)
             for encoding, prompt in zip(encodings, prompts, strict=True)
         ]
 
@@ -135,22 +190,23 @@ class Tokenizer:
         text = json.dumps(settings, indent=2) + "\n"
         return {"tokenizer.json": self.path.read_bytes(), "tokenizer_config.json": text.encode()}
 
-    def _tokens(self, encoding: tokenizers.Encoding, prompt: int) -> Tokens:
-        """An encoding, truncated, its offsets moved back by the prompt's characters."""
-        ids = np.array(encoding.ids, np.int32)
-        offsets = np.array(encoding.offsets, np.int32)
-        num_prompt = 1
-        if prompt:
-            # A token of the text may begin with the prompt's last space.
-            own = np.flatnonzero(offsets[1:-1, 1] > prompt)
-            num_prompt = 1 + int(own[0]) if len(own) else len(ids) - 1
-            offsets = (offsets - prompt).clip(0)
-        truncated = len(ids) > self.max_tokens
-        if truncated:
-            kept = self.max_tokens - 1
-            ids = np.append(ids[:kept], ids[-1])
-            offsets = offsets[: kept + 1]
-            num_prompt = min(num_prompt, kept)
-        offsets[:num_prompt] = 0
-        offsets[-1] = offsets[-2, 1]
-        return Tokens(ids, offsets, num_prompt, truncated)
+
+def _read_encoding(encoding: tokenizers.Encoding, prompt: int, max_tokens: int | None) -> Tokens:
+    """An encoding, truncated, its offsets moved back by the prompt's characters."""
+    ids = np.array(encoding.ids, np.int32)
+    offsets = np.array(encoding.offsets, np.int32)
+    num_prompt = 1
+    if prompt:
+        # A token of the text may begin with the prompt's last space.
+        own = np.flatnonzero(offsets[1:-1, 1] > prompt)
+        num_prompt = 1 + int(own[0]) if len(own) else len(ids) - 1
+        offsets = (offsets - prompt).clip(0)
+    truncated = False
+    if max_tokens is not None and len(ids) > max_tokens:
+        truncated, kept = True, max_tokens - 1
+        ids = np.append(ids[:kept], ids[-1])
+        offsets = offsets[: kept + 1]
+        num_prompt = min(num_prompt, kept)
+    offsets[:num_prompt] = 0
+    offsets[-1] = offsets[-2, 1]
+    return Tokens(ids, offsets, num_prompt, truncated)
