@@ -2,6 +2,7 @@
 
 import warnings
 
+import httpx
 import numpy as np
 
 from tests.server.conftest import MODEL
@@ -16,7 +17,9 @@ def test_langchain_community(server, library, monkeypatch):
 
     # The address is a constant of the module.
     monkeypatch.setattr(jina, "JINA_API_URL", f"{server.url}/v1/embeddings")
-    got = jina.JinaEmbeddings(jina_api_key="none", model_name=MODEL).embed_documents(TEXTS)
+    client = jina.JinaEmbeddings(jina_api_key="none", model_name=MODEL)
+    with client.session:
+        got = client.embed_documents(TEXTS)
     np.testing.assert_allclose(got, library.encode(TEXTS), atol=2e-6)
 
 
@@ -25,14 +28,16 @@ def test_cohere(server, library):
         warnings.simplefilter("ignore")
         import cohere
 
-        client = cohere.ClientV2(api_key="none", base_url=server.url)
-    answer = client.embed(
-        model=MODEL,
-        texts=TEXTS,
-        input_type="search_query",
-        embedding_types=["float", "int8", "ubinary"],
-        output_dimension=64,
-    )
+    # Left to itself the client opens a connection that it cannot close.
+    with httpx.Client(follow_redirects=True) as http:
+        client = cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=http)
+        answer = client.embed(
+            model=MODEL,
+            texts=TEXTS,
+            input_type="search_query",
+            embedding_types=["float", "int8", "ubinary"],
+            output_dimension=64,
+        )
     expected = library.encode(TEXTS, task="retrieval.query", dim=64)
     np.testing.assert_allclose(answer.embeddings.float_, expected, atol=2e-6)
     assert np.abs(np.array(answer.embeddings.int8)).max() == 127
@@ -49,7 +54,8 @@ def test_llama_index(server, library):
         )
         # The class has no argument for the address, its caller has.
         model._api.api_url = f"{server.url}/v1/embeddings"
-        got = np.float32(model.get_text_embedding_batch(TEXTS))
+        with model._api._session:
+            got = np.float32(model.get_text_embedding_batch(TEXTS))
         expected = library.encode(TEXTS, task="retrieval.passage")
         if kind == "binary":
             assert (got == (expected > 0)).mean() > 0.99
