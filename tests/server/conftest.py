@@ -63,9 +63,9 @@ def check_error(answer):
 
 
 @contextmanager
-def serving(model="mini", **options):
-    """Run a server with `make_service`'s options."""
-    service = make_service([str(model)], aliases=[MODEL], **options)
+def serving(model="mini", *, precision="float32", **options):
+    """Run a server with `make_service`'s options; in float32, so that batches agree anywhere."""
+    service = make_service([str(model)], aliases=[MODEL], precision=precision, **options)
     config = uvicorn.Config(
         make_app(service, ENDPOINTS),
         port=0,
@@ -107,7 +107,7 @@ def server():
 @pytest.fixture(scope="session")
 def library():
     """The same model without a server."""
-    return Encoder.load()
+    return Encoder.load(precision="float32")
 
 
 @pytest.fixture(scope="session")

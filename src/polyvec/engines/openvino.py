@@ -82,6 +82,9 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if not bf16:
+            # Where the CPU multiplies 8-bit integers, the plugin would round activations to them.
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if num_threads is not None:
             properties["INFERENCE_NUM_THREADS"] = num_threads
         if cache_dir is not None and _is_writable(cache_dir):
