@@ -23,6 +23,8 @@ from polyvec.train.checkpoints import average_checkpoints
 from polyvec.train.loop import Settings, Work, schedule, train
 from polyvec.train.metrics import read_records
 
+ROOT = Path(__file__).parents[2]
+
 SETTINGS = Settings(steps=12, learning_rate=0.01, table_rate=0.05, save_every=4, weight_decay=0.1)
 
 
@@ -250,7 +252,7 @@ def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Pa
     folder, kills = tmp_path / "cut", 0
     rng = random.Random(0)
     for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)]) as child:
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT) as child:
             # From the first written file on, somewhere within the next steps.
             deadline = time.monotonic() + 60
             before = len(list(folder.glob("step-*/weights")))

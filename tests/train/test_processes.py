@@ -17,6 +17,8 @@ from polyvec.train.metrics import read_records
 from polyvec.train.processes import distribute, processes, rank, share_out, whole
 from tests.train.test_stages import RNG, STAGES, make_network
 
+ROOT = Path(__file__).parents[2]
+
 SETTINGS = Settings(steps=2, learning_rate=0.01, save_every=1, accumulate=1, weight_decay=0.1)
 
 
@@ -60,7 +62,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     compute("ddp", folder / "alone")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run([*launch, __file__, str(folder)], capture_output=True, text=True)
+    command = [*launch, "-m", "tests.train.test_processes", str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     return folder
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from polyvec.batch import make_batch
@@ -38,6 +38,7 @@ from polyvec.train.processes import (
     rank,
     share_out,
 )
+from polyvec.train.tuples import append_tokens, draw_tuples
 
 Tokens = Sequence[Int[np.ndarray, " _T"]]
 """Token ids of each text, special tokens included."""
@@ -227,6 +228,58 @@ def contrast(
     return work
 
 
+def tuples(
+    network: Model,
+    texts: Tokens,
+    labels: Int[np.ndarray, " N"],
+    tag: Callable[[int], Int32[np.ndarray, " _end"]],
+    *,
+    row: int,
+    batch_size: int,
+    longest: int,
+    num_negatives: int = 7,
+    temperature: float = 0.02,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> Work:
+    """A text, one of its class and `num_negatives` of others, against all texts of the step.
+
+    Texts of one class meet in different tuples, as if they were unlike. So every tuple has an id,
+    and `tag` gives its tokens, which its texts end with: whatever has another id is told apart by
+    that alone, and teaches nothing (arXiv:2409.10173, section 4.3.2, after Lee et al. 2024). Texts
+    stay within `longest` tokens.
+    """
+    nested = matryoshka(info_nce, plain(network).config.dims)
+
+    def work(step: int) -> tuple[Tensor, int]:
+        rng = np.random.default_rng([seed, step])
+        drawn = draw_tuples(labels, count=batch_size, num_negatives=num_negatives, rng=rng)
+        tags = [tag(step * batch_size + number) for number in range(batch_size)]
+        # Column by column: all queries, all positives, then the negatives.
+        batch = [
+            append_tokens(texts[i], end, max_tokens=longest)
+            for column in drawn.T
+            for i, end in zip(column, tags, strict=True)
+        ]
+        owners = torch.arange(batch_size * (1 + num_negatives))
+
+        def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+            left, right = vectors.split([batch_size, len(owners)])
+            own = owners.to(vectors.device)
+            return nested(
+                left,
+                right,
+                groups=own[:batch_size],
+                document_groups=own,
+                temperature=temperature,
+            )
+
+        value = backward(network, batch, [row] * len(batch), loss, max_tokens=max_tokens)
+        return value, sum(len(text) for text in batch)
+
+    return work
+
+
 def ordering(
     network: Model,
     left: Tokens,
@@ -278,5 +331,20 @@ def separation(
 
         value = backward(network, batch, [row] * len(batch), loss, max_tokens=max_tokens)
         return value, sum(len(text) for text in batch)
+
+    return work
+
+
+def take_turns(works: Sequence[Work], shares: Sequence[float], *, steps: int, seed: int) -> Work:
+    """Data sets with losses of their own, one a step, each in its share of `steps`, at random.
+
+    Each of `works` is asked for its own steps 0, 1, 2 and so on.
+    """
+    parts = np.asarray(shares) / np.sum(shares)
+    turns = np.random.default_rng(seed).choice(len(works), size=steps, p=parts)
+    earlier = [int((turns[:step] == turn).sum()) for step, turn in enumerate(turns)]
+
+    def work(step: int) -> tuple[Tensor, int]:
+        return works[turns[step]](earlier[step])
 
     return work
