@@ -156,6 +156,9 @@ class Network(nn.Module):
         """May be set at any time: 10,000 while training, the config's when encoding."""
         self.recompute = False
         """Trade a third more compute for activations of one block at a time."""
+        self.precision = torch.float32
+        """torch.bfloat16 runs matrix products in that, on float32 weights: autocast. It surrounds
+        the network and not the whole step, because cosines and losses need float32."""
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])
         self.mlm = MaskedLMHead(config) if mlm else None
@@ -168,13 +171,19 @@ class Network(nn.Module):
         starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(ids))
         positions = torch.arange(len(ids), device=ids.device) - starts
         rotation = rotary_angles(positions, self.config.head_width, self.rope_base)
-        x = self.embeddings(ids, mask)
-        for layer in self.layers:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotation, lengths, mask, use_reentrant=False)
-            else:
-                x = layer(x, rotation, lengths, mask)
+        with self.autocast(ids.device):
+            x = self.embeddings(ids, mask)
+            for layer in self.layers:
+                if self.recompute and torch.is_grad_enabled():
+                    x = checkpoint(layer, x, rotation, lengths, mask, use_reentrant=False)
+                else:
+                    x = layer(x, rotation, lengths, mask)
         return x
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which this network computes at its `precision`."""
+        low = self.precision != torch.float32
+        return torch.autocast(device.type, self.precision if low else None, enabled=low)
 
     def adapter_mask(self, lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]) -> Mask | None:
         """Each token's adapter as 0 and 1; None where no text of the batch has one."""
@@ -187,7 +196,8 @@ class Network(nn.Module):
     def mlm_logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of every piece at every given token; needs `mlm=True`."""
         assert self.mlm is not None, "build the network with mlm=True"
-        return self.mlm(hidden, self.embeddings.word.weight)
+        with self.autocast(hidden.device):
+            return self.mlm(hidden, self.embeddings.word.weight)
 
     @torch.no_grad()
     def merge(self, row: int) -> dict[str, Tensor]:
