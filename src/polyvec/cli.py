@@ -216,6 +216,8 @@ def info(model: str | None = None, /) -> None:
         "dims": ", ".join(map(str, config.dims)),
         "tasks": ", ".join(task.name for task in config.tasks) or "none",
         "adapters": f"rank {config.adapter_rank}" if config.tasks else "none",
+        "sparse head": "yes" if config.sparse_head else "none",
+        "token vectors": f"of {config.multi_dim} numbers" if config.multi_dim else "none",
     }
     for name, value in facts.items():
         sys.stdout.write(f"{name:13} {value}\n")
