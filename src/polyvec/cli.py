@@ -46,6 +46,8 @@ for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
+app.command(training := App(name="train", help="Train models, and add tasks to them."))
+training.command("polyvec.train.main:adapter", name="adapter")
 
 
 @app.command
