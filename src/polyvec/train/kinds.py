@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn

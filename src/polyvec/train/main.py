@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from polyvec.encoder import find_model
+from polyvec.encoder import Encoder, find_model
 from polyvec.train.adapter import Options, make_adapter
+from polyvec.train.data import read_pairs, write_pairs
+from polyvec.train.failures import CASES, make_examples, write_rows, write_task
+from polyvec.train.mining import alternate, bm25_scores, cosine_scores, mine
 
 SHOWN = 5
 """Bad rows that are named on the terminal; the run's folder has all."""
@@ -96,3 +99,99 @@ def adapter(
         sys.stdout.write(f"  task={name:20} {100 * score:5.1f}\n")
     where, name = shlex.quote(str(out)), shlex.quote(task)
     sys.stdout.write(f'try: polyvec embed "some text" --model {where} --task {name}\n')
+
+
+def negatives(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    by: Literal["model", "bm25", "both"] = "both",
+    model: str | None = None,
+    num: int = 7,
+    margin: float = 0.95,
+    lang: str = "lang",
+) -> None:
+    """Find hard negatives for pairs: texts that look like the positive and are none.
+
+    polyvec train negatives pairs.parquet mined.parquet
+
+    Parameters
+    ----------
+    data
+        A Parquet file with the columns query, positive, a language, and perhaps group.
+    out
+        The Parquet file to write: the same pairs with their negatives, the hardest first.
+    by
+        What ranks the candidates: a model's vectors, BM25, or the two in turn.
+    model
+        A folder or a name on the Hugging Face hub; by default the bundled model.
+    num
+        Negatives of each pair, at most.
+    margin
+        A candidate with more than this part of the positive's score is taken for an answer that
+        nobody marked.
+    lang
+        The column of the language.
+
+    """
+    rows = read_pairs(data, lang=lang)
+    encoder = Encoder.load(model)
+    scores = {"model": cosine_scores, "bm25": bm25_scores}
+    names = ["model", "bm25"] if by == "both" else [by]
+    mined = [mine(rows, scores[name](encoder, rows), num=num, margin=margin) for name in names]
+    found = alternate(*mined, num=num)
+    groups = [str(group) for group in rows.groups]
+    write_pairs(
+        out,
+        texts=rows.texts,
+        partners=rows.partners,
+        negatives=found,
+        langs=rows.langs,
+        groups=groups,
+    )
+    count = sum(map(len, found))
+    sys.stdout.write(f"{count:,} negatives for {len(rows):,} pairs in {out}\n")
+
+
+def failures(
+    out: Path,
+    /,
+    *,
+    pairs: Path | None = None,
+    lang: str = "lang",
+    num: int = 2_000,
+    num_eval: int = 200,
+    seed: int = 0,
+) -> None:
+    """Write examples of what embedding models get wrong: rows to train on, tasks to score with.
+
+    polyvec train failures made/ --pairs squad.parquet
+
+    DIR/adapters/retrieval/failures-CASE.parquet and DIR/eval/failures-CASE/ for the cases syntax,
+    entities, polar and quality. The two sides share no name, no template and no group of pairs.
+
+    Parameters
+    ----------
+    out
+        The folder to write to.
+    pairs
+        A Parquet file with query, positive, a language, and perhaps negatives and group, from
+        which half of the examples are made where it has enough.
+    lang
+        The column of the language.
+    num
+        Rows to train on, at most, of each case.
+    num_eval
+        Questions to score with, at most, of each case.
+    seed
+        Decides every choice.
+
+    """
+    given = None if pairs is None else read_pairs(pairs, lang=lang)
+    for case in CASES:
+        rows = make_examples(case, "train", num=num, seed=seed, given=given)
+        task = make_examples(case, "eval", num=num_eval, seed=seed, given=given)
+        write_rows(out / f"adapters/retrieval/failures-{case}.parquet", rows)
+        write_task(out / f"eval/failures-{case}", task)
+        sys.stdout.write(f"{case}: {len(rows):,} rows to train on, {len(task):,} questions\n")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from polyvec.train.sources import Columns, Report, Row, check_rows, list_blocks, warn
 
