@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from polyvec.search import Hit
 
 EXTRAS = {
+    "bm25s": "train",
+    "datasketch": "train",
     "filelock": "search",
     "huggingface_hub": "hub",
     "lancedb": "search",
+    "matplotlib": "train",
     "mteb": "eval",
     "prometheus_client": "server",
+    "py3langid": "train",
     "pyarrow": "search",
     "pydantic": "server",
     "sentence_transformers": "eval",
@@ -46,6 +50,9 @@ for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
+app.command(training := App(name="train", help="Train models, and add tasks to them."))
+for verb in ("adapter", "negatives", "failures"):
+    training.command(f"polyvec.train.main:{verb}", name=verb)
 
 
 @app.command
