@@ -20,7 +20,7 @@ import logging
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,15 +84,23 @@ CONFIG = ModelConfig(
 TUNED = "ar bn da de el es fi fr hi id it ka ko lv nl no pl pt ro ru sk sv th tr uk ur vi".split()
 """The paper's 30 languages (section 4.2) without the three weighted by hand below."""
 
-DISTIL = Settings(steps=400, learning_rate=5e-5, table_rate=1e-3, warmup=0.03, save_every=100)
-LANGUAGE_SHARES = {**dict.fromkeys([*TUNED, "zh", "ja"], 0.018), "en": 0.2}
+BACKBONE = Settings(steps=1_750, learning_rate=2e-4, table_rate=2e-3, warmup=0.03, save_every=125)
+"""Stage 2: distillation, and every fourth step pairs."""
+
+LANGUAGE_SHARES = {**dict.fromkeys([*TUNED, "zh", "ja", "sw", "te"], 0.018), "en": 0.16}
 """Of distillation's texts; the other hundred languages share what is left."""
+
+PAIR_STEPS = 0.25
+"""Part of the backbone's steps that learn from pairs."""
 
 DIM_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.0)
 """Of the Matryoshka sizes: the smallest cannot follow the teacher far and must not lead."""
 
-DISTIL_TOKENS = 2_048
-"""A step's tokens: about 150 sentences."""
+LONGEST = 400
+"""Characters of a parallel text: a teacher of sentences says less of longer ones."""
+
+DISTIL_TOKENS = 4_096
+"""A step's tokens: about 250 sentences."""
 
 TABLE_STEPS = 500
 """Of 1,024 texts each."""
@@ -141,63 +149,66 @@ def make_tokenizer(data: Path, knows: Tokenizer) -> Tokenizer:
     )
 
 
-def parallel_rows(data: Path, most: int | None) -> Rows:
-    """Texts in every language with the English that says the same, English with itself too.
-
-    At most `most` of a language's Tatoeba sentences.
-    """
-
-    def pairs(name: str, most: int | None = None) -> Rows:
-        return read_pairs(data / f"pairs/{name}.parquet", most=most)
-
+def parallel_rows(data: Path) -> Rows:
+    """Texts in every language with the English that says the same, English with itself too."""
     rows = join(
         [
-            pairs("tatoeba_en", most),
-            pairs("tico"),
-            pairs("mintaka"),
-            pairs("tldr"),
-            pairs("msdocs_blocks", 1_000),
+            read_pairs(data / "pairs/tatoeba_en.parquet"),
+            read_pairs(data / "pairs/tico.parquet"),
+            read_pairs(data / "pairs/mintaka.parquet"),
+            read_pairs(data / "pairs/tldr.parquet"),
+            read_pairs(data / "pairs/opensource_guide.parquet"),
+            read_pairs(data / "pairs/msdocs_blocks.parquet", most=2_000),
+            read_pairs(data / "pairs/fastapi.parquet", most=2_000),
         ]
     )
-    short = [i for i in range(len(rows)) if len(rows.texts[i]) < 220 > len(rows.partners[i])]
-    rows = rows.take(short)
+    rows = rows.take([i for i in range(len(rows)) if max(_sizes(rows, i)) < LONGEST])
+    english = dict(zip(rows.partners, rows.groups.tolist(), strict=True))
+    more = [text for text in english_texts(data) if text not in english]
+    first = int(rows.groups.max()) + 1
+    return Rows(
+        texts=[*rows.texts, *english, *more],
+        partners=[*rows.partners, *english, *more],
+        groups=np.array([*rows.groups, *english.values(), *range(first, first + len(more))]),
+        langs=[*rows.langs, *["en"] * (len(english) + len(more))],
+        negatives=[[]] * (len(rows) + len(english) + len(more)),
+    )
+
+
+def _sizes(rows: Rows, i: int) -> tuple[int, int]:
+    return len(rows.texts[i]), len(rows.partners[i])
+
+
+def english_texts(data: Path) -> list[str]:
+    """English of other kinds than translators' sentences: questions, passages, abstracts."""
     rng = np.random.default_rng(0)
     squad = pq.read_table(data / "adapters/retrieval/squad.parquet").to_pydict()
     stsb = pq.read_table(data / "adapters/text-matching/stsb.parquet").to_pydict()
-    arxiv = pairs("arxiv").texts
-    more = [
+    found = [
         text
         for column in ("text1", "text2")
         for text, lang in zip(stsb[column], stsb["lang"], strict=True)
         if lang == "en"
     ]
-    more = [*dict.fromkeys(more)]
-    questions, passages = [*dict.fromkeys(squad["query"])], [*dict.fromkeys(squad["positive"])]
-    for texts, count in ((questions, 12_000), (passages, 1_200), (arxiv, 4_000)):
-        more += [texts[i] for i in rng.permutation(len(texts))[:count]]
-    english = dict(zip(rows.partners, rows.groups.tolist(), strict=True))
-    first = int(rows.groups.max()) + 1
-    alone = Rows(
-        texts=[*english, *more],
-        partners=[*english, *more],
-        groups=np.array([*english.values(), *range(first, first + len(more))]),
-        langs=["en"] * (len(english) + len(more)),
-        negatives=[[]] * (len(english) + len(more)),
-    )
-    return Rows(
-        texts=rows.texts + alone.texts,
-        partners=rows.partners + alone.partners,
-        groups=np.concatenate([rows.groups, alone.groups]),
-        langs=rows.langs + alone.langs,
-        negatives=rows.negatives + alone.negatives,
-    )
+    for name in ("clinc150", "banking77"):
+        found += pq.read_table(data / f"adapters/classification/{name}.parquet")["text"].to_pylist()
+    arxiv = pq.read_table(data / "pairs/arxiv.parquet").to_pydict()
+    for texts, count in (
+        (squad["query"], 20_000),
+        (squad["positive"], 4_000),
+        (arxiv["query"], 12_000),
+        (arxiv["positive"], 3_000),
+    ):
+        distinct = [*dict.fromkeys(texts)]
+        found += [distinct[i] for i in rng.permutation(len(distinct))[:count]]
+    return [*dict.fromkeys(found)]
 
 
 def make_teachers(texts: list[str], teaches: Teacher, file: Path) -> None:
     """The teacher's vectors of some English texts, dimensions renumbered."""
-    vectors = teaches.encode(texts, max_tokens=128)
+    vectors = teaches.encode(texts, max_tokens=256)
     order = order_dims(vectors)
-    np.savez(file, vectors=vectors[:, order], order=order)
+    np.savez(file, vectors=vectors[:, order].astype(np.float16), order=order)
 
 
 def make_start(rows: Rows, teaches: Teacher, tokenizer: Tokenizer, order: np.ndarray) -> Network:
@@ -241,24 +252,69 @@ def make_start(rows: Rows, teaches: Teacher, tokenizer: Tokenizer, order: np.nda
     return network
 
 
-def distil(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, out: Path) -> None:
-    """Stage 2 by distillation, on parallel text: the whole backbone is trained.
+def backbone(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, out: Path) -> None:
+    """Stage 2, the whole backbone: distillation on parallel text, mixed with pairs.
 
-    The teacher has read `taught`; only rows that belong to one of these texts take part.
+    The teacher has read `taught`, the English partners of `rows`.
     """
     network = Network(CONFIG).requires_grad_(False)
     network.load_state_dict(load_file(out / "start.safetensors"))
+    pair_steps = int(PAIR_STEPS * BACKBONE.steps)
+    work = alternate(
+        [
+            taught_work(network, tokenizer, rows, taught, out, BACKBONE.steps - pair_steps),
+            pairs_work(network, tokenizer, data, pair_steps),
+        ],
+        [BACKBONE.steps - pair_steps, pair_steps],
+    )
+    parameters = [(name, p) for name, p in network.named_parameters() if "lora" not in name]
+    for _, parameter in parameters:
+        parameter.requires_grad_(True)
+    network.embeddings.word.sparse = True
+    train(
+        parameters,
+        work,
+        BACKBONE,
+        out / "backbone",
+        tables=["embeddings.word.weight"],
+        evaluate=lambda: (
+            score_sts(network, tokenizer, data)
+            | score_tydiqa(network, tokenizer, data, bare=True)
+            | score_bitext(network, tokenizer, data)
+        ),
+    )
+    plot_run(out / "backbone")
+
+
+def alternate(works: Sequence[Work], counts: Sequence[int]) -> Work:
+    """`counts[i]` steps of work i, in random order."""
+    turns = np.random.default_rng(0).permutation(np.repeat(np.arange(len(works)), counts))
+    # How many steps of its kind came before each step.
+    own = np.empty(len(turns), np.int64)
+    for kind in range(len(works)):
+        own[turns == kind] = np.arange((turns == kind).sum())
+    return lambda step: works[turns[step]](int(own[step]))
+
+
+def taught_work(
+    network: Network,
+    tokenizer: Tokenizer,
+    rows: Rows,
+    taught: list[str],
+    out: Path,
+    steps: int,
+) -> Work:
+    """Every text, in any language, goes where the teacher puts its English partner."""
     number = {text: i for i, text in enumerate(taught)}
-    rows = rows.take([i for i, partner in enumerate(rows.partners) if partner in number])
-    texts = token_ids(tokenizer, rows.texts, max_tokens=128)
+    texts = token_ids(tokenizer, rows.texts, max_tokens=200)
     plan = plan_batches(
         [len(text) for text in texts],
         language_weights(rows.langs, 0.5, LANGUAGE_SHARES),
-        steps=DISTIL.steps,
+        steps=steps,
         batch_tokens=DISTIL_TOKENS,
         seed=0,
     )
-    work = distillation(
+    return distillation(
         network,
         texts,
         np.array([number[partner] for partner in rows.partners]),
@@ -266,19 +322,27 @@ def distil(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, out:
         plan,
         dim_weights=DIM_WEIGHTS,
     )
-    backbone = [(name, p) for name, p in network.named_parameters() if "lora" not in name]
-    for _, parameter in backbone:
-        parameter.requires_grad_(True)
-    network.embeddings.word.sparse = True
-    train(
-        backbone,
-        work,
-        DISTIL,
-        out / "distil",
-        tables=["embeddings.word.weight"],
-        evaluate=lambda: score_sts(network, tokenizer, data),
+
+
+def pairs_work(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """Questions and answers, titles and texts, translations: one source a step, no adapter."""
+    queries, documents, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
+    for name, share in PAIRED:
+        lang = "lang" if name.startswith("adapters") else "query_lang"
+        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=12_000)
+        one = token_ids(tokenizer, rows.texts, max_tokens=64)
+        two = token_ids(tokenizer, rows.partners, max_tokens=200)
+        hard = [texts[:2] for texts in rows.negatives]
+        ids = iter(token_ids(tokenizer, [t for texts in hard for t in texts], max_tokens=200))
+        negatives += [[next(ids) for _ in texts] for texts in hard]
+        plans.append(plan(one, two, language_weights(rows.langs, 0.5, {}), share * steps))
+        sizes.append(len(one))
+        queries, documents = queries + one, documents + two
+        groups.append(rows.groups)
+    order = interleave(plans, sizes, seed=0)
+    return contrast(
+        network, queries, documents, np.concatenate(groups), order, negatives=negatives
     )
-    plot_run(out / "distil")
 
 
 def score_sts(
@@ -299,8 +363,27 @@ def score_sts(
     return scores
 
 
-def score_tydiqa(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str, float]:
+def score_bitext(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str, float]:
+    """How many of 250 sentences find their English translation, in some languages of Tatoeba."""
+    table = pq.read_table(data / "eval/laser-tatoeba/pairs.parquet").to_pydict()
+    scores = {}
+    for lang in ("ar", "bn", "de", "fi", "ja", "sw", "ta"):
+        rows = [i for i, name in enumerate(table["lang2"]) if name == lang][:250]
+        with torch.inference_mode():
+            one, two = (
+                F.normalize(embed(network, token_ids(tokenizer, texts, max_tokens=128), BARE))
+                for texts in ([table[side][i] for i in rows] for side in ("s1", "s2"))
+            )
+        found = (two @ one.T).argmax(1) == torch.arange(len(rows))
+        scores[f"bitext-{lang}"] = 100 * float(found.float().mean())
+    return scores
+
+
+def score_tydiqa(
+    network: Network, tokenizer: Tokenizer, data: Path, *, bare: bool = False
+) -> dict[str, float]:
     """nDCG@10 on two small sets of TyDi QA dev, where every question has one passage."""
+    roles = [("", BARE)] * 2 if bare else [(t.prompt, i) for i, t in enumerate(CONFIG.tasks[:2])]
     scores = {}
     for lang in ("bn", "ko"):
         folder = data / f"eval/tydiqa-dev-{lang}"
@@ -311,12 +394,10 @@ def score_tydiqa(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str
         with torch.inference_mode():
             asked, read = (
                 F.normalize(
-                    embed(
-                        network, token_ids(tokenizer, texts, max_tokens=256, prompt=t.prompt), row
-                    )
+                    embed(network, token_ids(tokenizer, texts, max_tokens=256, prompt=prompt), row)
                 )
-                for row, (texts, t) in enumerate(
-                    zip((queries["text"], corpus["text"]), CONFIG.tasks[:2], strict=True)
+                for texts, (prompt, row) in zip(
+                    (queries["text"], corpus["text"]), roles, strict=True
                 )
             )
         place = {name: i for i, name in enumerate(corpus["id"])}
@@ -364,6 +445,19 @@ ANSWERED: list[Source] = [
     ("adapters/retrieval/cmrc2018", 0.06),
     ("adapters/retrieval/facqa", 0.04),
     ("adapters/retrieval/afriqa", 0.05),
+    ("adapters/retrieval/medquad", 0.04),
+]
+PAIRED: list[Source] = [
+    ("pairs/msdocs_heading", 0.22),
+    ("adapters/retrieval/tydiqa", 0.12),
+    ("adapters/retrieval/squad", 0.12),
+    ("pairs/mlqa_dev", 0.12),
+    ("pairs/tatoeba_xy", 0.12),
+    ("pairs/arxiv", 0.1),
+    ("adapters/retrieval/jsquad", 0.05),
+    ("adapters/retrieval/cmrc2018", 0.05),
+    ("adapters/retrieval/facqa", 0.03),
+    ("adapters/retrieval/afriqa", 0.03),
     ("adapters/retrieval/medquad", 0.04),
 ]
 CLASSED: list[Source] = [
@@ -480,7 +574,7 @@ STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
 def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """Stage 3: the adapters learn, the backbone stays as it is to the bit."""
     settings = ADAPTERS[name]
-    network = load_network(out / "distil").requires_grad_(False)
+    network = load_network(out / "backbone").requires_grad_(False)
     adapters = [(key, p) for key, p in network.named_parameters() if "lora" in key]
     for _, parameter in adapters:
         parameter.requires_grad_(True)
@@ -516,7 +610,7 @@ def ship(out: Path) -> None:
 
     Each adapter comes from its own run, where the others stayed as they started.
     """
-    network = load_network(out / "distil").requires_grad_(False)
+    network = load_network(out / "backbone").requires_grad_(False)
     bank = dict(network.named_parameters())
     for name in ADAPTERS:
         trained = load_network(out / "adapters" / name).requires_grad_(False).state_dict()
@@ -538,18 +632,16 @@ def main(data: Path, out: Path, adapters: list[str]) -> None:
     if not (out / "tokenizer.json").exists():
         make_tokenizer(data, teaches.tokenizer).save(str(out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    if not (out / f"distil/step-{DISTIL.steps:08d}").exists():
-        # To read every English text would take the teacher longer than the student has.
-        capped = parallel_rows(data, most=2_500)
-        taught = [*dict.fromkeys(capped.partners)]
+    if not (out / f"backbone/step-{BACKBONE.steps:08d}").exists():
+        rows = parallel_rows(data)
+        taught = [*dict.fromkeys(rows.partners)]
         if not (out / "teacher.npz").exists():
             make_teachers(taught, teaches, out / "teacher.npz")
         if not (out / "start.safetensors").exists():
             order = np.load(out / "teacher.npz")["order"]
-            start = make_start(capped, teaches, tokenizer, order)
+            start = make_start(rows, teaches, tokenizer, order)
             save_file(start.state_dict(), out / "start.safetensors")
-        rows = parallel_rows(data, most=None)
-        distil(tokenizer, rows, taught, data, out)
+        backbone(tokenizer, rows, taught, data, out)
     for name in adapters:
         train_adapter(name, tokenizer, data, out)
     runs = {name: out / f"adapters/{name}/step-{run.steps:08d}" for name, run in ADAPTERS.items()}

@@ -32,7 +32,8 @@ def embed(network: Network, texts: Tokens, row: int) -> Float[Tensor, "N D"]:
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batch = make_batch([texts[i] for i in order], [row] * len(texts))
     lengths, rows = torch.from_numpy(batch.lengths).long(), torch.from_numpy(batch.rows).long()
-    hidden = network(torch.from_numpy(batch.token_ids).long(), lengths, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = network(torch.from_numpy(batch.token_ids).long(), lengths, rows)
     ends = lengths.cumsum(0)
     return pool(hidden, ends - lengths, ends)[torch.tensor(order).argsort()]
 
@@ -61,11 +62,12 @@ def distillation(
         rows = plan[step]
         batch = [texts[i] for i in rows]
         students = F.normalize(embed(network, batch, row=-1), dim=-1)
-        wanted = torch.from_numpy(teachers[targets[rows]])
+        wanted = torch.from_numpy(teachers[targets[rows]].astype(np.float32))
         rng = np.random.default_rng(step)
         # The texts' own teachers come first, so that each has its answer in the bank.
         others = rng.integers(len(teachers), size=bank_size)
-        bank = torch.from_numpy(teachers[np.concatenate([targets[rows], others])])
+        near = np.concatenate([targets[rows], others])
+        bank = torch.from_numpy(teachers[near].astype(np.float32))
         seen = F.softmax(wanted @ bank.T / temperature, dim=-1)
         loss = pull * cosine_distance(students, wanted)
         loss = loss + nested(students, bank, wanted=seen, temperature=temperature)
