@@ -18,6 +18,7 @@ EXTRAS = {
     "filelock": "search",
     "huggingface_hub": "hub",
     "lancedb": "search",
+    "matplotlib": "train",
     "mteb": "eval",
     "prometheus_client": "server",
     "pyarrow": "search",
@@ -25,6 +26,7 @@ EXTRAS = {
     "sentence_transformers": "eval",
     "sklearn": "eval",
     "starlette": "server",
+    "tensorboard": "train",
     "torch": "torch",
     "uvicorn": "server",
 }
@@ -46,6 +48,7 @@ for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
+app.command(training := App(name="train", help="Train a model by a recipe."))
 
 
 @app.command
@@ -244,6 +247,32 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
     files = Tokenizer.load(source, config.max_tokens).files()
     save_checkpoint(folder, config, weights, files=files)
     _note(f"wrote {folder}")
+
+
+@training.default
+def train(
+    recipe: Annotated[Path, Parameter(name="RECIPE")],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> None:
+    """Run a training recipe: a Python file, which is trusted like any program.
+
+    polyvec train recipes/debug.py --out runs/debug
+
+    Parameters
+    ----------
+    recipe
+        The file, such as those in recipes/. In several processes: torchrun RECIPE.
+    options
+        What follows is the recipe's own; its docstring says what it takes.
+
+    """
+    if recipe.suffix != ".py" or not recipe.is_file():
+        raise ValueError(f"there is no recipe {recipe}; name a Python file, as recipes/debug.py")
+    import runpy
+
+    sys.argv = [str(recipe), *options]
+    runpy.run_path(str(recipe), run_name="__main__")
 
 
 def main() -> None:
