@@ -1,6 +1,6 @@
-"""jina-embeddings-v3, 572 million parameters, as its paper trains it (arXiv:2409.10173).
+r"""jina-embeddings-v3, 572 million parameters, as its paper trains it (arXiv:2409.10173).
 
-    torchrun --nproc-per-node 8 recipes/jina_v3.py short \\
+    torchrun --nproc-per-node 8 recipes/jina_v3.py short \
         --start xlm-roberta-large --data data --out runs/v3
     torchrun --nproc-per-node 8 recipes/jina_v3.py long --data data --out runs/v3
     ... pairs-short, pairs-long (2 processes), retrieval, text-matching, classification,
@@ -35,7 +35,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import tokenizers
 import torch
-from safetensors.torch import load_file
 
 from polyvec.checkpoint import save_checkpoint
 from polyvec.config import ModelConfig
