@@ -29,6 +29,7 @@ EXTRAS = {
     "sentence_transformers": "eval",
     "sklearn": "eval",
     "starlette": "server",
+    "tensorboard": "train",
     "torch": "torch",
     "uvicorn": "server",
 }
@@ -253,6 +254,32 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
     files = Tokenizer.load(source, config.max_tokens).files()
     save_checkpoint(folder, config, weights, files=files)
     _note(f"wrote {folder}")
+
+
+@training.default
+def train(
+    recipe: Annotated[Path, Parameter(name="RECIPE")],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> None:
+    """Run a training recipe: a Python file, which is trusted like any program.
+
+    polyvec train recipes/debug.py --out runs/debug
+
+    Parameters
+    ----------
+    recipe
+        The file, such as those in recipes/. In several processes: torchrun RECIPE.
+    options
+        What follows is the recipe's own; its docstring says what it takes.
+
+    """
+    if recipe.suffix != ".py" or not recipe.is_file():
+        raise ValueError(f"there is no recipe {recipe}; name a Python file, as recipes/debug.py")
+    import runpy
+
+    sys.argv = [str(recipe), *options]
+    runpy.run_path(str(recipe), run_name="__main__")
 
 
 def main() -> None:

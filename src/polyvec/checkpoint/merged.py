@@ -20,11 +20,12 @@ def merge_task(
     merged: Weights = {}
     for name, weight in weights.items():
         if ".lora_" in name:
+            merged[name] = _bank(weight)[:0]
             continue
         full = weight.to_float() if isinstance(weight, Int8Matrix) else weight.astype(np.float32)
         module = name.removesuffix(".weight")
         if f"{module}.lora_a" in weights:
-            a, b = (_row(weights[f"{module}.lora_{side}"], row) for side in "ab")
+            a, b = (_bank(weights[f"{module}.lora_{side}"])[row] for side in "ab")
             # An embedding's A is its table-sized side.
             update = a @ b if a.shape[0] == full.shape[0] else b @ a
             full = full + config.adapter_scale * update
@@ -32,9 +33,9 @@ def merge_task(
     return replace(config, tasks=()), merged
 
 
-def _row(bank: np.ndarray | Int8Matrix, row: int) -> np.ndarray:
-    assert isinstance(bank, np.ndarray), "adapters are not stored in 8 bits"
-    return bank[row].astype(np.float32)
+def _bank(tensor: np.ndarray | Int8Matrix) -> np.ndarray:
+    assert isinstance(tensor, np.ndarray), "adapters are not stored in 8 bits"
+    return tensor.astype(np.float32)
 
 
 def save_sentence_transformer(

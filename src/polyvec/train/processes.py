@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from polyvec.network import Network
@@ -65,6 +63,9 @@ def distribute(network: Network, how: Literal["ddp", "fsdp"]) -> Model:
         return network
     if how == "ddp":
         return DistributedDataParallel(network)
+    # Two seconds to import, here and below, which a single process need not wait for.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for layer in network.layers:
         fully_shard(layer)
     fully_shard(network)
@@ -83,15 +84,18 @@ def plain(network: Model) -> Network:
 
 def hold(network: Model) -> Callable[[], AbstractContextManager[object]]:
     """A context in which backward passes exchange no gradients; the next one outside does."""
+    if num_processes() == 1:
+        return nullcontext
     if isinstance(network, DistributedDataParallel):
         return network.no_sync
-    if isinstance(network, FSDPModule):
-        return lambda: _hold_sharded(network)
-    return nullcontext
+    return lambda: _hold_sharded(network)
 
 
 @contextmanager
-def _hold_sharded(network: FSDPModule) -> Iterator[None]:
+def _hold_sharded(network: Network) -> Iterator[None]:
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(network, FSDPModule), "several processes train what `distribute` gave them"
     network.set_requires_gradient_sync(False)
     yield
     network.set_requires_gradient_sync(True)
@@ -162,12 +166,20 @@ def wait() -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor's full value, wherever its parts are. All processes must ask together."""
+    if num_processes() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: Tensor, pattern: Tensor) -> Tensor:
     """`value` in parts where `pattern` is, on its device."""
-    if isinstance(pattern, DTensor) and value.shape == pattern.shape:
-        value = value.to(pattern.device)
-        return distribute_tensor(value, pattern.device_mesh, pattern.placements)
-    return value
+    if num_processes() == 1:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(pattern, DTensor) or value.shape != pattern.shape:
+        return value
+    value = value.to(pattern.device)
+    return distribute_tensor(value, pattern.device_mesh, pattern.placements)
