@@ -23,6 +23,7 @@ from polyvec.tokenizer import Tokenizer
 from polyvec.train.adapter import (
     Options,
     add_adapter,
+    choose_start,
     keep_back,
     make_adapter,
     plan_epochs,
@@ -63,7 +64,8 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def options(kind: str = "classification", **changes) -> Options:
-    return Options(**{"task": "mine", "kind": kind, "epochs": 2, "batch_size": 8, **changes})
+    few = {"task": "mine", "kind": kind, "start": "none", "epochs": 2, "batch_size": 8}
+    return Options(**{**few, **changes})
 
 
 def same(one: np.ndarray | Int8Matrix, two: np.ndarray | Int8Matrix) -> bool:
@@ -165,6 +167,22 @@ def test_a_second_task_is_added_to_the_first(compact_model: Path, tmp_path: Path
     outcome = make_adapter(tmp_path / "one", data, tmp_path / "two", again)
     assert (outcome.num_rows, outcome.num_held, outcome.scores) == (60, 0, {})
     check_untouched(load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two"))
+
+
+def test_the_best_start_is_the_task_that_serves_the_rows_best(compact_model: Path) -> None:
+    encoder = Encoder.load(compact_model)
+    kind = KINDS["scored"]
+    rows = [
+        {"text1": row["text1"], "text2": row["text2"], "score": 0.0} for row in make_rows("scored")
+    ]
+    # Scores that are the cosines of one task: it ranks them perfectly, the others do not.
+    left, right = (
+        encoder.encode([row[name] for row in rows], task="separation")
+        for name in ("text1", "text2")
+    )
+    for row, cosine in zip(rows, (left * right).sum(1), strict=True):
+        row["score"] = float(cosine)
+    assert choose_start(encoder, kind, rows) == "separation"
 
 
 def test_a_start_is_the_named_adapter(compact_model: Path, tmp_path: Path) -> None:
@@ -364,7 +382,8 @@ def test_the_command_line_reports_bad_rows_and_scores(
     assert code == 0, err
     assert f"left out {data}, row 42: text is empty" in err
     assert "left out 7 rows in all: see mails.run/bad-rows.jsonl" in err
-    assert "34 rows trained on, 6 kept back" in out
+    assert "34 rows trained on, starting from" in out
+    assert "6 kept back" in out
     assert "task=none" in out
     assert "task=mails" in out
     bad = [json.loads(line) for line in Path("mails.run/bad-rows.jsonl").read_text().splitlines()]
