@@ -33,6 +33,9 @@ KEYS = "POLYVEC_API_KEYS"
 HEADER_SECONDS = 10.0
 """Time for a client to send a request's head, after which the connection is closed."""
 
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection stays longer than load balancers' 60 s: they must be first to close it."""
+
 LIMITS = Limits()
 
 
@@ -116,8 +119,11 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        # Nobody's word is taken for where a request comes from.
+        proxy_headers=False,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(limits.drain_seconds)),
     )
     server = DrainingServer(config, service)
