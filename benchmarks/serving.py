@@ -97,8 +97,8 @@ def main(seconds: float = 20.0, peer: Path | None = None, write: bool = False) -
     names = ["", "load", "requests/s", "p50 ms", "p99 ms", "texts/s", "of the library", "engine"]
     body = "\n\n".join(
         [
-            f"The bundled model; {MANY:,} sentences in ten languages of {np.mean(tokens):.0f} tokens "
-            "on average; clients, server and engine on the same cores.",
+            f"The bundled model; {MANY:,} sentences in ten languages, {np.mean(tokens):.0f} tokens "
+            "each on average; clients, server and engine on the same cores.",
             table(names, rows),
             f"**Idle, the server takes {cost * 1e3:.2f} ms longer than the library at p50** (the "
             "median over pairs of the same text, taken in turns). `of the library` is texts a "
@@ -206,10 +206,16 @@ def measure_infinity(
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         make_peer_model(Path(folder) / "peer", encoder)
-        options = "--engine torch --device cpu --dtype float32 --no-bettertransformer --batch-size 32"
+        options = (
+            "--engine torch --device cpu --dtype float32 --no-bettertransformer --batch-size 32"
+        )
         command = [str(executable), "v2", "--model-id", f"{folder}/peer", "--port", str(port)]
         # It would send usage reports and look for the model on a hub.
-        os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+        os.environ |= {
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+        }
         with running([*command, *options.split()], port):
             return measure("Infinity", port, "peer", short, many, seconds, library, "/embeddings")
 

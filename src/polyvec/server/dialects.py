@@ -55,7 +55,11 @@ async def tei_embed_all(call: Call) -> Response:
     model.check_task(request.prompt_name)
     dim = _dim(request.dimensions, model.config.width)
     states, tokens = await model.embed_tokens(
-        request.inputs, request.prompt_name, call.client, truncate=bool(request.truncate)
+        request.inputs,
+        request.prompt_name,
+        call.client,
+        truncate=bool(request.truncate),
+        param="inputs",
     )
     call.note(texts=len(states), tokens=tokens)
     made = await asyncio.to_thread(
@@ -95,6 +99,7 @@ async def tei_tokenize(call: Call) -> Response:
     request: TeiTokenizeRequest = call.body
     model = call.service.served[0]
     model.check_task(request.prompt_name)
+    model.check_texts(request.inputs, "inputs")
     prompts = {task.name: task.prompt for task in model.config.tasks}
     prompt = prompts.get(request.prompt_name or "", "")
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from polyvec.server import classifying, dialects, reranking
+from polyvec.server import classifying, dialects, listing, reranking, segmenting
 from polyvec.server.app import Call, Endpoint, Service, json_response, read_page
 from polyvec.server.errors import bad_input
 from polyvec.server.openapi import describe_api
@@ -138,7 +138,9 @@ async def page(call: Call) -> Response:
 
 async def document(call: Call) -> Response:
     """GET /openapi.json."""
-    return json_response(describe_api(ENDPOINTS))
+    tasks = {task.name: None for model in call.service.served for task in model.config.tasks}
+    choices = {"model": list(call.service.models), "task": list(tasks), "prompt_name": list(tasks)}
+    return json_response(describe_api(ENDPOINTS, choices))
 
 
 ENDPOINTS = [
@@ -156,7 +158,9 @@ ENDPOINTS = [
     Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
     Endpoint(method="GET", path="/", answer=page, summary="A page to try the API on"),
     Endpoint(method="GET", path="/openapi.json", answer=document, summary="This document"),
+    *listing.ENDPOINTS,
     *reranking.ENDPOINTS,
     *classifying.ENDPOINTS,
+    *segmenting.ENDPOINTS,
     *dialects.ENDPOINTS,
 ]

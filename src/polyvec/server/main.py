@@ -111,6 +111,21 @@ def serve(
         cors=cors or [],
         limits=limits,
     )
+    server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
+    server.run()
+    if not server.started:
+        raise ValueError(f"cannot listen on {host}:{port}; the log says why")
+
+
+def make_server(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> "DrainingServer":
+    """The HTTP server, which does not listen yet."""
     config = uvicorn.Config(
         make_app(service, ENDPOINTS),
         host=host,
@@ -124,12 +139,9 @@ def serve(
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(limits.drain_seconds)),
+        timeout_graceful_shutdown=max(1, round(service.limits.drain_seconds)),
     )
-    server = DrainingServer(config, service)
-    server.run()
-    if not server.started:
-        raise ValueError(f"cannot listen on {host}:{port}; the log says why")
+    return DrainingServer(config, service)
 
 
 def make_service(

@@ -88,10 +88,16 @@ class Served:
         return np.stack([vector for vector in found if vector is not None]), num_tokens
 
     async def embed_tokens(
-        self, texts: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
+        self,
+        texts: Sequence[str],
+        task: str | None,
+        client: Client,
+        *,
+        truncate: bool = False,
+        param: str = "input",
     ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
         """Each text's hidden states, one a token, special tokens and instruction included."""
-        tokens = await self.tokenise(texts, task, truncate=truncate)
+        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
         row = task_row(self.config.tasks, task)
         num_tokens = sum(map(len, tokens))
         client.charge(num_tokens)
@@ -106,7 +112,7 @@ class Served:
         The document is the chunks joined by single spaces (docs/serving.md). With `truncate`,
         chunks beyond the model's longest text are a 400 all the same: they have no vector.
         """
-        self._check(chunks, "input")
+        self.check_texts(chunks, "input")
         [document] = await self._read([" ".join(chunks)], task)
         if document.truncated and not truncate:
             raise bad_input(
@@ -134,7 +140,7 @@ class Served:
         param: str = "input",
     ) -> list[np.ndarray]:
         """Each text's token ids as the model reads them."""
-        self._check(texts, param)
+        self.check_texts(texts, param)
         began = time.perf_counter()
         found: list[np.ndarray] = []
         total = 0
@@ -165,7 +171,8 @@ class Served:
         except ValueError as error:
             raise bad_input(str(error), "task") from None
 
-    def _check(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+    def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+        """Raise ApiError 400 if there are too many texts, or one that is empty or no text."""
         if len(texts) > self._limits.items:
             raise bad_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
