@@ -60,9 +60,10 @@ def check_error(answer):
 
 
 @contextmanager
-def serving(model="mini", *, precision="float32", **options):
+def serving(model="mini", *, more=(), precision="float32", **options):
     """Run a server with `make_service`'s options; in float32, so that batches agree anywhere."""
-    service = make_service([str(model)], aliases=[MODEL], precision=precision, **options)
+    models = [str(model), *map(str, more)]
+    service = make_service(models, aliases=[MODEL], precision=precision, **options)
     server = make_server(service, "127.0.0.1", 0)
     # Clients that a test leaves behind are not waited for.
     server.config.timeout_graceful_shutdown = 1
