@@ -19,6 +19,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "lancedb": "search",
     "mteb": "eval",
+    "opentelemetry": "traces",
     "prometheus_client": "server",
     "pyarrow": "search",
     "pydantic": "server",

@@ -50,6 +50,7 @@ def serve(
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
+    otlp: str | None = None,
     key_file: Path | None = None,
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     tls_cert: Path | None = None,
@@ -85,6 +86,8 @@ def serve(
         Megabytes of vectors to keep for texts that come again.
     classifiers
         A SQLite file for trained classifiers; without it /v1/train is closed.
+    otlp
+        A collector of traces, for instance http://localhost:4318; needs polyvec[traces].
     key_file
         Who may ask: a line for each key with its name, its SHA-256 in hexadecimal, and perhaps
         requests=N tokens=N concurrency=N a minute. Keys may also stand, separated by spaces, in
@@ -107,6 +110,7 @@ def serve(
         batch_tokens=batch_tokens,
         cache_bytes=cache_mb * 1_000_000,
         classifiers=classifiers,
+        otlp=otlp,
         clients=find_keys(key_file),
         cors=cors or [],
         limits=limits,
@@ -154,6 +158,7 @@ def make_service(
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
+    otlp: str | None = None,
     clients: Clients | None = None,
     cors: Sequence[str] = (),
     limits: Limits | None = None,
@@ -164,9 +169,14 @@ def make_service(
     `make_engine` stands in for the models' own engines, for instance to make faults. Raises
     ValueError if a model does not exist or is damaged, or two have one name.
     """
-    limits, metrics = limits or Limits(), Metrics()
+    limits, metrics, traces = limits or Limits(), Metrics(), None
     if num_engines < 1:
         raise ValueError(f"engines is {num_engines}, must be at least 1")
+    if otlp is not None:
+        from polyvec.server.tracing import Traces
+
+        traces = Traces(otlp)
+        metrics.span = traces.span
     by_name: dict[str, Served] = {}
     for model in models:
         folder = find_model(None if model == "mini" else model)
@@ -200,6 +210,7 @@ def make_service(
         clients=clients or Clients(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
+        traces=traces,
         cors=cors,
     )
 
