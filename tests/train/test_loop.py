@@ -2,15 +2,28 @@
 
 import json
 import logging
+import math
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from polyvec.train.checkpoints import average_checkpoints
 from polyvec.train.loop import Settings, Work, schedule, train
+from polyvec.train.metrics import read_records
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS = Settings(steps=12, learning_rate=0.01, table_rate=0.05, save_every=4, weight_decay=0.1)
 
@@ -18,22 +31,27 @@ SETTINGS = Settings(steps=12, learning_rate=0.01, table_rate=0.05, save_every=4,
 class Toy(nn.Module):
     """A table with sparse gradients, a dense layer, and dropout to need random numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hidden: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(10, 4, sparse=True)
+        self.hidden = nn.Linear(4, 4) if hidden else nn.Identity()
         self.dense = nn.Linear(4, 1)
         self.dropout = nn.Dropout(0.5)
 
-    def work(self, *, fail_at: int | None = None, stop_at: int | None = None) -> Work:
+    def work(
+        self, *, fail_at: Sequence[int] = (), stop_at: int | None = None, pause: float = 0.0
+    ) -> Work:
         """Fit a random target that depends on the step; fail or stop where told."""
 
         def step_work(step: int) -> tuple[Tensor, int]:
             if step == stop_at:
                 raise KeyboardInterrupt
+            time.sleep(pause)
             ids = torch.randint(10, (5,), generator=torch.Generator().manual_seed(step))
-            loss = (self.dense(self.dropout(self.table(ids))) - step % 3).square().mean()
-            if step == fail_at:
+            hidden = self.hidden(self.dropout(self.table(ids)))
+            loss = (self.dense(hidden) - step % 3).square().mean()
+            if step in fail_at:
                 loss = loss * torch.nan
             loss.backward()
             return loss.detach(), 5
@@ -44,7 +62,7 @@ class Toy(nn.Module):
 def run(folder: Path, model: Toy, work: Work) -> list[dict[str, float]]:
     """Train and read back the losses."""
     train(model.named_parameters(), work, SETTINGS, folder, tables=["table.weight"])
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_records(folder / "metrics.jsonl")
 
 
 def losses(records: list[dict[str, float]]) -> list[tuple[float, float]]:
@@ -64,7 +82,7 @@ def whole(tmp_path: Path) -> tuple[Toy, list[dict[str, float]]]:
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7, 11])
-def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
+def test_f35_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
     stop_at: int, whole: tuple[Toy, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     killed = Toy()
@@ -76,7 +94,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
     assert losses(records) == losses(whole[1])
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_f37_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     whole: tuple[Toy, list[dict[str, float]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed = Toy()
@@ -101,11 +119,11 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     assert not (tmp_path / "writing").exists()
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(
+def test_f36_a_loss_that_is_not_finite_changes_nothing_and_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, seen = Toy(), []
-    inner = model.work(fail_at=5)
+    inner = model.work(fail_at=[5])
 
     def work(step: int) -> tuple[Tensor, int]:
         seen.append([parameter.detach().clone() for parameter in model.parameters()])
@@ -141,3 +159,182 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert rates[100] == 0.0
     assert all(a < b for a, b in pairwise(rates[:10]))
     assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_accumulated_gradients_are_those_of_the_big_batch(parts: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs, start = torch.randn(6, 20, 4), nn.Linear(4, 3).state_dict()
+
+    def fit(pieces: int, folder: Path) -> nn.Linear:
+        model = nn.Linear(4, 3)
+        model.load_state_dict(start)
+
+        def work(call: int) -> tuple[Tensor, int]:
+            batch = inputs[call // pieces].chunk(pieces)[call % pieces]
+            loss = model(batch).square().mean()
+            loss.backward()
+            return loss.detach(), len(batch)
+
+        settings = Settings(steps=6, learning_rate=0.1, accumulate=pieces, clip=0.1)
+        train(model.named_parameters(), work, settings, folder)
+        return model
+
+    big, small = fit(1, tmp_path / "big"), fit(parts, tmp_path / "small")
+    torch.testing.assert_close(big.weight, small.weight, rtol=0, atol=1e-6)
+    records = [read_records(tmp_path / name / "metrics.jsonl") for name in ("big", "small")]
+    for one, two in zip(*records, strict=True):
+        assert one["tokens"] == two["tokens"] == 20
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_muon_moves_matrices_along_an_orthogonal_update(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+    before, bias = model.weight.detach().clone(), model.bias.detach().clone()
+
+    def work(step: int) -> tuple[Tensor, int]:
+        loss = model(torch.randn(32, 8)).square().mean()
+        loss.backward()
+        return loss.detach(), 32
+
+    settings = Settings(steps=1, learning_rate=1e-3, muon_rate=0.01, warmup=0.0)
+    train(model.named_parameters(), work, settings, tmp_path, muon=["weight"])
+    sizes = torch.linalg.svdvals(before - model.weight.detach())
+    # Newton-Schulz leaves all singular values within a factor of about two; a gradient does not.
+    assert sizes.max() / sizes.min() < 3
+    torch.testing.assert_close((model.bias - bias).abs(), torch.full((8,), 1e-3))
+
+
+def test_names_that_are_not_trained_are_refused(tmp_path: Path) -> None:
+    model = Toy()
+    with pytest.raises(ValueError, match="nothing"):
+        train(model.named_parameters(), model.work(), SETTINGS, tmp_path, muon=["nothing.weight"])
+
+
+EVERYTHING = replace(SETTINGS, muon_rate=0.02, accumulate=2, tensorboard=True, keep=3)
+"""All that has a state or a file of its own."""
+
+
+def run_everything(folder: Path, model: Toy, work: Work) -> list[dict[str, float]]:
+    parameters = model.named_parameters()
+    tables = ["table.weight"]
+    train(parameters, work, EVERYTHING, folder, tables=tables, muon=["hidden.weight"])
+    return read_records(folder / "metrics.jsonl")
+
+
+def test_f35_a_run_with_everything_on_resumes_to_the_bit(tmp_path: Path) -> None:
+    """F35: accumulation, Muon, sparse tables, dropout, TensorBoard."""
+    model = Toy(hidden=True)
+    expected = run_everything(tmp_path / "whole", model, model.work())
+    killed = Toy(hidden=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_everything(tmp_path / "cut", killed, killed.work(stop_at=15))
+    resumed = Toy(hidden=True)
+    records = run_everything(tmp_path / "cut", resumed, resumed.work())
+    assert same(resumed, model)
+    assert losses(records) == losses(expected)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.train.test_loop import Toy, run_everything
+model = Toy(hidden=True)
+run_everything(Path(sys.argv[1]), model, model.work(pause=0.01))
+"""
+
+
+def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    """F35: SIGKILL while steps run and while checkpoints are written; nothing half written."""
+    model = Toy(hidden=True)
+    expected = run_everything(tmp_path / "whole", model, model.work())
+    folder, kills = tmp_path / "cut", 0
+    rng = random.Random(0)
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT) as child:
+            # From the first written file on, somewhere within the next steps.
+            deadline = time.monotonic() + 60
+            before = len(list(folder.glob("step-*/weights")))
+            while child.poll() is None and time.monotonic() < deadline:
+                if len(list(folder.glob("**/weights"))) > before:
+                    break
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.05)
+            child.send_signal(signal.SIGKILL)
+        kills += child.returncode == -signal.SIGKILL
+        for checkpoint in folder.glob("step-*"):
+            assert {file.name for file in checkpoint.iterdir()} == {
+                "weights",
+                "optimizer-0",
+                "optimizer-1",
+                "optimizer-2",
+            }
+            for file in checkpoint.iterdir():
+                load_file(file)
+    assert kills
+    resumed = Toy(hidden=True)
+    records = run_everything(folder, resumed, resumed.work())
+    assert same(resumed, model)
+    assert losses(records) == losses(expected)
+
+
+def test_f36_the_summary_counts_what_was_skipped_over_restarts(tmp_path: Path) -> None:
+    """F36: a NaN before a kill and one after it are both in the run's summary."""
+    killed = Toy()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed, killed.work(fail_at=[1, 9], stop_at=6))
+    resumed = Toy()
+    run(tmp_path, resumed, resumed.work(fail_at=[1, 9]))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["skipped"]) == (12, 2)
+    assert summary["tokens"] == 12 * 5
+    assert math.isfinite(summary["loss"])
+
+
+def test_f37_a_metrics_line_cut_short_is_written_again(tmp_path: Path) -> None:
+    """F37: the kill came while a record was written."""
+    killed = Toy()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed, killed.work(stop_at=9))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    resumed = Toy()
+    assert [record["step"] for record in run(tmp_path, resumed, resumed.work())] == [*range(12)]
+
+
+def test_settings_gained_since_a_run_began_do_not_stop_it(tmp_path: Path) -> None:
+    model = Toy()
+    run(tmp_path, model, model.work())
+    file = tmp_path / "settings.json"
+    older = json.loads(file.read_text())
+    del older["muon_rate"], older["tensorboard"]
+    file.write_text(json.dumps(older))
+    run(tmp_path, model, model.work())
+    file.write_text(json.dumps(older | {"muon_rate": 1.0}))
+    with pytest.raises(ValueError, match="other settings"):
+        run(tmp_path, model, model.work())
+
+
+def test_tensorboard_has_what_the_metrics_have(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = Toy(hidden=True)
+    records = run_everything(tmp_path, model, model.work())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert found == pytest.approx(dict(losses(records)))
+
+
+def test_averaged_checkpoints_are_the_mean_of_the_last(tmp_path: Path) -> None:
+    model = Toy()
+    settings = replace(SETTINGS, keep=3)
+    train(model.named_parameters(), model.work(), settings, tmp_path, tables=["table.weight"])
+    saved = [load_file(tmp_path / f"step-{n:08d}/weights") for n in (4, 8, 12)]
+    found = average_checkpoints(tmp_path, last=2)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, (saved[1][name] + saved[2][name]) / 2)
+    alone = average_checkpoints(tmp_path, last=1)
+    assert all(torch.equal(alone[name], saved[2][name]) for name in alone)
+    with pytest.raises(ValueError, match="holds 3 checkpoints, not 4"):
+        average_checkpoints(tmp_path, last=4)

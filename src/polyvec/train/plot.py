@@ -1,11 +1,12 @@
 """A run's record as a picture: loss, rate, speed and scores by step."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from polyvec.train.metrics import read_records
 
 PANELS = ("loss", "rate", "tokens a second", "scores")
 
@@ -16,9 +17,9 @@ def plot_run(folder: Path) -> Path:
     Faint lines are single steps, strong ones their running mean over a fiftieth of the run.
     """
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in read_records(folder / "metrics.jsonl"):
         step = record.pop("step")
+        record.pop("skipped", None)
         if "tokens" in record:
             record["tokens a second"] = record.pop("tokens") / record.pop("seconds")
         for name, value in record.items():

@@ -103,14 +103,15 @@ def read_teacher(folder: Path) -> Teacher:
     network = Network(config).requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
         if ".lora_" not in name:
-            parameter.copy_(_bert_tensor(tensors, name)[: len(parameter)])
+            parameter.copy_(bert_tensor(tensors, name)[: len(parameter)])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return Teacher(network, tensors["embeddings.position_embeddings.weight"], tokenizer)
 
 
-def _bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
+def bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """The tensor of a BERT or RoBERTa that is our parameter `name`, of a block or a table."""
     for ours, theirs in PARTS.items():
         layer = name.split(".")[1] if name.startswith("layers") else ""
         prefix = ours.format(layer)
