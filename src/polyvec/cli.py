@@ -22,6 +22,7 @@ EXTRAS = {
     "lancedb": "search",
     "matplotlib": "train",
     "mteb": "eval",
+    "opentelemetry": "traces",
     "prometheus_client": "server",
     "py3langid": "train",
     "pyarrow": "search",
