@@ -509,39 +509,34 @@ def test_a_document_scores_what_its_best_chunk_scores(tmp_path: Path, tiny_model
     encoder, (task,) = Encoder.load(tiny_model, device="cpu"), local_tasks(tmp_path, whole=True)
     task.load_data()
     parts = task.dataset["en"]["test"]
-    asked = encoder.encode(parts["queries"]["text"], task="retrieval.query")
-    found = {}
+    corpus, queries = parts["corpus"].select(range(5)), parts["queries"].select(range(2))
+    options = {
+        "task_metadata": task.metadata,
+        "hf_split": "test",
+        "hf_subset": "en",
+        "encode_kwargs": {},
+        "num_proc": None,
+    }
+    asked = encoder.encode(queries["text"], task="retrieval.query")
     for cut in (
         Cut(tokens=None),
-        Cut(tokens=10_000),
         Cut(tokens=4, late=False),
         Cut(tokens=4),
         Cut(tokens=4, window=16),
     ):
         model = ChunkSearch(encoder, model_meta("tiny", "1"), cut)
-        options = {
-            "task_metadata": task.metadata,
-            "hf_split": "test",
-            "hf_subset": "en",
-            "encode_kwargs": {},
-            "num_proc": None,
-        }
-        model.index(parts["corpus"], **options)
-        found[cut] = model.search(parts["queries"], top_k=30, **options)
-        for query, vector in zip(parts["queries"], asked, strict=True):
-            for document in parts["corpus"]:
-                chunks = encoder.encode_chunks(
-                    document["text"],
-                    task="retrieval.passage",
-                    chunks=cut.tokens or 10_000,
-                    late=cut.late,
-                    window=cut.window,
-                ).vectors
-                score = found[cut][query["id"]][document["id"]]
-                assert score == pytest.approx((chunks @ vector).max(), abs=1e-5)
-    whole, one, *others = found.values()
-    assert whole["q0"] == pytest.approx(one["q0"], abs=1e-5)
-    assert all(other["q0"] != pytest.approx(one["q0"], abs=1e-3) for other in others)
+        model.index(corpus, **options)
+        found = model.search(queries, top_k=5, **options)
+        for document in corpus:
+            chunks = encoder.encode_chunks(
+                document["text"],
+                task="retrieval.passage",
+                chunks=cut.tokens or 10_000,
+                late=cut.late,
+                window=cut.window,
+            ).vectors
+            for query, best in zip(queries, (asked @ chunks.T).max(1), strict=True):
+                assert found[query["id"]][document["id"]] == pytest.approx(best, abs=1e-5)
 
 
 def test_fewer_bits_keep_directions_and_rescoring_orders_what_bits_found() -> None:
