@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,96 @@ def test_files_travel_with_the_weights(tmp_path: Path):
     for name in ("config.json", "../escape", "separation", ".hidden", "a/b", ""):
         with pytest.raises(ValueError, match="files"):
             save_checkpoint(tmp_path / "n", CONFIG, random_weights(), files={name: b""})
+
+
+# Heads beyond the original
+
+HEADED = replace(CONFIG, sparse_head=True, multi_dim=5)
+
+
+def test_heads_are_kept_in_a_file_of_their_own(tmp_path: Path):
+    weights = random_weights(HEADED)
+    save_checkpoint(tmp_path / "m", HEADED, weights)
+    names = {"sparse.weight", "sparse.bias", "multi.weight", "multi.bias"}
+    assert set(load_file(tmp_path / "m" / "heads.safetensors")) == names
+    config, again = load_checkpoint(tmp_path / "m")
+    assert config == HEADED
+    assert_equal(again, weights)
+    # Saved without them, the folder keeps no trace.
+    save_checkpoint(tmp_path / "m", CONFIG, random_weights())
+    assert not (tmp_path / "m" / "heads.safetensors").exists()
+    assert "multi_dim" not in json.loads((tmp_path / "m" / "config.json").read_text())
+
+
+def test_the_compact_layout_holds_heads_in_bfloat16(tmp_path: Path):
+    weights = random_weights(HEADED, pooler=False)
+    save_compact(tmp_path / "m", HEADED, weights)
+    assert not (tmp_path / "m" / "heads.safetensors").exists()
+    config, again = load_checkpoint(tmp_path / "m")
+    assert config == HEADED
+    for name in ("sparse.weight", "sparse.bias", "multi.weight", "multi.bias"):
+        expected = np.asarray(weights[name]).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(np.asarray(again[name]), expected)
+
+
+@pytest.mark.parametrize("head", ["sparse", "multi"])
+def test_either_head_may_come_alone(tmp_path: Path, head: str):
+    config = replace(HEADED, **({"multi_dim": 0} if head == "sparse" else {"sparse_head": False}))
+    save_checkpoint(tmp_path / "m", config, random_weights(config))
+    assert load_checkpoint(tmp_path / "m")[0] == config
+    assert {name.split(".")[0] for name in load_file(tmp_path / "m/heads.safetensors")} == {head}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda tensors: tensors.pop("multi.bias"), r"lacks tensor 'multi\.bias'"),
+        (lambda tensors: tensors.update({"multi.extra": np.zeros(2)}), r"no place.*'multi\.extra'"),
+        (
+            lambda tensors: tensors.update({"sparse.weight": np.zeros((2, 16), np.float32)}),
+            r"'sparse\.weight' is \[2, 16\], must be \[1, 16\]",
+        ),
+        (
+            lambda tensors: tensors.update({"emb_ln.bias": np.zeros(16)}),
+            "'emb_ln.bias' is there twice",
+        ),
+    ],
+)
+def test_every_tensor_of_the_heads_is_accounted_for(
+    tmp_path: Path, change: Callable[[dict[str, np.ndarray]], object], complaint: str
+):
+    save_checkpoint(tmp_path / "m", HEADED, random_weights(HEADED))
+
+    def narrow(tensors: dict[str, np.ndarray]) -> None:
+        change(tensors)
+        tensors.update({name: array.astype(np.float32) for name, array in tensors.items()})
+
+    edit_tensors(tmp_path / "m/heads.safetensors", narrow)
+    with pytest.raises(ValueError, match=complaint):
+        load_checkpoint(tmp_path / "m")
+
+
+def test_heads_and_config_must_agree(tmp_path: Path):
+    save_checkpoint(tmp_path / "m", HEADED, random_weights(HEADED))
+    edit_json(tmp_path / "m/config.json", multi_dim=6)
+    with pytest.raises(ValueError, match=r"'multi\.weight' is \[5, 16\], must be \[6, 16\]"):
+        load_checkpoint(tmp_path / "m")
+    edit_json(tmp_path / "m/config.json", multi_dim=0)
+    with pytest.raises(ValueError, match=r"heads\.safetensors has a tensor.*'multi\.bias'"):
+        load_checkpoint(tmp_path / "m")
+    for wrong in ({"sparse_head": 1}, {"multi_dim": -1}, {"multi_dim": True}, {"multi_dim": "5"}):
+        edit_json(tmp_path / "m/config.json", **wrong)
+        with pytest.raises(ValueError, match=r"config\.json: config: "):
+            load_checkpoint(tmp_path / "m")
+        edit_json(tmp_path / "m/config.json", sparse_head=True, multi_dim=5)
+    (tmp_path / "m/heads.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks tensor 'sparse\.weight'"):
+        load_checkpoint(tmp_path / "m")
+    lacking = random_weights(CONFIG)
+    with pytest.raises(ValueError, match=r"weights lack 'sparse\.weight'"):
+        save_checkpoint(tmp_path / "n", HEADED, lacking)
+    with pytest.raises(ValueError, match=r"weights have 'sparse\.weight'"):
+        save_checkpoint(tmp_path / "n", CONFIG, random_weights(HEADED))
 
 
 # The compact layout

@@ -19,6 +19,8 @@ SMALL = ModelConfig(
     bos_id=4,
     pad_id=5,
     eos_id=6,
+    sparse_head=True,
+    multi_dim=8,
 )
 
 

@@ -7,7 +7,7 @@ write theirs.
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     write_original(folder / "original", shape, tensors)
     build_base(shape, tensors).save_pretrained(folder / "native")
     oracle.save_pretrained(folder / "native")
-    save_checkpoint(folder / "saved", *load_checkpoint(folder / "original"))
+    # Heads that transformers has never heard of must not disturb it.
+    config, weights = load_checkpoint(folder / "original")
+    config = replace(config, sparse_head=True, multi_dim=3)
+    heads = {"sparse": (1, shape.width), "multi": (3, shape.width)}
+    weights |= {f"{name}.weight": np.ones(size, np.float32) for name, size in heads.items()}
+    weights |= {f"{name}.bias": np.ones(size[0], np.float32) for name, size in heads.items()}
+    save_checkpoint(folder / "saved", config, weights)
     return Case(shape, tensors, oracle, read_all(oracle), folder)
 
 

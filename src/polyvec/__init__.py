@@ -3,6 +3,7 @@
 from polyvec.chunking import Semantic, Sentences
 from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
+from polyvec.heads import Outputs, Sparse, maxsim
 from polyvec.outputs import (
     Chunks,
     NotFiniteError,
@@ -21,9 +22,12 @@ __all__ = [
     "Encoder",
     "ModelConfig",
     "NotFiniteError",
+    "Outputs",
     "Semantic",
     "Sentences",
+    "Sparse",
     "Task",
+    "maxsim",
     "similarity",
     "to_base64",
     "to_binary",

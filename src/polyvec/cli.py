@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from polyvec.search import Hit
 
 EXTRAS = {
+    "bm25s": "train",
+    "datasketch": "train",
     "filelock": "search",
     "huggingface_hub": "hub",
     "lancedb": "search",
     "matplotlib": "train",
     "mteb": "eval",
     "prometheus_client": "server",
+    "py3langid": "train",
     "pyarrow": "search",
     "pydantic": "server",
     "sentence_transformers": "eval",
@@ -48,7 +51,9 @@ for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
-app.command(training := App(name="train", help="Train a model by a recipe."))
+app.command(training := App(name="train", help="Train models, and add tasks to them."))
+for verb in ("adapter", "negatives", "failures"):
+    training.command(f"polyvec.train.main:{verb}", name=verb)
 
 
 @app.command
@@ -219,6 +224,8 @@ def info(model: str | None = None, /) -> None:
         "dims": ", ".join(map(str, config.dims)),
         "tasks": ", ".join(task.name for task in config.tasks) or "none",
         "adapters": f"rank {config.adapter_rank}" if config.tasks else "none",
+        "sparse head": "yes" if config.sparse_head else "none",
+        "token vectors": f"of {config.multi_dim} numbers" if config.multi_dim else "none",
     }
     for name, value in facts.items():
         sys.stdout.write(f"{name:13} {value}\n")

@@ -1,13 +1,11 @@
 """From texts to vectors: what users hold. It composes the other rooms and does no mathematics.
 
 Axes in this file: N texts of the caller, T tokens of one text, D the model's width, dim the size
-asked for, S chunks of a document.
+asked for, S chunks of a document, V numbers in a token's own vector.
 """
 
-import ctypes
 import importlib.util
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Literal
@@ -18,11 +16,12 @@ from tqdm import tqdm
 
 from polyvec import outputs
 from polyvec.batch import Batch, make_batch, pack
-from polyvec.checkpoint import Weights, load_checkpoint
+from polyvec.checkpoint import Int8Matrix, Weights, load_checkpoint
 from polyvec.chunking import Semantic, Sentences, group_sentences, split_sentences
 from polyvec.config import ModelConfig
-from polyvec.engines import Engine
-from polyvec.outputs import Chunks
+from polyvec.engines import Engine, make_engine
+from polyvec.heads import Outputs, Sparse, gather_weights, token_vectors, token_weights
+from polyvec.outputs import Chunks, truncate_and_normalise
 from polyvec.pooling import pool_windows
 from polyvec.tasks import BARE, task_row
 from polyvec.tokenizer import Tokenizer, Tokens
@@ -55,8 +54,17 @@ class Encoder:
     (2, 384)
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, engine: Engine) -> None:
-        """Put a model together; `Encoder.load` does it from a folder."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        heads: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Put a model together; `Encoder.load` does it from a folder.
+
+        `heads` are the weights of the sparse and the multi-vector head, under canonical names.
+        """
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} pieces and the model only "
@@ -65,6 +73,7 @@ class Encoder:
         self.config = config
         self.tokenizer = tokenizer
         self.engine = engine
+        self.heads = dict(heads or {})
 
     @classmethod
     def load(
@@ -87,8 +96,8 @@ class Encoder:
         config, weights = load_checkpoint(folder)
         tokenizer = Tokenizer.load(folder, config.max_tokens)
         merge_row = None if merge is None else task_row(config.tasks, merge)
-        engine = _make_engine(config, weights, device, precision, merge_row)
-        return cls(config, tokenizer, engine)
+        engine = make_engine(config, weights, device, precision, merge_row)
+        return cls(config, tokenizer, engine, _read_heads(weights))
 
     def encode(
         self,
@@ -205,18 +214,76 @@ class Encoder:
         mean of a text's rows, normalised, is its `encode` vector.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        states: list[Float32[np.ndarray, "T D"]] = []
-        for window, tasks in _read_windows(texts, task):
-            tokens = self._tokenise(window, tasks)
-            found = dict[int, np.ndarray]()
-            for members, batch in self._batches(tokens, tasks):
-                parts = np.split(self.engine.hidden(batch), batch.ends[:-1])
-                found.update(zip(members, parts, strict=True))
-            bad = [i for i, rows in found.items() if not np.isfinite(rows).all()]
-            if bad:
-                raise outputs.NotFiniteError(sorted(len(states) + i for i in bad))
-            states.extend(found[i] for i in range(len(window)))
+        states = [np.empty((0, self.config.width), np.float32)] * len(texts)
+        for number, _, hidden, _ in self._read(texts, task):
+            states[number] = hidden
+        bad = [number for number, hidden in enumerate(states) if not np.isfinite(hidden).all()]
+        if bad:
+            raise outputs.NotFiniteError(bad)
         return states
+
+    def encode_sparse(
+        self, texts: str | Iterable[str], *, task: TaskChoice = None, progress: bool | None = None
+    ) -> Sparse:
+        """A weight for every token of every text, for lexical search.
+
+        A token that comes twice has its largest weight. `<s>`, `</s>`, unknown pieces and the
+        instruction weigh nothing: every text would match every other by them.
+        Raises ValueError if the model has no sparse head; the rest is as for `encode`.
+        """
+        found = self.encode_all(texts, task=task, outputs=["sparse"], progress=progress)
+        assert found.sparse is not None
+        return found.sparse
+
+    def encode_multi(
+        self, texts: str | Iterable[str], *, task: TaskChoice = None, progress: bool | None = None
+    ) -> list[Float32[np.ndarray, "_T V"]]:
+        """A vector of length 1 for every token of every text, to compare with `maxsim`.
+
+        The text's own tokens in their order, then `</s>`, so that an empty text has a vector too;
+        `<s>` and the instruction have none. They are made of what `encode_tokens` gives.
+        Raises ValueError if the model has no multi-vector head; the rest is as for `encode`.
+        """
+        found = self.encode_all(texts, task=task, outputs=["multi"], progress=progress)
+        assert found.multi is not None
+        return found.multi
+
+    def encode_all(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: TaskChoice = None,
+        dim: int | None = None,
+        any_dim: bool = False,
+        outputs: Collection[str] = ("dense", "sparse", "multi"),
+        progress: bool | None = None,
+    ) -> Outputs:
+        """What `encode`, `encode_sparse` and `encode_multi` give, to the bit, in one pass."""
+        self._check_outputs(outputs)
+        size = self._check_dim(dim, any_dim)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        means = np.empty((len(texts), self.config.width), np.float32)
+        ids = [np.empty(0, np.int32)] * len(texts)
+        weights = [np.empty(0, np.float32)] * len(texts)
+        multi = [np.empty((0, self.config.multi_dim), np.float32)] * len(texts)
+        with _make_bar(len(texts), progress) as bar:
+            for number, tokens, hidden, means[number] in self._read(texts, task):
+                own = slice(tokens.num_prompt, -1)
+                if "sparse" in outputs:
+                    ids[number] = tokens.ids[own]
+                    weights[number] = token_weights(hidden[own], *self._head("sparse"))
+                if "multi" in outputs:
+                    rows = hidden[tokens.num_prompt :]
+                    multi[number] = token_vectors(rows, *self._head("multi"))
+                bar.update()
+        dense = truncate_and_normalise(means, size)
+        special = self.tokenizer.special_ids
+        sparse = gather_weights(ids, weights, ignored=special, vocab_size=self.config.vocab_size)
+        return Outputs(
+            dense if "dense" in outputs else None,
+            sparse if "sparse" in outputs else None,
+            multi if "multi" in outputs else None,
+        )
 
     def similarity(
         self, a: Float32[np.ndarray, "N dim"], b: Float32[np.ndarray, "M dim"]
@@ -246,6 +313,34 @@ class Encoder:
             except outputs.NotFiniteError as error:
                 raise outputs.NotFiniteError([first + row for row in error.rows]) from None
             first += len(window)
+
+    def _read(
+        self, texts: list[str], task: TaskChoice
+    ) -> Iterator[tuple[int, Tokens, Float32[np.ndarray, "_T D"], Float32[np.ndarray, " D"]]]:
+        """Each text's number, tokens, hidden states and their mean, in any order."""
+        first = 0
+        for window, tasks in _read_windows(texts, task):
+            tokens = self._tokenise(window, tasks)
+            for members, batch in self._batches(tokens, tasks):
+                hidden, means = self.engine.read(batch, batch.starts, batch.ends)
+                parts = np.split(hidden, batch.ends[:-1])
+                for i, states, mean in zip(members, parts, means, strict=True):
+                    yield first + i, tokens[i], states, mean
+            first += len(window)
+
+    def _head(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.heads[f"{name}.weight"], self.heads[f"{name}.bias"]
+
+    def _check_outputs(self, outputs: Collection[str]) -> None:
+        for name in outputs:
+            if name not in ("dense", "sparse", "multi"):
+                raise ValueError(f"outputs has {name!r}, must be of 'dense', 'sparse' and 'multi'")
+            if name != "dense" and f"{name}.weight" not in self.heads:
+                kind = {"sparse": "sparse", "multi": "multi-vector"}[name]
+                raise ValueError(
+                    f"this model has no {kind} head: load one that has (`polyvec info` tells), or "
+                    "train it (polyvec.train.heads)"
+                )
 
     def _tokenise(self, texts: list[str], tasks: list[str | None]) -> list[Tokens]:
         prompts = {task: self._prompt(task) for task in set(tasks)}
@@ -331,39 +426,14 @@ def find_model(model: str | Path | None) -> Path:
     raise ValueError(f"there is no folder {model}")
 
 
-def _make_engine(
-    config: ModelConfig,
-    weights: Weights,
-    device: str,
-    precision: Literal["auto", "float32"],
-    merge_row: int | None,
-) -> Engine:
-    if device == "auto":
-        device = "cuda" if _can_use_cuda() else "cpu"
-    if device == "cpu":
-        from polyvec.engines.openvino import OpenVINOEngine
-
-        return OpenVINOEngine(config, weights, precision=precision, merge_row=merge_row)
-    if device.split(":")[0] != "cuda":
-        raise ValueError(f"device is {device!r}, must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError("device 'cuda' needs PyTorch: pip install 'polyvec[torch]'")
-    from polyvec.engines.torch import TorchEngine
-
-    return TorchEngine(config, weights, device=device, precision=precision, merge_row=merge_row)
-
-
-def _can_use_cuda() -> bool:
-    # Importing PyTorch takes seconds, so first look for what it would need.
-    if importlib.util.find_spec("torch") is None:
-        return False
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+def _read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
+    names = [name for name in weights if name.startswith(("sparse.", "multi."))]
+    found = {}
+    for name in names:
+        weight = weights[name]
+        wide = weight.to_float() if isinstance(weight, Int8Matrix) else weight
+        found[name] = wide.astype(np.float32)
+    return found
 
 
 def _read_windows(

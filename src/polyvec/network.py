@@ -4,7 +4,8 @@ It reads packed batches and never sees padding. Its `state_dict` uses the canoni
 of `polyvec.checkpoint`.
 
 Axes in this file: B texts, T tokens in the batch, D width, F feed-forward width, H heads,
-K head width, A adapters, R rank, V vocabulary, S spans.
+K head width, A adapters, R rank, V vocabulary, S spans, M numbers in a token's own vector,
+Q queries, C candidates.
 """
 
 from itertools import groupby
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyvec.config import ModelConfig
+
+SHORT = 512
+"""Tokens of texts whose attention scores may be held whole while training on a CPU."""
 
 Mask = Float[Tensor, "T A"]
 """1 where a token's text uses an adapter; a row of zeros is the bare encoder."""
@@ -159,6 +163,8 @@ class Network(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])
         self.mlm = MaskedLMHead(config) if mlm else None
+        self.sparse = nn.Linear(config.width, 1) if config.sparse_head else None
+        self.multi = nn.Linear(config.width, config.multi_dim) if config.multi_dim else None
 
     def forward(
         self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]
@@ -195,6 +201,16 @@ class Network(nn.Module):
         assert self.mlm is not None, "build the network with mlm=True"
         with self.autocast(hidden.device):
             return self.mlm(hidden, self.embeddings.word.weight)
+
+    def token_weights(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, " T"]:
+        """How much each token says, 0 or more: `polyvec.heads.token_weights` for tensors."""
+        assert self.sparse is not None, "build the network with sparse_head=True"
+        return F.relu(self.sparse(hidden)).squeeze(-1)
+
+    def token_vectors(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T M"]:
+        """A unit vector a token: `polyvec.heads.token_vectors` for tensors."""
+        assert self.multi is not None, "build the network with multi_dim"
+        return F.normalize(self.multi(hidden), dim=-1)
 
     @torch.no_grad()
     def merge(self, row: int) -> dict[str, Tensor]:
@@ -256,7 +272,12 @@ def attend(
     for run, *qkv in zip(runs, *parts, strict=True):
         length, count = run
         q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
-        mixed = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
+        if q.is_cpu and q.requires_grad and length <= SHORT:
+            # Written out, since the backward pass of PyTorch's kernel is 4 to 10 times slower here.
+            scores = (q_BHLK * q.shape[-1] ** -0.5) @ k_BHLK.mT
+            mixed = scores.softmax(-1).to(v.dtype) @ v_BHLK
+        else:
+            mixed = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
@@ -271,3 +292,19 @@ def pool(
     token = offset + (starts - (lengths.cumsum(0) - lengths))[span]
     sums = hidden.new_zeros(len(starts), hidden.shape[1], dtype=torch.float32)
     return sums.index_add(0, span, hidden[token].float()) / lengths[:, None]
+
+
+def maxsim(
+    queries: Float[Tensor, "T M"],
+    query_lengths: Int[Tensor, " Q"],
+    documents: Float[Tensor, "_T M"],
+    document_lengths: Int[Tensor, " C"],
+) -> Float[Tensor, "Q C"]:
+    """`polyvec.heads.maxsim` for tensors, of many queries at once; texts lie end to end.
+
+    One document is compared at a time, so nothing is padded and memory is bounded by the longest.
+    """
+    parts = documents.split(document_lengths.tolist())
+    best = torch.stack([(queries @ part.T).amax(1) for part in parts], dim=1)
+    ends = query_lengths.cumsum(0)
+    return pool(best, ends - query_lengths, ends)

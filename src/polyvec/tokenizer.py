@@ -146,6 +146,12 @@ class Tokenizer:
         """One more than the largest id; a model needs as many rows in its token table."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text: `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>`."""
+        added = self.core.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     def encode(
         self, texts: Sequence[str], prompts: Sequence[str], *, truncate: bool = True
     ) -> list[Tokens]:

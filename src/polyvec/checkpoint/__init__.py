@@ -6,6 +6,9 @@
 - transformers' native `jina_embeddings_v3`, one PEFT folder beside it for each adapter;
 - compact: canonical names, 8-bit matrices, one file. The bundled model is stored so.
 
+The sparse and the multi-vector head, which transformers knows nothing of, are in a file beside
+the native layout's, `heads.safetensors`.
+
 `save_checkpoint` writes the second, `save_compact` the third. In memory there is one form: a dict
 whose keys are those of `Network.state_dict()`.
 
@@ -66,6 +69,7 @@ Weights = dict[str, np.ndarray | Int8Matrix]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEADS = "heads.safetensors"
 
 SCALES = ".scales"
 """Ends the name of an 8-bit matrix's scales in the compact layout."""
@@ -126,7 +130,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _read_model(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the model's file or shards, without the `roberta.` before its name."""
+    """Every tensor of the model's file or shards and its heads', without a `roberta.` before it."""
     path = find_file(folder, WEIGHTS)
     index = find_file(folder, INDEX)
     if path is not None:
@@ -135,8 +139,10 @@ def _read_model(folder: Path) -> dict[str, Stored]:
         found = _read_shards(folder, index)
     else:
         raise ValueError(f"{folder} has no {WEIGHTS}; safetensors is the only format that is read")
+    heads = find_file(folder, HEADS)
+    beside = read_tensors(heads) if heads is not None else {}
     stored = {}
-    for name, tensor in found.items():
+    for name, tensor in [*found.items(), *beside.items()]:
         plain = name.removeprefix("roberta.")
         if plain in stored:
             raise ValueError(f"{tensor.path}: tensor {plain!r} is there twice")
@@ -234,9 +240,13 @@ def save_checkpoint(
     modules = list(list_modules(config, pooler=pooler, mlm=mlm))
     prefix = "roberta." if mlm else ""
     tensors: dict[str, np.ndarray | Int8Matrix] = {}
+    heads: dict[str, np.ndarray | Int8Matrix] = {}
     for module in modules:
         for parameter in parameter_shapes(module, config):
-            if not parameter.startswith("lora"):
+            if module.kind == "head":
+                name = f"{module.name}.{parameter}"
+                heads[name] = weights[name]
+            elif not parameter.startswith("lora"):
                 name = f"{module.disk}.{parameter}"
                 name = name if module.disk.startswith("lm_head") else prefix + name
                 tensors[name] = weights[f"{module.name}.{parameter}"]
@@ -249,6 +259,8 @@ def save_checkpoint(
     with replace_folder(Path(folder)) as partial:
         _write_files(partial, data, files or {}, taken=folder_names(config))
         write_tensors(partial / WEIGHTS, tensors, dtype=number)
+        if heads:
+            write_tensors(partial / HEADS, heads, dtype=number)
         write_adapters(partial, config, modules, lambda name: _float(weights[name]), number)
 
 
@@ -261,20 +273,21 @@ def save_compact(
 ) -> None:
     """Write a model for encoding only, in about a quarter of the space: one file, canonical names.
 
-    Matrices are stored in 8 bits with a scale for every row, adapters in bfloat16, the rest in
-    float32. Pooler and MLM head are left out. Other tools do not read this layout; transformers
-    refuses it. Folder, `files` and errors are as for `save_checkpoint`.
+    Matrices are stored in 8 bits with a scale for every row, adapters, sparse and multi-vector
+    heads in bfloat16, the rest in float32. Pooler and MLM head are left out. Other tools do not
+    read this layout; transformers refuses it. Folder, `files` and errors are as for
+    `save_checkpoint`.
     """
     _check_weights(config, weights)
     folder_names(config)
     tensors: dict[str, np.ndarray] = {}
     for name in weight_shapes(config, pooler=False):
         weight = weights[name]
-        if name.endswith(".weight") and len(weight.shape) == 2:
+        if name.startswith(("sparse.", "multi.")) or name.endswith((".lora_a", ".lora_b")):
+            tensors[name] = _float(weight).astype(BFLOAT16)
+        elif name.endswith(".weight") and len(weight.shape) == 2:
             matrix = weight if isinstance(weight, Int8Matrix) else quantise_rows(weight)
             tensors[name], tensors[name + SCALES] = matrix.values, matrix.scales
-        elif name.endswith((".lora_a", ".lora_b")):
-            tensors[name] = _float(weight).astype(BFLOAT16)
         else:
             tensors[name] = _float(weight).astype(np.float32)
     data = config_to_json(config)
@@ -323,7 +336,7 @@ def _write_files(
     folder: Path, data: dict[str, Any], files: Mapping[str, bytes], *, taken: list[str]
 ) -> None:
     check_names(list(files), "files")
-    if clash := {*files} & {"config.json", WEIGHTS, INDEX, *taken}:
+    if clash := {*files} & {"config.json", WEIGHTS, INDEX, HEADS, *taken}:
         raise ValueError(f"files may not include {min(clash)!r}, which the checkpoint writes")
     write_json(folder / "config.json", data)
     for name, content in files.items():

@@ -33,8 +33,8 @@ class Module:
     shape: tuple[int, ...]
     """Of the weight; outputs come first. A lone bias has no weight and an empty shape."""
 
-    kind: Literal["linear", "embedding", "plain", "bias"]
-    """The first two carry adapters."""
+    kind: Literal["linear", "embedding", "plain", "head", "bias"]
+    """The first two carry adapters; heads, which transformers lacks, have a file of their own."""
 
     @property
     def has_adapters(self) -> bool:
@@ -50,7 +50,7 @@ def list_modules(config: ModelConfig, *, pooler: bool, mlm: bool) -> Iterator[Mo
         name: str,
         disk: str,
         shape: tuple[int, ...],
-        kind: Literal["linear", "embedding", "plain"],
+        kind: Literal["linear", "embedding", "plain", "head"],
     ) -> Module:
         return Module(name, disk, (disk,), shape, kind)
 
@@ -79,6 +79,10 @@ def list_modules(config: ModelConfig, *, pooler: bool, mlm: bool) -> Iterator[Mo
         yield Module(f"{ours}.up", f"{disk}.mlp.fc1", up, (ffn, width), "linear")
         yield Module(f"{ours}.down", f"{disk}.mlp.fc2", down, (width, ffn), "linear")
         yield Module(f"{ours}.ffn_norm", f"{disk}.norm2", (second,), (width,), "plain")
+    if config.sparse_head:
+        yield same("sparse", "sparse", (1, width), "head")
+    if config.multi_dim:
+        yield same("multi", "multi", (config.multi_dim, width), "head")
     if pooler:
         yield same("pooler", "pooler.dense", (width, width), "linear")
     if mlm:
@@ -92,7 +96,7 @@ def parameter_shapes(module: Module, config: ModelConfig) -> dict[str, tuple[int
     adapters, rank = len(config.tasks), config.adapter_rank
     if module.kind == "bias":
         return {"bias": module.shape}
-    if module.kind == "plain":
+    if module.kind in ("plain", "head"):
         return {"weight": module.shape, "bias": module.shape[:1]}
     outputs, inputs = module.shape
     if module.kind == "embedding":

@@ -109,6 +109,13 @@ class OpenVINOEngine:
         """The mean hidden state of each span [start, end) of the batch's tokens."""
         return pool_spans(self.hidden(batch), starts, ends)
 
+    def read(
+        self, batch: Batch, starts: Int32[np.ndarray, " S"], ends: Int32[np.ndarray, " S"]
+    ) -> tuple[Float32[np.ndarray, "T D"], Float32[np.ndarray, "S D"]]:
+        """What `hidden` and `pool` give, in one pass."""
+        hidden = self.hidden(batch)
+        return hidden, pool_spans(hidden, starts, ends)
+
     def _run(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
         if self.merge_row is not None and (batch.rows != self.merge_row).any():
             raise ValueError(f"this engine's weights are merged with adapter {self.merge_row}")

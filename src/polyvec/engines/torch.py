@@ -72,6 +72,14 @@ class TorchEngine:
         # Only the pooled vectors leave the device.
         return pool(hidden, self._indices(starts), self._indices(ends)).cpu().numpy()
 
+    def read(
+        self, batch: Batch, starts: Int32[np.ndarray, " S"], ends: Int32[np.ndarray, " S"]
+    ) -> tuple[Float32[np.ndarray, "T D"], Float32[np.ndarray, "S D"]]:
+        """What `hidden` and `pool` give, in one pass."""
+        hidden = self._forward(batch)
+        pooled = pool(hidden, self._indices(starts), self._indices(ends))
+        return hidden.float().cpu().numpy(), pooled.cpu().numpy()
+
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> Float[Tensor, "T D"]:
         rows = batch.rows

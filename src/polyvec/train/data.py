@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int, Int32
 from tokenizers import Tokenizer
@@ -78,6 +79,28 @@ def read_pairs(
         langs=table[lang],
         negatives=table.get("negatives") or [[]] * len(names),
     ).take(chosen)
+
+
+def write_pairs(
+    file: Path,
+    *,
+    texts: Sequence[str],
+    partners: Sequence[str],
+    negatives: Sequence[Sequence[str]],
+    langs: Sequence[str],
+    groups: Sequence[str],
+) -> None:
+    """Write what `read_pairs(file, lang="lang")` reads."""
+    string = pa.string()
+    columns = {
+        "query": pa.array(texts, string),
+        "positive": pa.array(partners, string),
+        "negatives": pa.array(negatives, pa.list_(string)),
+        "lang": pa.array(langs, string),
+        "group": pa.array(groups, string),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _cap(langs: Sequence[str], most: int | None, seed: int) -> list[int]:

@@ -1,0 +1,350 @@
+"""The sparse and the multi-vector head: layers, outputs on each engine, and scores."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from polyvec import Encoder, ModelConfig, NotFiniteError, Sparse, heads, maxsim
+from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint, save_compact
+from polyvec.heads import gather_weights
+from polyvec.network import Network
+from polyvec.network import maxsim as torch_maxsim
+from polyvec.tasks import TASKS
+from polyvec.tokenizer import Tokenizer
+from tests.conftest import MakeEngine
+
+TASK_NAMES = [task.name for task in TASKS]
+MULTI = 12
+
+
+@pytest.fixture(scope="session")
+def config(tiny_config: ModelConfig) -> ModelConfig:
+    """The tiny model's shape, with both heads."""
+    return replace(tiny_config, sparse_head=True, multi_dim=MULTI)
+
+
+@pytest.fixture(scope="session")
+def weights(config: ModelConfig, tiny_weights: Weights) -> Weights:
+    """The tiny model's weights, and random heads."""
+    rng = np.random.default_rng(3)
+    shapes = {"sparse.weight": (1, 32), "sparse.bias": (1,)}
+    shapes |= {"multi.weight": (MULTI, 32), "multi.bias": (MULTI,)}
+    return {**tiny_weights, **{n: rng.normal(size=s).astype("f4") for n, s in shapes.items()}}
+
+
+@pytest.fixture(scope="session")
+def model(
+    config: ModelConfig,
+    weights: Weights,
+    tokenizer_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder in the native layout."""
+    folder = tmp_path_factory.mktemp("models") / "heads"
+    save_checkpoint(folder, config, weights)
+    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(config: ModelConfig, weights: Weights, model: Path, make_engine: MakeEngine) -> Encoder:
+    """The tiny model with heads on each engine in turn."""
+    chosen = {n: np.asarray(w) for n, w in weights.items() if n.startswith(("sparse.", "multi."))}
+    tokenizer = Tokenizer.load(model, config.max_tokens)
+    return Encoder(config, tokenizer, make_engine(config, weights), chosen)
+
+
+@pytest.fixture
+def texts(sentences: list[str]) -> list[str]:
+    """Repeats, an empty text, one that is cut off, and one that spells special tokens."""
+    odd = ["", "fox fox fox", "the " * 80, "</s> fox <unk> \u0e01 <s>", " "]
+    return [text for pair in zip(sentences, odd, strict=False) for text in pair]
+
+
+# The layers
+
+
+def test_numpy_and_torch_heads_are_the_same(
+    config: ModelConfig, weights: Weights, rng: np.random.Generator
+) -> None:
+    network = Network(config)
+    network.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})
+    hidden = rng.normal(size=(50, 32)).astype(np.float32)
+    pair = [np.asarray(weights[f"sparse.{part}"]) for part in ("weight", "bias")]
+    ours = heads.token_weights(hidden, *pair)
+    with torch.no_grad():
+        theirs = network.token_weights(torch.from_numpy(hidden))
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+    assert (ours == 0).any() and (ours > 0).any()
+    pair = [np.asarray(weights[f"multi.{part}"]) for part in ("weight", "bias")]
+    ours = heads.token_vectors(hidden, *pair)
+    with torch.no_grad():
+        theirs = network.token_vectors(torch.from_numpy(hidden))
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+
+
+def test_a_network_without_heads_has_no_weights_for_them(tiny_config: ModelConfig) -> None:
+    assert not [n for n in Network(tiny_config).state_dict() if n.startswith(("sparse", "multi"))]
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("task", [*TASK_NAMES, None])
+def test_sparse_weights_are_those_of_the_text_s_own_tokens(
+    encoder: Encoder, weights: Weights, texts: list[str], task: str | None
+) -> None:
+    found = encoder.encode_sparse(texts, task=task)
+    prompt = next((t.prompt for t in TASKS if t.name == task), "")
+    tokens = encoder.tokenizer.encode(texts, [prompt] * len(texts))
+    states = encoder.encode_tokens(texts, task=task)
+    head = [np.asarray(weights[f"sparse.{part}"]) for part in ("weight", "bias")]
+    for number, (text, hidden) in enumerate(zip(tokens, states, strict=True)):
+        expected: dict[int, float] = {}
+        for position in range(text.num_prompt, len(text.ids) - 1):
+            token = int(text.ids[position])
+            weight = max(0.0, float(hidden[position] @ head[0][0] + head[1][0]))
+            # <s>, <pad>, </s>, <unk>
+            if token > 3 and weight > expected.get(token, 0):
+                expected[token] = weight
+        ids, values = found.row(number)
+        assert ids.tolist() == sorted(expected)
+        np.testing.assert_allclose(values, [expected[i] for i in ids.tolist()], rtol=1e-5)
+    assert found.row(texts.index(""))[0].tolist() == []
+    # What the loop must have met: a text cut off, and special tokens spelt out in a text.
+    assert any(text.truncated for text in tokens)
+    assert any({0, 2, 3} <= set(text.ids[text.num_prompt : -1].tolist()) for text in tokens)
+
+
+@pytest.mark.parametrize("task", [*TASK_NAMES, None])
+def test_token_vectors_are_those_of_the_text_s_own_tokens_and_its_end(
+    encoder: Encoder, weights: Weights, texts: list[str], task: str | None
+) -> None:
+    found = encoder.encode_multi(texts, task=task)
+    prompt = next((t.prompt for t in TASKS if t.name == task), "")
+    tokens = encoder.tokenizer.encode(texts, [prompt] * len(texts))
+    states = encoder.encode_tokens(texts, task=task)
+    head = [np.asarray(weights[f"multi.{part}"]) for part in ("weight", "bias")]
+    for text, hidden, vectors in zip(tokens, states, found, strict=True):
+        expected = hidden[text.num_prompt :] @ head[0].T + head[1]
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert len(found[texts.index("")]) == 1
+
+
+def test_one_pass_gives_what_three_give_to_the_bit(encoder: Encoder, texts: list[str]) -> None:
+    tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
+    found = encoder.encode_all(texts, task=tasks, dim=16)
+    assert found.dense is not None and found.sparse is not None and found.multi is not None
+    np.testing.assert_array_equal(found.dense, encoder.encode(texts, task=tasks, dim=16))
+    sparse = encoder.encode_sparse(texts, task=tasks)
+    for field in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(found.sparse, field), getattr(sparse, field))
+    for ours, alone in zip(found.multi, encoder.encode_multi(texts, task=tasks), strict=True):
+        np.testing.assert_array_equal(ours, alone)
+
+
+def test_one_pass_is_one_pass(
+    encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_forward" if hasattr(encoder.engine, "_forward") else "_run"
+    forward, count = getattr(encoder.engine, name), 0
+
+    def counted(batch):
+        nonlocal count
+        count += len(batch.token_ids)
+        return forward(batch)
+
+    monkeypatch.setattr(encoder.engine, name, counted)
+    encoder.encode_all(texts)
+    assert count == sum(len(t.ids) for t in encoder.tokenizer.encode(texts, [""] * len(texts)))
+
+
+def test_mixed_tasks_in_any_batch_give_what_each_text_gives_alone(
+    encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
+    monkeypatch.setattr("polyvec.encoder.WINDOW_TEXTS", 4)
+    monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
+    found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi"])
+    assert found.dense is None and found.sparse is not None and found.multi is not None
+    for number, (text, task) in enumerate(zip(texts, tasks, strict=True)):
+        alone = encoder.encode_all(text, task=task)
+        assert alone.sparse is not None and alone.multi is not None
+        ids, values = found.sparse.row(number)
+        assert ids.tolist() == alone.sparse.indices.tolist()
+        np.testing.assert_allclose(values, alone.sparse.data, atol=1e-5)
+        np.testing.assert_allclose(found.multi[number], alone.multi[0], atol=1e-5)
+
+
+def test_no_texts_give_no_outputs(encoder: Encoder) -> None:
+    found = encoder.encode_all([])
+    assert found.dense is not None and found.sparse is not None
+    assert found.dense.shape == (0, 32)
+    assert found.sparse.shape == (0, encoder.config.vocab_size)
+    assert found.sparse.indptr.tolist() == [0]
+    assert found.multi == []
+
+
+def test_a_model_without_heads_says_so(tiny_model: Path) -> None:
+    plain = Encoder.load(tiny_model, device="cpu")
+    with pytest.raises(ValueError, match="has no sparse head"):
+        plain.encode_sparse("fox")
+    with pytest.raises(ValueError, match="has no multi-vector head"):
+        plain.encode_multi("fox")
+    with pytest.raises(ValueError, match="has no sparse head"):
+        plain.encode_all("fox")
+    found = plain.encode_all("fox", outputs=["dense"])
+    assert found.dense is not None
+    np.testing.assert_array_equal(found.dense, plain.encode("fox"))
+    with pytest.raises(ValueError, match="'colbert', must be of 'dense', 'sparse' and 'multi'"):
+        plain.encode_all("fox", outputs=["colbert"])
+
+
+def test_nan_names_its_texts(
+    encoder: Encoder, config: ModelConfig, weights: Weights, make_engine: MakeEngine
+) -> None:
+    poisoned = {name: np.array(weight) for name, weight in weights.items()}
+    token = encoder.tokenizer.encode(["敏"], [""])[0].ids[1]
+    poisoned["embeddings.word.weight"][token] = np.nan
+    broken = Encoder(config, encoder.tokenizer, make_engine(config, poisoned), encoder.heads)
+    for method in (broken.encode_sparse, broken.encode_multi, broken.encode_all):
+        with pytest.raises(NotFiniteError) as error:
+            method(["fox", "敏", "dog", "敏捷"])
+        assert error.value.rows == [1, 3]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_heads_survive_a_folder(
+    model: Path,
+    config: ModelConfig,
+    weights: Weights,
+    sentences: list[str],
+    compact: bool,
+    tmp_path: Path,
+) -> None:
+    folder = model
+    if compact:
+        folder = tmp_path / "compact"
+        save_compact(folder, config, weights)
+        (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    assert load_checkpoint(folder)[0] == config
+    loaded = Encoder.load(folder, device="cpu")
+    found = loaded.encode_all(sentences)
+    assert found.sparse is not None and found.multi is not None
+    assert len(found.sparse.indices)
+    expected = loaded.encode_tokens(sentences)[0][1:] @ np.asarray(weights["multi.weight"]).T
+    expected += np.asarray(weights["multi.bias"])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.multi[0], expected, atol=0.02 if compact else 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_sentence_transformers_reads_the_folder(
+    model: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    config, weights = load_checkpoint(model)
+    save_checkpoint(tmp_path / "m", config, weights, files=Tokenizer.load(model, 64).files())
+    vectors = library.SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(sentences)
+    ours = Encoder.load(model, device="cpu", precision="float32").encode(sentences)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, ours, atol=1e-5)
+
+
+# Scores
+
+
+def random_sparse(rng: np.random.Generator, count: int, vocab_size: int = 40) -> Sparse:
+    ids = [rng.integers(0, vocab_size, rng.integers(0, 9)).astype(np.int32) for _ in range(count)]
+    weights = [rng.random(len(text)).astype(np.float32) for text in ids]
+    return gather_weights(ids, weights, ignored=[1], vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 20), (20, 3), (1, 1), (0, 4), (4, 0)])
+def test_products_are_their_double_loop_and_scipy_s(
+    rng: np.random.Generator, left: int, right: int
+) -> None:
+    one, two = random_sparse(rng, left), random_sparse(rng, right)
+    found = one.dot(two)
+    assert found.shape == (left, right)
+    for i in range(left):
+        mine = dict(zip(*(column.tolist() for column in one.row(i)), strict=True))
+        for j in range(right):
+            yours = dict(zip(*(column.tolist() for column in two.row(j)), strict=True))
+            expected = sum(mine[token] * yours[token] for token in mine.keys() & yours.keys())
+            assert found[i, j] == pytest.approx(expected, rel=1e-5)
+    a, b = (scipy.sparse.csr_array((s.data, s.indices, s.indptr), s.shape) for s in (one, two))
+    np.testing.assert_allclose((a @ b.T).toarray(), found, rtol=1e-5)
+    assert a.has_canonical_format
+
+
+def test_weights_of_two_vocabularies_do_not_compare(rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="vocabularies of 40 and 41 pieces"):
+        random_sparse(rng, 2).dot(random_sparse(rng, 2, 41))
+
+
+def test_pieces_come_heaviest_first(encoder: Encoder) -> None:
+    found = encoder.encode_sparse(["The quick brown fox", ""])
+    first, empty = found.to_dicts(encoder.tokenizer)
+    assert empty == {}
+    assert list(first.values()) == sorted(found.row(0)[1].tolist(), reverse=True)
+    assert {encoder.tokenizer.core.token_to_id(piece) for piece in first} == set(
+        found.row(0)[0].tolist()
+    )
+
+
+def units(rng: np.random.Generator, rows: int) -> np.ndarray:
+    vectors = rng.normal(size=(rows, 5)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("budget", [1, 30, 2**22])
+def test_maxsim_is_its_double_loop_under_any_budget(
+    rng: np.random.Generator, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "MAX_SCORES", budget)
+    query, lengths = units(rng, 7), [3, 1, 8, 2, 30]
+    candidates = [units(rng, length) for length in lengths]
+    expected = []
+    for candidate in candidates:
+        best = [max(float(a @ b) for b in candidate) for a in query]
+        expected.append(sum(best) / len(best))
+    np.testing.assert_allclose(maxsim(query, candidates), expected, atol=1e-6)
+    assert len(maxsim(query, [])) == 0
+    queries = torch.from_numpy(np.concatenate([query, query[:2]]))
+    found = torch_maxsim(
+        queries,
+        torch.tensor([7, 2]),
+        torch.from_numpy(np.concatenate(candidates)),
+        torch.tensor(lengths),
+    )
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(found[1].numpy(), maxsim(query[:2], candidates), atol=1e-6)
+
+
+def test_padding_never_wins(rng: np.random.Generator) -> None:
+    # Against these every true similarity is negative, so that a padded zero would be the best.
+    query = np.abs(units(rng, 4))
+    candidates = [-np.abs(units(rng, length)) for length in (1, 6, 2)]
+    scores = maxsim(query, candidates)
+    assert (scores < 0).all()
+    alone = [maxsim(query, [candidate])[0] for candidate in candidates]
+    np.testing.assert_allclose(scores, alone, atol=1e-6)
+    packed = torch.from_numpy(np.concatenate(candidates))
+    found = torch_maxsim(
+        torch.from_numpy(query), torch.tensor([4]), packed, torch.tensor([1, 6, 2])
+    )
+    np.testing.assert_allclose(found[0].numpy(), scores, atol=1e-6)
+
+
+def test_texts_without_vectors_have_no_maxsim(rng: np.random.Generator) -> None:
+    none = np.empty((0, 5), np.float32)
+    for query, candidates in ((none, [units(rng, 2)]), (units(rng, 2), [units(rng, 2), none])):
+        with pytest.raises(ValueError, match="without token vectors"):
+            maxsim(query, candidates)
