@@ -1,4 +1,4 @@
-"""Sections of docs/performance.md, each rewritten by the benchmark that measures it."""
+"""Sections of pages of docs/, each rewritten by the benchmark that measures it."""
 
 import os
 import platform
@@ -12,17 +12,17 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-def write_section(name: str, body: str) -> None:
-    """Replace the section between `name`'s two markers, or append it."""
+def write_section(name: str, body: str, page_path: Path = PAGE) -> None:
+    """Replace the section of a page between `name`'s two markers, or append it."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{start}\n{body.strip()}\n{end}"
-    page = PAGE.read_text() if PAGE.exists() else "# Performance\n"
+    page = page_path.read_text() if page_path.exists() else "# Performance\n"
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if pattern.search(page):
         page = pattern.sub(lambda _: section, page)
     else:
         page = f"{page.rstrip()}\n\n{section}\n"
-    PAGE.write_text(page)
+    page_path.write_text(page)
 
 
 def describe_machine(*packages: str) -> str:

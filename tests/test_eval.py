@@ -30,6 +30,7 @@ from polyvec.eval import (
     render_report,
 )
 from polyvec.eval.baselines import BASELINES, model_meta
+from polyvec.eval.chunked import ChunkSearch, Cut
 from polyvec.eval.intervals import (
     difference,
     interval,
@@ -501,6 +502,46 @@ def test_another_base_changes_long_texts_and_is_set_at_every_call(tiny_model: Pa
     first = trained(text, None)
     assert not np.allclose(first, read(text, None), atol=1e-5)
     np.testing.assert_allclose(trained(text, None), first, atol=1e-6)
+
+
+def test_a_document_scores_what_its_best_chunk_scores(tmp_path: Path, tiny_model: Path) -> None:
+    retrieval(tmp_path)
+    encoder, (task,) = Encoder.load(tiny_model, device="cpu"), local_tasks(tmp_path, whole=True)
+    task.load_data()
+    parts = task.dataset["en"]["test"]
+    asked = encoder.encode(parts["queries"]["text"], task="retrieval.query")
+    found = {}
+    for cut in (
+        Cut(tokens=None),
+        Cut(tokens=10_000),
+        Cut(tokens=4, late=False),
+        Cut(tokens=4),
+        Cut(tokens=4, window=16),
+    ):
+        model = ChunkSearch(encoder, model_meta("tiny", "1"), cut)
+        options = {
+            "task_metadata": task.metadata,
+            "hf_split": "test",
+            "hf_subset": "en",
+            "encode_kwargs": {},
+            "num_proc": None,
+        }
+        model.index(parts["corpus"], **options)
+        found[cut] = model.search(parts["queries"], top_k=30, **options)
+        for query, vector in zip(parts["queries"], asked, strict=True):
+            for document in parts["corpus"]:
+                chunks = encoder.encode_chunks(
+                    document["text"],
+                    task="retrieval.passage",
+                    chunks=cut.tokens or 10_000,
+                    late=cut.late,
+                    window=cut.window,
+                ).vectors
+                score = found[cut][query["id"]][document["id"]]
+                assert score == pytest.approx((chunks @ vector).max(), abs=1e-5)
+    whole, one, *others = found.values()
+    assert whole["q0"] == pytest.approx(one["q0"], abs=1e-5)
+    assert all(other["q0"] != pytest.approx(one["q0"], abs=1e-3) for other in others)
 
 
 def test_fewer_bits_keep_directions_and_rescoring_orders_what_bits_found() -> None:

@@ -22,6 +22,7 @@ EXTRAS = {
     "lancedb": "search",
     "matplotlib": "train",
     "mteb": "eval",
+    "opentelemetry": "traces",
     "prometheus_client": "server",
     "py3langid": "train",
     "pyarrow": "search",
@@ -47,9 +48,19 @@ app = App(
 )
 
 app.command(evaluation := App(name="eval", help="Score models on the local tasks."))
-for verb in ("run", "dims", "adapters", "prompts", "long", "quantised", "report"):
+for verb in (
+    "run",
+    "dims",
+    "adapters",
+    "prompts",
+    "long",
+    "quantised",
+    "late-chunking",
+    "failures",
+    "report",
+):
     # A name to import, read only when this verb is called.
-    evaluation.command(f"polyvec.eval.main:{verb}", name=verb)
+    evaluation.command(f"polyvec.eval.main:{verb.replace('-', '_')}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
 app.command(training := App(name="train", help="Train models, and add tasks to them."))
 for verb in ("adapter", "negatives", "failures"):

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from jsonschema import Draft202012Validator
 
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
-from polyvec.server.app import make_app
-from polyvec.server.endpoints import ENDPOINTS
-from polyvec.server.main import DrainingServer, PatientProtocol, make_service
+from polyvec.server.main import make_server, make_service
 
 MODEL = "jina-embeddings-v3"
 
@@ -63,18 +60,13 @@ def check_error(answer):
 
 
 @contextmanager
-def serving(model="mini", *, precision="float32", **options):
+def serving(model="mini", *, more=(), precision="float32", **options):
     """Run a server with `make_service`'s options; in float32, so that batches agree anywhere."""
-    service = make_service([str(model)], aliases=[MODEL], precision=precision, **options)
-    config = uvicorn.Config(
-        make_app(service, ENDPOINTS),
-        port=0,
-        http=PatientProtocol,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=1,
-    )
-    server = DrainingServer(config, service)
+    models = [str(model), *map(str, more)]
+    service = make_service(models, aliases=[MODEL], precision=precision, **options)
+    server = make_server(service, "127.0.0.1", 0)
+    # Clients that a test leaves behind are not waited for.
+    server.config.timeout_graceful_shutdown = 1
     loops = []
 
     async def run():
@@ -122,7 +114,7 @@ def long_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def long_library(long_model):
     """The long model without a server."""
-    return Encoder.load(long_model, device="cpu")
+    return Encoder.load(long_model, device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ class FaultyEngine:
     def __init__(self, engine):
         self.engine = engine
         self.batch_tokens = engine.batch_tokens
+        self.rope_base = engine.rope_base
 
     def hidden(self, batch):
         return self.engine.hidden(batch)
@@ -43,4 +44,4 @@ class FaultyEngine:
 
 
 def faulty_engine():
-    return FaultyEngine(load_engine(None, "cpu", "auto"))
+    return FaultyEngine(load_engine(None, "cpu", "float32"))

@@ -61,3 +61,30 @@ def test_llama_index(server, library):
             assert (got == (expected > 0)).mean() > 0.99
         else:
             np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_haystack(server, library, monkeypatch):
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from haystack import Document
+        from haystack.utils import Secret
+        from haystack_integrations.components.embedders.jina import (
+            JinaDocumentEmbedder,
+            JinaTextEmbedder,
+        )
+        from haystack_integrations.components.rankers.jina import JinaRanker
+
+    key, url = Secret.from_token("none"), f"{server.url}/v1/embeddings"
+    options = {"api_key": key, "model": MODEL, "base_url": url, "dimensions": 64}
+    documents = [Document(content=text) for text in TEXTS]
+    embedder = JinaDocumentEmbedder(task="retrieval.passage", progress_bar=False, **options)
+    got = np.float32([document.embedding for document in embedder.run(documents)["documents"]])
+    expected = library.encode(TEXTS, task="retrieval.passage", dim=64)
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    asked = JinaTextEmbedder(task="retrieval.query", **options).run("Where is the cat?")
+    query = library.encode("Where is the cat?", task="retrieval.query", dim=64)[0]
+    np.testing.assert_allclose(asked["embedding"], query, atol=2e-6)
+    ranker = JinaRanker(model=MODEL, api_key=key, base_url=f"{server.url}/v1/rerank")
+    ranked = ranker.run("Where is the cat?", documents)["documents"]
+    assert sorted(one.content for one in ranked) == sorted(TEXTS)

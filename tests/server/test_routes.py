@@ -137,6 +137,12 @@ def test_segments_cover_the_text(server, library):
     assert server.error({"content": text, "head": 1, "tail": 1}, path="/v1/segment")[0] == 422
 
 
+def test_an_empty_text_has_no_segments(server):
+    body = {"content": "", "return_tokens": True, "return_chunks": True}
+    answer = server.http.post("/v1/segment", json=body).json()
+    assert (answer["num_tokens"], answer["chunks"], answer["tokens"]) == (0, [], [])
+
+
 def test_models_have_their_names(server, jina_schema):
     listed = server.http.get("/v1/models").json()
     jina_schema("ModelListResponse", listed)

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from polyvec.train.sources import BadRow, Block, Columns, as_text
-from polyvec.train.streams import batches, check_files, plan_turns, shuffled
+from polyvec.train.streams import batches, check_files, plan_turns, shuffle_files, shuffle_rows
 
 COLUMNS = Columns(needed={"text": as_text})
 NUM_ROWS = 5_000
@@ -32,7 +32,7 @@ def numbers(rows, count: int) -> list[int]:
 
 
 def test_a_pass_reads_every_row_once_in_random_order(files: list[Path]) -> None:
-    rows = shuffled(files, COLUMNS, seed=0, window=2_000)
+    rows = shuffle_files(files, COLUMNS, seed=0, window=2_000)
     first, second = numbers(rows, NUM_ROWS), numbers(rows, NUM_ROWS)
     assert sorted(first) == sorted(second) == list(range(NUM_ROWS))
     assert first != second
@@ -43,7 +43,7 @@ def test_a_pass_reads_every_row_once_in_random_order(files: list[Path]) -> None:
 
 def test_the_order_is_the_seeds(files: list[Path]) -> None:
     one, same, other = (
-        numbers(shuffled(files, COLUMNS, seed=seed, window=2_000), 500) for seed in (0, 0, 1)
+        numbers(shuffle_files(files, COLUMNS, seed=seed, window=2_000), 500) for seed in (0, 0, 1)
     )
     assert one == same != other
 
@@ -53,8 +53,8 @@ def test_a_resumed_run_reads_what_the_uninterrupted_one_would(
     start: int, files: list[Path]
 ) -> None:
     """F35."""
-    whole = numbers(shuffled(files, COLUMNS, seed=3, window=700), start + 300)
-    resumed = numbers(shuffled(files, COLUMNS, seed=3, window=700, start=start), 300)
+    whole = numbers(shuffle_files(files, COLUMNS, seed=3, window=700), start + 300)
+    resumed = numbers(shuffle_files(files, COLUMNS, seed=3, window=700, start=start), 300)
     assert resumed == whole[start:]
 
 
@@ -69,7 +69,7 @@ def test_a_start_reads_nothing_of_earlier_windows(
         return original(block, columns)
 
     monkeypatch.setattr(Block, "read", counted)
-    next(shuffled(files, COLUMNS, seed=0, window=1_000, start=20 * NUM_ROWS + 10))
+    next(shuffle_files(files, COLUMNS, seed=0, window=1_000, start=20 * NUM_ROWS + 10))
     assert sum(read) < 2_000
 
 
@@ -81,7 +81,7 @@ def test_no_more_than_a_window_and_a_block_is_held(
     monkeypatch.setattr(
         Block, "read", lambda block, columns: read.append(block.size) or original(block, columns)
     )
-    rows = shuffled(files, COLUMNS, seed=0, window=900)
+    rows = shuffle_files(files, COLUMNS, seed=0, window=900)
     ahead = []
     for taken in range(NUM_ROWS):
         next(rows)
@@ -91,12 +91,12 @@ def test_no_more_than_a_window_and_a_block_is_held(
 
 def test_a_bad_row_keeps_its_place_and_is_reported(files: list[Path]) -> None:
     """F34: the rows after it stay where they were, so that steps read the same."""
-    before = numbers(shuffled(files, COLUMNS, seed=0, window=700), NUM_ROWS)
+    before = numbers(shuffle_files(files, COLUMNS, seed=0, window=700), NUM_ROWS)
     lines = files[1].read_text().splitlines()
     lines[7] = "{"
     files[1].write_text("\n".join(lines))
     bad: list[BadRow] = []
-    rows = shuffled(files, COLUMNS, seed=0, window=700, report=bad.append)
+    rows = shuffle_files(files, COLUMNS, seed=0, window=700, report=bad.append)
     after = [row and int(row["text"]) for row in islice(rows, NUM_ROWS)]
     assert [number for number in before if number != NUM_ROWS // 2 + 7] == [
         number for number in after if number is not None
@@ -112,16 +112,16 @@ def test_batches_leave_bad_rows_out_and_keep_to_their_places() -> None:
 
 def test_a_streamed_hugging_face_data_set_is_read_in_windows() -> None:
     stream = Dataset.from_list([{"text": str(i)} for i in range(1_000)]).to_iterable_dataset()
-    whole = numbers(shuffled(stream, COLUMNS, seed=0, window=256), 2_500)
+    whole = numbers(shuffle_rows(stream, COLUMNS, seed=0, window=256), 2_500)
     assert sorted(whole[:1_000]) == list(range(1_000))
     assert max(whole[:256]) == 255
     assert whole[:256] != sorted(whole[:256])
-    resumed = numbers(shuffled(stream, COLUMNS, seed=0, window=256, start=1_300), 200)
+    resumed = numbers(shuffle_rows(stream, COLUMNS, seed=0, window=256, start=1_300), 200)
     assert resumed == whole[1_300:1_500]
 
 
 def test_rows_that_can_be_read_only_once_are_refused_when_they_end() -> None:
-    rows = shuffled(iter([{"text": "a"}]), COLUMNS, seed=0)
+    rows = shuffle_rows(iter([{"text": "a"}]), COLUMNS, seed=0)
     next(rows)
     with pytest.raises(ValueError, match="only once"):
         next(rows)
@@ -130,9 +130,9 @@ def test_rows_that_can_be_read_only_once_are_refused_when_they_end() -> None:
 def test_csv_and_missing_files_are_refused_before_the_first_row(tmp_path: Path) -> None:
     """F38."""
     with pytest.raises(ValueError, match="write it as Parquet"):
-        shuffled([tmp_path / "rows.csv"], COLUMNS, seed=0)
+        shuffle_files([tmp_path / "rows.csv"], COLUMNS, seed=0)
     with pytest.raises(ValueError, match=r"there is no file .*rows\.jsonl"):
-        shuffled([tmp_path / "rows.jsonl"], COLUMNS, seed=0)
+        shuffle_files([tmp_path / "rows.jsonl"], COLUMNS, seed=0)
 
 
 def test_sources_take_turns_by_weight() -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from cyclopts import Parameter
 from mteb.abstasks import AbsTask
 
+from polyvec.eval.chunked import ChunkSearch, Cut
 from polyvec.eval.local import local_tasks
 from polyvec.eval.models import (
     BUNDLED,
@@ -23,13 +24,20 @@ from polyvec.eval.models import (
 )
 from polyvec.eval.protocol import (
     ChooseAdapter,
+    Model,
     MtebEncoder,
     always,
     paper_adapter,
     retrieval_adapter,
 )
 from polyvec.eval.quantised import as_binary, as_int8, rescore
-from polyvec.eval.report import fill_summary, group_table, ordered, render_report, task_table
+from polyvec.eval.report import (
+    fill_summary,
+    ordered,
+    render_report,
+    task_table,
+    variant_table,
+)
 from polyvec.eval.run import evaluate
 from polyvec.eval.summary import falls, read_summaries, read_summary
 
@@ -55,6 +63,14 @@ RETRIEVAL_TASKS = ("tydiqa-dev-en", "tydiqa-dev-ko", "tydiqa-dev-sw")
 LONG_TASKS = tuple(
     f"{kind}-{length}" for kind in ("passkey", "needle") for length in (256, 512, 1024, 2048)
 )
+
+CHUNKED_TASKS = ("passkey-1024", "needle-1024")
+
+CHUNK_SIZES = (64, 128, 256, 512)
+"""In tokens."""
+
+WINDOW = 512
+"""Tokens that long late chunking reads together here."""
 
 Adapter = Literal["paper", "none", "retrieval", "separation", "classification", "text-matching"]
 
@@ -204,16 +220,61 @@ def quantised(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     compare("vectors", variants, where, RETRIEVAL_TASKS)
 
 
-def compare(
-    what: str, variants: Mapping[str, MtebEncoder], where: Where, tasks: tuple[str, ...]
+def late_chunking(
+    model: str = BUNDLED,
+    /,
+    *,
+    sizes: tuple[int, ...] = CHUNK_SIZES,
+    window: int = WINDOW,
+    where: Where = HERE,
 ) -> None:
+    """Search long documents by their chunks, embedded alone and late, and print a table.
+
+    A document scores what its best chunk scores. `naive` embeds each chunk by itself, `late` after
+    the whole document was read, `long` after windows of it were, and `whole` has one vector a
+    document (arXiv:2409.04701). Passkeys and needles of 1,024 tokens, unless `--tasks` names
+    others, such as qmsum-val.
+
+    Args:
+        model: A polyvec model.
+        sizes: Tokens of a chunk.
+        window: Tokens that `long` reads together.
+        where: Options that all verbs share.
+
+    """
+    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    cuts = {"whole": Cut(tokens=None)}
+    for size in sizes:
+        cuts[f"naive-{size}"] = Cut(tokens=size, late=False)
+        cuts[f"late-{size}"] = Cut(tokens=size)
+        cuts[f"long-{size}"] = Cut(tokens=size, window=window)
+    variants = {name: ChunkSearch(encoder, meta, cut) for name, cut in cuts.items()}
+    compare("chunks", variants, where, CHUNKED_TASKS)
+
+
+def failures(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+    """Score one polyvec model on the four failure cases, and print a table.
+
+    `polyvec train failures` writes a folder of them, which `--data` names: misleading syntax, named
+    entities, polar questions, and documents of low quality (arXiv:2409.10173, section 5.3).
+    """
+    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    embed = encoder_embed(encoder)
+    variants = {
+        "retrieval": MtebEncoder(embed, meta),
+        "none": MtebEncoder(embed, meta, choose=always(None)),
+    }
+    compare("failures", variants, where, ("failures-*",))
+
+
+def compare(what: str, variants: Mapping[str, Model], where: Where, tasks: tuple[str, ...]) -> None:
     """Score variants of one model, keep each as a result of its own, and print a table."""
     chosen = where.chosen(tasks)
     summaries = [
         evaluate(model, chosen, results=where.results, variant=f"{what} {name}")
         for name, model in variants.items()
     ]
-    sys.stdout.write(group_table(summaries, what) + "\n")
+    sys.stdout.write(variant_table(summaries, what) + "\n")
 
 
 def report(*, results: Path = RESULTS, out: Path = REPORT, readme: Path = README) -> None:
@@ -233,6 +294,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "prompts": prompts,
     "long": long,
     "quantised": quantised,
+    "late-chunking": late_chunking,
+    "failures": failures,
     "report": report,
 }
 """`polyvec eval VERB ...`"""

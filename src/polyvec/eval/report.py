@@ -1,5 +1,6 @@
 """Summaries become docs/results.md: every number in it comes from a file kept beside it."""
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from statistics import mean
@@ -41,6 +42,17 @@ METRICS = {
 ROWS = {"pairs": "pairs", "test": "test texts", "texts": "texts", "corpus": "documents"}
 """What a row of a task's table is."""
 
+VARIANTS = {
+    "dim": "Matryoshka dims",
+    "adapter": "Adapters by kind of task",
+    "instruction": "With and without instructions",
+    "base": "Long texts by rotary base",
+    "vectors": "Vectors of fewer bits",
+    "chunks": "Chunks, alone and late",
+    "failures": "Failure cases",
+}
+"""The first word of a comparison's variants, and its title."""
+
 PREFACE = """\
 # Results
 
@@ -60,8 +72,9 @@ So that two CPU cores need minutes and not an hour, large tables are cut, to row
 of what they say, as many of each language: {cuts}. Fewer documents, and fewer sentences to
 choose a translation from, make retrieval and bitext easier than on the whole tables. Of training
 parts {train} texts a label and language are kept. Tasks whose documents exceed half a million
-characters (needles and passkeys of 2,048 tokens and more, whole meetings) run where they are named. `--whole` cuts and
-leaves out nothing. Each task's description in mteb's metadata says what was cut from it.
+characters (needles and passkeys of 2,048 tokens and more, whole meetings) run where they are named.
+`--whole` cuts and leaves out nothing. Each task's description in mteb's metadata says what was cut
+from it.
 """
 
 
@@ -81,13 +94,14 @@ def render_report(summaries: Sequence[Summary]) -> str:
         "## By kind of task\n\n" + group_table(whole, "model"),
         "## By task\n\n" + task_table(whole),
         "## STS by language\n\n" + subset_table(whole, "STS"),
-        "## Other tasks by language\n\n" + language_table(whole[0]),
     ]
-    for word, title in (("dim", "Matryoshka dims"), ("adapter", "Adapters by kind of task")):
+    if languages := language_table(whole[0]):
+        parts.append(f"## Other tasks by language: {whole[0].model}\n\n{languages}")
+    for word, title in VARIANTS.items():
         for model in whole:
-            variants = [s for s in summaries if s.model == model.model and word in s.variant]
+            variants = [s for s in summaries if s.model == model.model and _word(s) == word]
             if variants:
-                parts.append(f"## {title}: {model.model}\n\n{group_table(variants, word)}")
+                parts.append(f"## {title}: {model.model}\n\n{variant_table(variants, word)}")
     parts.append("## Runs\n\n" + run_table(whole))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -126,6 +140,21 @@ def group_table(summaries: Sequence[Summary], first: str) -> str:
     return table([first, *columns], rows)
 
 
+def variant_table(summaries: Sequence[Summary], word: str) -> str:
+    """A row a variant of one model: a column a kind of task for dims and adapters, else a task."""
+    if word in ("dim", "adapter"):
+        return group_table(summaries, word)
+    names = sorted(
+        {name: task for s in summaries for name, task in s.tasks.items()}.items(),
+        key=lambda item: _task_order(*item),
+    )
+    rows = []
+    for summary in sorted(summaries, key=lambda s: _natural(s.variant)):
+        scores = [summary.tasks[name].score if name in summary.tasks else None for name, _ in names]
+        rows.append([summary.variant.removeprefix(word).strip(), *(_cell(s, None) for s in scores)])
+    return table([word, *(name for name, _ in names)], rows)
+
+
 def task_table(summaries: Sequence[Summary]) -> str:
     """A row a task, a column a model, with intervals; the best of a row is bold."""
     tasks = {name: task for s in reversed(summaries) for name, task in s.tasks.items()}
@@ -157,7 +186,10 @@ def subset_table(summaries: Sequence[Summary], kind: str) -> str:
 
 
 def language_table(summary: Summary) -> str:
-    """One model: a row a language, a column a task of several languages other than STS."""
+    """One model: a row a language, a column a task of several languages other than STS.
+
+    Empty where it ran no such task.
+    """
     tasks = {n: t for n, t in summary.tasks.items() if len(t.subsets) > 1 and t.kind != "STS"}
     languages = sorted(
         {subset.removesuffix("-en") for task in tasks.values() for subset in task.subsets}
@@ -169,7 +201,7 @@ def language_table(summary: Summary) -> str:
             for task in tasks.values()
         ]
         rows.append([language, *(_cell(score, None) for score in scores)])
-    return f"{summary.model}.\n\n" + table(["language", *tasks], rows)
+    return table(["language", *tasks], rows) if rows else ""
 
 
 def run_table(summaries: Sequence[Summary]) -> str:
@@ -217,6 +249,16 @@ def _task_order(name: str, task: TaskScore) -> tuple[int, str, int]:
     stem, _, number = name.rpartition("-")
     column = COLUMNS.index(group(name, task))
     return (column, stem, int(number)) if number.isdigit() else (column, name, 0)
+
+
+def _word(summary: Summary) -> str:
+    """What a comparison varies; empty for a model as it is."""
+    return summary.variant.partition(" ")[0]
+
+
+def _natural(variant: str) -> list[int | str]:
+    """Sorts late-64 before late-256."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", variant)]
 
 
 def _dim(summary: Summary) -> int:

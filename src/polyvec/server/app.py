@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -26,6 +26,14 @@ from polyvec.server.render import dump
 from polyvec.server.schemas import Wire, read_json, validate
 from polyvec.server.served import Served
 
+if TYPE_CHECKING:
+    from polyvec.server.tracing import Traces
+
+INLINE_NUMBERS = 4_096
+"""Answers with more numbers are made in a thread: the event loop stays free."""
+
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
@@ -39,6 +47,8 @@ class Service:
     traffic: Traffic = field(default_factory=Traffic)
     classifiers: Classifiers | None = None
     """Where trained classifiers are kept, if anywhere."""
+    traces: "Traces | None" = None
+    """Where spans of requests go, if anywhere."""
     cors: Sequence[str] = ()
     """Origins whose pages may call the API; none unless named."""
 
@@ -82,6 +92,11 @@ class Call:
     state: dict[str, Any]
     """What the access log will say."""
 
+    async def make(self, write: Callable[[], Result], numbers: int) -> Result:
+        """What `write` returns, from a thread if it has many numbers to write."""
+        with self.service.metrics.timed("serialise", self.service.metrics.serialise):
+            return write() if numbers <= INLINE_NUMBERS else await asyncio.to_thread(write)
+
     def note(self, *, texts: int, tokens: int) -> None:
         """Tell the access log how much work this was."""
         self.state["sizes"] = {"texts": texts, "tokens": tokens}
@@ -117,6 +132,8 @@ def make_app(service: Service, endpoints: Sequence[Endpoint]) -> ASGIApp:
         finally:
             for model in service.served:
                 await model.stop()
+            if service.traces is not None:
+                await asyncio.to_thread(service.traces.stop)
 
     routes = [
         Route(endpoint.path, _route(service, endpoint), methods=[endpoint.method])
@@ -135,9 +152,12 @@ def make_app(service: Service, endpoints: Sequence[Endpoint]) -> ASGIApp:
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["Authorization", "Content-Type"],
     )
+    middleware = [cors, gate] if service.cors else [gate]
+    if service.traces is not None:
+        middleware.append(Middleware(service.traces.wrap))
     return Starlette(
         routes=routes,
-        middleware=[cors, gate] if service.cors else [gate],
+        middleware=middleware,
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_error,

@@ -239,7 +239,8 @@ class Scheduler:
         self.queue.put(job)
         self._work.set()
         try:
-            await job.done
+            with self._metrics.span("engine"):
+                await job.done
         finally:
             self.queue.drop(job)
         return [vectors for vectors in job.vectors if vectors is not None]

@@ -33,7 +33,7 @@ async def tei_embed(call: Call) -> Response:
     request: TeiRequest = call.body
     model = call.service.served[0]
     model.check_task(request.prompt_name)
-    dim = _dim(request.dimensions, model.config.width)
+    dim = model.check_dim(request.dimensions, binary=False)
     means, tokens = await model.embed(
         request.inputs,
         request.prompt_name,
@@ -42,8 +42,8 @@ async def tei_embed(call: Call) -> Response:
         param="inputs",
     )
     call.note(texts=len(means), tokens=tokens)
-    made = await asyncio.to_thread(
-        lambda: dump(list(shape(means, dim, normalized=request.normalize)))
+    made = await call.make(
+        lambda: dump(list(shape(means, dim, normalized=request.normalize))), len(means) * dim
     )
     return Response(made, media_type="application/json")
 
@@ -53,13 +53,17 @@ async def tei_embed_all(call: Call) -> Response:
     request: TeiRequest = call.body
     model = call.service.served[0]
     model.check_task(request.prompt_name)
-    dim = _dim(request.dimensions, model.config.width)
+    dim = model.check_dim(request.dimensions, binary=False)
     states, tokens = await model.embed_tokens(
-        request.inputs, request.prompt_name, call.client, truncate=bool(request.truncate)
+        request.inputs,
+        request.prompt_name,
+        call.client,
+        truncate=bool(request.truncate),
+        param="inputs",
     )
     call.note(texts=len(states), tokens=tokens)
-    made = await asyncio.to_thread(
-        lambda: dump([list(shape(rows, dim, normalized=False)) for rows in states])
+    made = await call.make(
+        lambda: dump([list(shape(rows, dim, normalized=False)) for rows in states]), tokens * dim
     )
     return Response(made, media_type="application/json")
 
@@ -95,6 +99,7 @@ async def tei_tokenize(call: Call) -> Response:
     request: TeiTokenizeRequest = call.body
     model = call.service.served[0]
     model.check_task(request.prompt_name)
+    model.check_texts(request.inputs, "inputs")
     prompts = {task.name: task.prompt for task in model.config.tasks}
     prompt = prompts.get(request.prompt_name or "", "")
 
@@ -144,9 +149,8 @@ async def cohere_embed(call: Call) -> Response:
     task = COHERE_TASKS[request.input_type]
     model.check_task(task)
     kinds: list[CohereEncoding] = request.embedding_types or ["float"]
-    dim = _dim(request.output_dimension, model.config.width)
-    if dim % 8 and {"binary", "ubinary"} & set(kinds):
-        raise bad_input("output_dimension must be a multiple of 8 for binary vectors")
+    binary = bool({"binary", "ubinary"} & set(kinds))
+    dim = model.check_dim(request.output_dimension, binary=binary, param="output_dimension")
     truncate = request.truncate == "END"
     means, tokens = await model.embed(
         request.texts, task, call.client, truncate=truncate, param="texts"
@@ -169,13 +173,8 @@ async def cohere_embed(call: Call) -> Response:
             }
         )
 
-    return Response(await asyncio.to_thread(write), media_type="application/json")
-
-
-def _dim(asked: int | None, width: int) -> int:
-    if asked is not None and asked > width:
-        raise bad_input(f"{asked} dimensions are too many, the model has {width}", "dimensions")
-    return asked or width
+    body = await call.make(write, len(means) * dim)
+    return Response(body, media_type="application/json")
 
 
 ENDPOINTS = [

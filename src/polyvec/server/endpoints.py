@@ -1,27 +1,17 @@
 """The routes of Jina's and OpenAI's APIs for embeddings, and the probes."""
 
-import asyncio
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 from starlette.responses import Response
 
-from polyvec.server import classifying, dialects, reranking
-from polyvec.server.app import Call, Endpoint, Service, json_response, read_page
+from polyvec.server import classifying, dialects, listing, reranking, segmenting
+from polyvec.server.app import Call, Endpoint, json_response, read_page
 from polyvec.server.errors import bad_input
 from polyvec.server.openapi import describe_api
 from polyvec.server.render import embedding_body, embedding_rows, shape, token_rows
 from polyvec.server.schemas import EmbeddingRequest, EmbeddingResponse
 from polyvec.server.served import Served
 
-INLINE_NUMBERS = 4_096
-"""Answers larger than this are made in a thread, in slices: the event loop stays free."""
-
 SLICE = 32
 """Texts whose vectors are written at once; between slices other threads have their turn."""
-
-Result = TypeVar("Result")
 
 
 async def embeddings(call: Call) -> Response:
@@ -29,7 +19,8 @@ async def embeddings(call: Call) -> Response:
     request: EmbeddingRequest = call.body
     model = call.service.find(request.model)
     model.check_task(request.task)
-    dim = check_dim(model, request.dimensions, request.encodings)
+    binary = bool({"binary", "ubinary"} & set(request.encodings))
+    dim = model.check_dim(request.dimensions, binary=binary)
     if request.output == "sparse":
         raise bad_input(f"{model.name} has no sparse head; ask for dense", "output")
     if request.output == "multi_vector":
@@ -57,7 +48,7 @@ async def embeddings(call: Call) -> Response:
             rows.extend(part)
         return embedding_body(request.model, rows, tokens)
 
-    body = await make(call.service, write, means.shape[0] * dim)
+    body = await call.make(write, means.shape[0] * dim)
     return Response(body, media_type="application/json")
 
 
@@ -75,32 +66,8 @@ async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest, di
         vectors = [shape(rows, dim, normalized=normalized) for rows in states]
         return embedding_body(request.model, token_rows(vectors, request.encodings[0]), tokens)
 
-    body = await make(call.service, write, tokens * dim)
+    body = await call.make(write, tokens * dim)
     return Response(body, media_type="application/json")
-
-
-async def make(service: Service, write: Callable[[], Result], numbers: int) -> Result:
-    """What `write` returns, from a thread if it has many numbers to write."""
-    began = time.perf_counter()
-    made = write() if numbers <= INLINE_NUMBERS else await asyncio.to_thread(write)
-    service.metrics.serialise.observe(time.perf_counter() - began)
-    return made
-
-
-def check_dim(model: Served, dim: int | None, encodings: list[Any]) -> int:
-    """The size asked for. Raises ApiError 400 if the model or an encoding does not have it."""
-    width = model.config.width
-    if dim is None:
-        return width
-    if dim > width:
-        raise bad_input(
-            f"dimensions is {dim}, must be in 1..{width} for {model.name}", "dimensions"
-        )
-    if dim % 8 and {"binary", "ubinary"} & set(encodings):
-        raise bad_input(
-            f"dimensions is {dim}, must be a multiple of 8 for binary vectors", "dimensions"
-        )
-    return dim
 
 
 def only_texts(given: list[str] | list[list[int]], what: str) -> list[str]:
@@ -138,7 +105,9 @@ async def page(call: Call) -> Response:
 
 async def document(call: Call) -> Response:
     """GET /openapi.json."""
-    return json_response(describe_api(ENDPOINTS))
+    tasks = {task.name: None for model in call.service.served for task in model.config.tasks}
+    choices = {"model": list(call.service.models), "task": list(tasks), "prompt_name": list(tasks)}
+    return json_response(describe_api(ENDPOINTS, choices))
 
 
 ENDPOINTS = [
@@ -156,7 +125,9 @@ ENDPOINTS = [
     Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
     Endpoint(method="GET", path="/", answer=page, summary="A page to try the API on"),
     Endpoint(method="GET", path="/openapi.json", answer=document, summary="This document"),
+    *listing.ENDPOINTS,
     *reranking.ENDPOINTS,
     *classifying.ENDPOINTS,
+    *segmenting.ENDPOINTS,
     *dialects.ENDPOINTS,
 ]

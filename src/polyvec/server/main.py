@@ -33,6 +33,9 @@ KEYS = "POLYVEC_API_KEYS"
 HEADER_SECONDS = 10.0
 """Time for a client to send a request's head, after which the connection is closed."""
 
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection stays longer than load balancers' 60 s: they must be first to close it."""
+
 LIMITS = Limits()
 
 
@@ -47,6 +50,7 @@ def serve(
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
+    otlp: str | None = None,
     key_file: Path | None = None,
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     tls_cert: Path | None = None,
@@ -82,6 +86,8 @@ def serve(
         Megabytes of vectors to keep for texts that come again.
     classifiers
         A SQLite file for trained classifiers; without it /v1/train is closed.
+    otlp
+        A collector of traces, for instance http://localhost:4318; needs polyvec[traces].
     key_file
         Who may ask: a line for each key with its name, its SHA-256 in hexadecimal, and perhaps
         requests=N tokens=N concurrency=N a minute. Keys may also stand, separated by spaces, in
@@ -104,10 +110,26 @@ def serve(
         batch_tokens=batch_tokens,
         cache_bytes=cache_mb * 1_000_000,
         classifiers=classifiers,
+        otlp=otlp,
         clients=find_keys(key_file),
         cors=cors or [],
         limits=limits,
     )
+    server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
+    server.run()
+    if not server.started:
+        raise ValueError(f"cannot listen on {host}:{port}; the log says why")
+
+
+def make_server(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> "DrainingServer":
+    """The HTTP server, which does not listen yet."""
     config = uvicorn.Config(
         make_app(service, ENDPOINTS),
         host=host,
@@ -116,14 +138,14 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        # Nobody's word is taken for where a request comes from.
+        proxy_headers=False,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
-        timeout_graceful_shutdown=max(1, round(limits.drain_seconds)),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(service.limits.drain_seconds)),
     )
-    server = DrainingServer(config, service)
-    server.run()
-    if not server.started:
-        raise ValueError(f"cannot listen on {host}:{port}; the log says why")
+    return DrainingServer(config, service)
 
 
 def make_service(
@@ -136,6 +158,7 @@ def make_service(
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
+    otlp: str | None = None,
     clients: Clients | None = None,
     cors: Sequence[str] = (),
     limits: Limits | None = None,
@@ -146,9 +169,14 @@ def make_service(
     `make_engine` stands in for the models' own engines, for instance to make faults. Raises
     ValueError if a model does not exist or is damaged, or two have one name.
     """
-    limits, metrics = limits or Limits(), Metrics()
+    limits, metrics, traces = limits or Limits(), Metrics(), None
     if num_engines < 1:
         raise ValueError(f"engines is {num_engines}, must be at least 1")
+    if otlp is not None:
+        from polyvec.server.tracing import Traces
+
+        traces = Traces(otlp)
+        metrics.span = traces.span
     by_name: dict[str, Served] = {}
     for model in models:
         folder = find_model(None if model == "mini" else model)
@@ -182,6 +210,7 @@ def make_service(
         clients=clients or Clients(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
+        traces=traces,
         cors=cors,
     )
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,6 +19,9 @@ LOG = logging.getLogger("polyvec.server")
 
 class Metrics:
     """The counters of one server; no globals, so that two servers may share a process."""
+
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext
+    """Makes a stage a part of the request's trace, where there are traces."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -55,6 +60,14 @@ class Metrics:
         self.batch_tokens = Histogram(
             "polyvec_batch_tokens", "Tokens in a batch", buckets=SIZES, registry=registry
         )
+
+    @contextmanager
+    def timed(self, name: str, times: Histogram) -> Iterator[None]:
+        """Time a stage of a request."""
+        began = time.perf_counter()
+        with self.span(name):
+            yield
+        times.observe(time.perf_counter() - began)
 
     def batch(self, num_texts: int, num_tokens: int, seconds: float, waiting: int) -> None:
         """Count one batch."""

@@ -1,14 +1,17 @@
 """The OpenAPI document, from the table of endpoints."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 
 from polyvec.server.app import Endpoint
-from polyvec.server.schemas import ErrorResponse
+from polyvec.server.gate import dialect_of
+from polyvec.server.schemas import CohereErrorResponse, ErrorResponse, TeiErrorResponse
+
+REFUSALS = {"jina": ErrorResponse, "tei": TeiErrorResponse, "cohere": CohereErrorResponse}
 
 ERRORS = {
     400: "What is asked for cannot be had",
@@ -27,13 +30,15 @@ ERRORS = {
 }
 
 
-def describe_api(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """The document."""
+def describe_api(
+    endpoints: Sequence[Endpoint], choices: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The document. `choices` are the values of fields that depend on the models served."""
     schemas: dict[str, Any] = {}
-    refused = _content(_refer(ErrorResponse, schemas))
-    errors = {str(code): {"description": text, **refused} for code, text in ERRORS.items()}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
+        refused = _content(_refer(REFUSALS[dialect_of(endpoint.path)], schemas))
+        errors = {str(code): {"description": text, **refused} for code, text in ERRORS.items()}
         operation: dict[str, Any] = {
             "summary": endpoint.summary,
             "operationId": f"{endpoint.method.lower()}_{endpoint.answer.__name__}",
@@ -55,6 +60,9 @@ def describe_api(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             for name in names
         ]
         paths.setdefault(path, {})[endpoint.method.lower()] = operation
+    for schema in schemas.values():
+        for name, values in choices.items():
+            _narrow(schema.get("properties", {}).get(name, {}), values)
     return {
         "openapi": "3.1.0",
         "info": {"title": "polyvec", "version": version("polyvec")},
@@ -72,6 +80,13 @@ def _refer(kind: type[BaseModel], schemas: dict[str, Any]) -> dict[str, str]:
     schemas.update(schema.pop("$defs", {}))
     schemas[kind.__name__] = schema
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _narrow(field: dict[str, Any], values: Sequence[str]) -> None:
+    """Name the values of a field that is a text, or a text or null."""
+    for kind in field.get("anyOf", [field]):
+        if kind.get("type") == "string":
+            kind["enum"] = list(values)
 
 
 def _content(schema: dict[str, str]) -> dict[str, Any]:

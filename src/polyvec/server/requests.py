@@ -9,6 +9,9 @@ from polyvec.server.schemas import Texts, Wire
 Label = Annotated[str, Field(min_length=1, max_length=1_000)]
 Top = Annotated[int, Field(ge=1, le=1_000_000)]
 
+MAX_CHARACTERS = 1_000_000
+"""In texts that are only cut or tokenised: an answer has many times their bytes."""
+
 
 class RerankRequest(Wire):
     """POST /v1/rerank, as Jina has it."""
@@ -77,7 +80,7 @@ class TrainRequest(Wire):
 class SegmentRequest(Wire):
     """POST /v1/segment."""
 
-    content: str
+    content: Annotated[str, Field(max_length=MAX_CHARACTERS)]
     tokenizer: str | None = None
     """A model's name; by default the first model's tokenizer."""
     return_tokens: bool = False
@@ -126,6 +129,12 @@ class TeiTokenizeRequest(Wire):
     inputs: Texts
     add_special_tokens: bool = True
     prompt_name: str | None = None
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "TeiTokenizeRequest":
+        if sum(map(len, self.inputs)) > MAX_CHARACTERS:
+            raise ValueError(f"inputs have more than {MAX_CHARACTERS:,} characters together")
+        return self
 
 
 CohereEncoding = Literal["float", "int8", "binary", "ubinary", "base64"]

@@ -35,10 +35,16 @@ Encoding = Literal["float", "base64", "binary", "ubinary"]
 Encodings = Encoding | Annotated[list[Encoding], Field(min_length=1, max_length=4)] | None
 Tokens = list[list[int]]
 
+STRING_SCHEMA = {"type": "string", "pattern": "\\S"}
 TEXT_SCHEMA = {
     "anyOf": [
-        {"type": "string"},
-        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        STRING_SCHEMA,
+        {
+            "type": "object",
+            "properties": {"text": STRING_SCHEMA},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
     ]
 }
 MANY_SCHEMA = {"type": "array", "items": TEXT_SCHEMA, "minItems": 1}
@@ -224,14 +230,33 @@ class FieldError(BaseModel):
     input: Any = None
 
 
-class ErrorResponse(BaseModel):
-    """Every error's body."""
+class AnyError(BaseModel):
+    """What every error's body has."""
 
     detail: str
     code: str
     request_id: str
-    error: OpenAIError
     errors: list[FieldError] | None = None
+
+
+class ErrorResponse(AnyError):
+    """An error as Jina's and OpenAI's clients read it."""
+
+    error: OpenAIError
+
+
+class TeiErrorResponse(AnyError):
+    """An error as TEI's clients read it."""
+
+    error: str
+    error_type: str
+
+
+class CohereErrorResponse(AnyError):
+    """An error as Cohere's clients read it."""
+
+    message: str
+    id: str
 
 
 Request = TypeVar("Request", bound=Wire)

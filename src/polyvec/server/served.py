@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from polyvec.config import ModelConfig
 from polyvec.server.batching import Scheduler, Text, whole
 from polyvec.server.cache import Cache, cache_key
-from polyvec.server.errors import bad_input
+from polyvec.server.errors import ApiError, bad_input
 from polyvec.server.limits import Client, Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.reading import chunk_spans, read, token_spans
@@ -88,10 +88,16 @@ class Served:
         return np.stack([vector for vector in found if vector is not None]), num_tokens
 
     async def embed_tokens(
-        self, texts: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
+        self,
+        texts: Sequence[str],
+        task: str | None,
+        client: Client,
+        *,
+        truncate: bool = False,
+        param: str = "input",
     ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
         """Each text's hidden states, one a token, special tokens and instruction included."""
-        tokens = await self.tokenise(texts, task, truncate=truncate)
+        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
         row = task_row(self.config.tasks, task)
         num_tokens = sum(map(len, tokens))
         client.charge(num_tokens)
@@ -106,7 +112,7 @@ class Served:
         The document is the chunks joined by single spaces (docs/serving.md). With `truncate`,
         chunks beyond the model's longest text are a 400 all the same: they have no vector.
         """
-        self._check(chunks, "input")
+        self.check_texts(chunks, "input")
         [document] = await self._read([" ".join(chunks)], task)
         if document.truncated and not truncate:
             raise bad_input(
@@ -134,29 +140,35 @@ class Served:
         param: str = "input",
     ) -> list[np.ndarray]:
         """Each text's token ids as the model reads them."""
-        self._check(texts, param)
-        began = time.perf_counter()
+        self.check_texts(texts, param)
         found: list[np.ndarray] = []
         total = 0
-        for first in range(0, len(texts), SLICE):
-            part = texts[first : first + SLICE]
-            for number, tokens in enumerate(await self._read(part, task)):
-                if tokens.truncated and not truncate:
+        with self._metrics.timed("tokenise", self._metrics.tokenise):
+            for first in range(0, len(texts), SLICE):
+                part = await self._read(texts[first : first + SLICE], task)
+                for number, tokens in enumerate(part, first):
+                    if tokens.truncated and not truncate:
+                        raise self._too_long(f"{param}[{number}]")
+                    found.append(tokens.ids)
+                    total += len(tokens.ids)
+                if total > self._limits.request_tokens:
                     raise bad_input(
-                        f"{param}[{first + number}] has more than {self.config.max_tokens:,} "
-                        "tokens; shorten it, or send truncate: true",
-                        f"{param}[{first + number}]",
+                        f"the request has more than {self._limits.request_tokens:,} tokens; "
+                        "send fewer texts at once",
+                        param,
                     )
-                found.append(tokens.ids)
-                total += len(tokens.ids)
-            if total > self._limits.request_tokens:
-                raise bad_input(
-                    f"the request has more than {self._limits.request_tokens:,} tokens; "
-                    "send fewer texts at once",
-                    param,
-                )
-        self._metrics.tokenise.observe(time.perf_counter() - began)
         return found
+
+    def check_dim(self, dim: int | None, *, binary: bool, param: str = "dimensions") -> int:
+        """The size asked for. Raises ApiError 400 if the model or the encoding does not have it."""
+        width = self.config.width
+        if dim is None:
+            return width
+        if dim > width:
+            raise bad_input(f"{param} is {dim}, must be in 1..{width} for {self.name}", param)
+        if dim % 8 and binary:
+            raise bad_input(f"{param} is {dim}, must be a multiple of 8 for binary vectors", param)
+        return dim
 
     def check_task(self, task: str | None) -> None:
         """Raise ApiError 400 unless the model has the task."""
@@ -165,7 +177,8 @@ class Served:
         except ValueError as error:
             raise bad_input(str(error), "task") from None
 
-    def _check(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+    def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+        """Raise ApiError 400 if there are too many texts, or one that is empty or no text."""
         if len(texts) > self._limits.items:
             raise bad_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
@@ -182,6 +195,13 @@ class Served:
                     ", the ids of this model's tokenizer",
                     f"{param}[{number}]",
                 )
+
+    def _too_long(self, param: str) -> ApiError:
+        return bad_input(
+            f"{param} has more than {self.config.max_tokens:,} tokens; shorten it, or send "
+            "truncate: true",
+            param,
+        )
 
     async def _read(
         self, texts: Sequence[str] | Sequence[list[int]], task: str | None

@@ -46,6 +46,12 @@ from polyvec.train.streams import check_files
 MOST_SCORED = 2_000
 """Rows of either side that a score looks at."""
 
+NONE, BEST = "none", "best"
+"""Names in the place of a task's: the bare encoder, and whatever turns out to be best."""
+
+SAMPLE = 300
+"""Rows by which the best start is chosen."""
+
 CURVE_POINTS = 4
 """Scores taken during training, for the picture."""
 
@@ -63,8 +69,9 @@ class Options:
     prompt: str = ""
     """An instruction put before every text of the task, in training and in use."""
 
-    start: str | None = None
-    """The task of the model whose adapter the new one starts from; None starts from nothing."""
+    start: str = BEST
+    """The task of the model whose adapter the new one starts from; "none" starts from nothing, and
+    "best" from whichever of these serves a sample of the rows best."""
 
     epochs: int = 10
     """How often every row is read."""
@@ -98,6 +105,9 @@ class Outcome:
     bad_rows: tuple[BadRow, ...]
     """Rows left out."""
 
+    start: str
+    """The task started from, or "none"."""
+
     measure: str
     """What the scores are."""
 
@@ -114,7 +124,6 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     """
     kind = KINDS[options.kind]
     config, weights = load_checkpoint(model)
-    task = Task(options.task, options.prompt)
     _check_request(config, model, out, options)
     bad: list[BadRow] = []
     rows = list(read_rows(data, kind.columns, report=bad.append))
@@ -128,24 +137,26 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad]
     (run / "bad-rows.jsonl").write_text("".join(lines), encoding="utf-8")
     tokenizer = Tokenizer.load(model, config.max_tokens)
-    adapter = _train(config, weights, tokenizer, seen, held, kind, run, options)
-    scores = {}
-    if held:
-        names = [None] if options.start is None else [None, options.start]
-        scores = _score(Encoder.load(model), names, kind, seen, held)
-    grown, larger = add_adapter(config, weights, task, adapter)
+    before = Encoder.load(model)
+    start = choose_start(before, kind, seen) if options.start == BEST else options.start
+    scores = _score(before, [*{NONE: 0, start: 0}], kind, seen, held)
+    # The largest thing in memory, and not needed while training.
+    del before
+    network = _network(config, weights, start, options)
+    adapter = _train(network, tokenizer, seen, held, kind, run, options)
+    grown, larger = add_adapter(config, weights, Task(options.task, options.prompt), adapter)
+    files = {**tokenizer.files(), **_card(model, data, options)}
+    save = save_compact if detect_layout(model) == "compact" else _save_native
+    save(out, grown, larger, files=files)
+    scores |= _score(Encoder.load(out), [options.task], kind, seen, held)
     outcome = Outcome(
         num_rows=len(seen),
         num_held=len(held),
         bad_rows=tuple(bad),
+        start=start,
         measure=kind.measure,
         scores=scores,
     )
-    files = {**tokenizer.files(), **_card(model, data, options)}
-    save = save_compact if detect_layout(model) == "compact" else _save_native
-    save(out, grown, larger, files=files)
-    if held:
-        scores |= _score(Encoder.load(out), [options.task], kind, seen, held)
     (run / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n")
     return outcome
 
@@ -172,6 +183,21 @@ def keep_back(
     held = [row for row in rows if kind.key(row) in back]
     kind.check(seen)
     return seen, held
+
+
+def choose_start(encoder: Encoder, kind: Kind, rows: Sequence[Row]) -> str:
+    """The task of a model that serves rows best as it is, or "none" for the bare encoder.
+
+    Half of a sample is scored, by what the other half teaches. The first of equals is chosen.
+    """
+    sample = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SAMPLE]]
+    try:
+        kind.check(sample[::2])
+    except ValueError:
+        return NONE
+    names = [NONE, *(task.name for task in encoder.config.tasks)]
+    scores = _score(encoder, names, kind, sample[::2], sample[1::2])
+    return max(scores, key=scores.__getitem__, default=NONE)
 
 
 def plan_epochs(num_rows: int, *, batch_size: int, epochs: int, seed: int) -> Plan:
@@ -209,9 +235,9 @@ def add_adapter(
 def _check_request(config: ModelConfig, model: Path, out: Path, options: Options) -> None:
     if options.task in [task.name for task in config.tasks]:
         raise ValueError(f"the model has a task {options.task!r} already; choose another name")
-    if not options.task.strip() or options.task == "none":
+    if not options.task.strip() or options.task in (NONE, BEST):
         raise ValueError(f"a task cannot be called {options.task!r}")
-    if options.start is not None:
+    if options.start not in (NONE, BEST):
         task_row(config.tasks, options.start)
     if not 0 <= options.held < 1:
         raise ValueError(f"the part kept back is {options.held}, must be at least 0 and below 1")
@@ -229,8 +255,7 @@ def _check_options(file: Path, options: Options) -> None:
 
 
 def _train(
-    config: ModelConfig,
-    weights: Weights,
+    network: Network,
     tokenizer: Tokenizer,
     seen: Sequence[Row],
     held: Sequence[Row],
@@ -238,8 +263,7 @@ def _train(
     run: Path,
     options: Options,
 ) -> dict[str, np.ndarray]:
-    network = _network(config, weights, options)
-    longest = min(options.max_tokens, config.max_tokens)
+    longest = min(options.max_tokens, network.config.max_tokens)
     read = partial(_read, tokenizer, options.prompt, longest)
     plan = plan_epochs(
         len(seen), batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
@@ -274,11 +298,11 @@ def _train(
     return {name: parameter.detach()[0].numpy() for name, parameter in own.items()}
 
 
-def _network(config: ModelConfig, weights: Weights, options: Options) -> Network:
+def _network(config: ModelConfig, weights: Weights, start: str, options: Options) -> Network:
     """The model with a bank of one adapter; it learns at the rotary base it will be used with."""
     torch.manual_seed(options.seed)
     network = Network(replace(config, tasks=(Task(options.task),))).requires_grad_(False)
-    row = None if options.start is None else task_row(config.tasks, options.start)
+    row = None if start == NONE else task_row(config.tasks, start)
     for name, parameter in network.named_parameters():
         if ".lora_" not in name:
             parameter.copy_(_tensor(weights[name]))
@@ -320,17 +344,17 @@ def _in_bf16(work: Work) -> Work:
 
 def _score(
     encoder: Encoder,
-    tasks: Sequence[str | None],
+    tasks: Sequence[str],
     kind: Kind,
     seen: Sequence[Row],
     held: Sequence[Row],
 ) -> dict[str, float]:
-    return {
-        task or "none": kind.score(
-            partial(encoder.encode, task=task), seen[:MOST_SCORED], held[:MOST_SCORED]
-        )
-        for task in tasks
-    }
+    """Each task's score; none where no rows were kept back."""
+    scores = {}
+    for name in tasks if held else []:
+        encode = partial(encoder.encode, task=None if name == NONE else name)
+        scores[name] = kind.score(encode, seen[:MOST_SCORED], held[:MOST_SCORED])
+    return scores
 
 
 def _save_native(

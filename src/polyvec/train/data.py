@@ -223,6 +223,40 @@ def classmates(labels: Int[np.ndarray, " N"], *, seed: int) -> Int[np.ndarray, "
     return mates
 
 
+def plan_classes(
+    lengths: Sequence[int],
+    labels: Int[np.ndarray, " N"],
+    *,
+    steps: int,
+    batch_tokens: int,
+    members: int,
+    seed: int,
+) -> list[Int[np.ndarray, " _rows"]]:
+    """The rows of every step: `members` texts of each of many classes, so that none is alone.
+
+    Every text is read once before any is read again, but for classes' last few.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.asarray(lengths)
+    batches: list[np.ndarray] = []
+    while len(batches) < steps:
+        order = rng.permutation(len(labels))
+        order = order[np.argsort(labels[order], kind="stable")]
+        classes = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+        groups = [
+            rows[start : start + members]
+            for rows in classes
+            for start in range(0, len(rows) - members + 1, members)
+        ]
+        if not groups:
+            raise ValueError(f"no class has {members} texts, so there is nothing to tell apart")
+        turns = [groups[i] for i in rng.permutation(len(groups))]
+        ends = np.cumsum([sizes[group].sum() for group in turns]) // batch_tokens
+        for number in np.unique(ends):
+            batches.append(np.concatenate([turns[i] for i in np.flatnonzero(ends == number)]))
+    return batches[:steps]
+
+
 def token_ids(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int, prompt: str = ""
 ) -> list[Int32[np.ndarray, " _T"]]:

@@ -90,18 +90,17 @@ def _syntax(words: Words, rng: np.random.Generator) -> Iterator[Example]:
             a, b, c, d = (ring[(i + k) % len(ring)] for k in range(4))
             slots = {"a": a, "b": b, "c": c, "d": d, "setting": setting}
             slots |= {"verb": verb, "converse": converse}
-
-            def fact(patient: str, verb: str = verb, setting: str = setting) -> Fact:
-                return ("relation", verb, patient, setting)
-
             wrong = [
-                Document(_sentence(template, slots), fact(slots[patient]))
+                Document(_sentence(template, slots), ("relation", verb, slots[patient], setting))
                 for template, patient in words.reversals
             ]
             wrong += [Document(_sentence(template, slots)) for template in words.who_dodges]
             yield Example(
                 _sentence(_pick(words.who_questions, rng), slots),
-                Document(_sentence(_pick(words.who_answers, rng), slots), fact(b)),
+                Document(
+                    _sentence(_pick(words.who_answers, rng), slots),
+                    ("relation", verb, b, setting),
+                ),
                 tuple(wrong[:NUM_NEGATIVES]),
             )
 

@@ -74,7 +74,7 @@ def keep_distinct(
     # A lower threshold finds nearly all candidates; the exact comparison makes up for it.
     index = MinHashLSH(threshold=0.8 * likeness, num_perm=num_hashes)
     kept: list[int] = []
-    plain: dict[int, str] = {}
+    plain: dict[object, str] = {}
     seen: set[str] = set()
     for i, text in enumerate(texts):
         normal = normalise(text)

@@ -60,9 +60,6 @@ class Kind:
     score: Callable[[Encode, Sequence[Row], Sequence[Row]], float]
     """How well vectors serve rows kept back, between 0 and 1, given the rows trained on."""
 
-    start: tuple[str, ...]
-    """Tasks whose adapters are a good start, the best first."""
-
 
 def class_vectors(
     network: Network, texts: Tokens, labels: Int[np.ndarray, " N"], *, most: int = 32
@@ -193,7 +190,6 @@ KINDS = {
         make_work=classify,
         measure="accuracy of logistic regression",
         score=score_classes,
-        start=("classification",),
     ),
     "pairs": Kind(
         columns=Columns(
@@ -206,7 +202,6 @@ KINDS = {
         make_work=pair,
         measure="nDCG@10",
         score=score_pairs,
-        start=("text-matching",),
     ),
     "scored": Kind(
         columns=Columns(needed={"text1": as_text, "text2": as_text, "score": as_number}),
@@ -216,6 +211,5 @@ KINDS = {
         make_work=order,
         measure="Spearman's correlation",
         score=score_order,
-        start=("text-matching",),
     ),
 }

@@ -25,7 +25,7 @@ def adapter(
     model: str | None = None,
     out: Path | None = None,
     prompt: str = DEFAULTS.prompt,
-    start: str | None = DEFAULTS.start,
+    start: str = DEFAULTS.start,
     epochs: int = DEFAULTS.epochs,
     batch_size: int = DEFAULTS.batch_size,
     learning_rate: float = DEFAULTS.learning_rate,
@@ -57,7 +57,8 @@ def adapter(
     prompt
         An instruction that is put before every text of this task, now and when encoding.
     start
-        A task of the model whose adapter the new one starts from; by default from nothing.
+        The task of the model whose adapter the new one starts from: "none" is from nothing, "best"
+        whichever serves a sample of the rows best.
     epochs
         How often every row is read.
     batch_size
@@ -92,7 +93,8 @@ def adapter(
         say(f"left out {bad}\n")
     if len(outcome.bad_rows) > SHOWN:
         say(f"left out {len(outcome.bad_rows)} rows in all: see {out}.run/bad-rows.jsonl\n")
-    sys.stdout.write(f"{outcome.num_rows:,} rows trained on, {outcome.num_held:,} kept back\n")
+    rows, held = f"{outcome.num_rows:,}", f"{outcome.num_held:,}"
+    sys.stdout.write(f"{rows} rows trained on, starting from {outcome.start}; {held} kept back\n")
     if outcome.scores:
         sys.stdout.write(f"{outcome.measure} on the rows kept back:\n")
     for name, score in outcome.scores.items():

@@ -140,7 +140,7 @@ def distillation(
     network: Model,
     texts: Tokens,
     targets: Int[np.ndarray, " N"],
-    teachers: Float32[np.ndarray, "M D"],
+    teachers: Float[np.ndarray, "M D"],
     plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     dim_weights: Sequence[float] | None = None,
@@ -163,7 +163,8 @@ def distillation(
         rng = np.random.default_rng(step)
         # The texts' own teachers come first, so that each has its answer in the bank.
         others = rng.integers(len(teachers), size=bank_size)
-        bank = torch.from_numpy(teachers[np.concatenate([targets[rows], others])])
+        near = teachers[np.concatenate([targets[rows], others])]
+        bank = torch.from_numpy(near.astype(np.float32))
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
             seen = bank.to(vectors.device)

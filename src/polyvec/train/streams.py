@@ -19,8 +19,8 @@ Window = tuple[int, Callable[[], list[Row | None]]]
 """How many rows it has, and how to read them: None in place of a bad one."""
 
 
-def shuffled(
-    source: Sequence[Path] | Iterable[Mapping[str, Any]],
+def shuffle_files(
+    files: Sequence[Path],
     columns: Columns,
     *,
     seed: int,
@@ -28,23 +28,36 @@ def shuffled(
     start: int = 0,
     report: Report = warn,
 ) -> Iterator[Row | None]:
-    """The rows of files, or of an iterable such as a streamed data set, without end.
+    """The rows of Parquet and JSON lines files, without end, in random order.
 
-    1. Each pass takes the files' blocks in an order of its own, an iterable's rows as they come.
-    2. Rows are read until a window has at least `window` of them, and shuffled there.
+    1. Each pass takes the files' blocks in an order of its own.
+    2. Blocks are read until a window has at least `window` rows, which are shuffled.
 
     Row `start` of this order, counted from 0, comes first: a resumed run gives the number of rows
-    it has used and reads none of the files' earlier windows again. None stands for a bad row, so
-    that the count is of rows on the disk. Memory holds a window and one block more: a row group
-    of Parquet, or 1,000 lines.
+    it has used, and earlier windows are not read again. None stands for a bad row, so that the
+    count is of rows on the disk. Memory holds a window and one block more: a row group of Parquet,
+    or 1,000 lines.
 
     Raises ValueError at once, before the first row, where `read_rows` would, and for CSV.
     """
-    if isinstance(source, Sequence) and all(isinstance(item, Path) for item in source):
-        windows = _file_windows(source, columns, seed, window, report)
-    else:
-        windows = _given_windows(source, columns, window, report)
-    return _shuffle(windows, seed, start)
+    return _shuffle(_file_windows(files, columns, seed, window, report), seed, start)
+
+
+def shuffle_rows(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Columns,
+    *,
+    seed: int,
+    window: int = 20_000,
+    start: int = 0,
+    report: Report = warn,
+) -> Iterator[Row | None]:
+    """As `shuffle_files`, for what can be iterated again and again: a streamed `datasets` set.
+
+    A pass goes through the rows as they come; windows are shuffled. What lies before `start` is
+    read once more, since only the source could pass over it.
+    """
+    return _shuffle(_given_windows(rows, columns, window, report), seed, start)
 
 
 def _shuffle(windows: Iterator[Window], seed: int, start: int) -> Iterator[Row | None]:
@@ -120,7 +133,7 @@ def batches(rows: Iterator[Row | None], size: int) -> Iterator[list[Row]]:
 def plan_turns(weights: Sequence[float], *, steps: int, seed: int) -> list[tuple[int, int]]:
     """For every step the source it reads, by weight, and how many steps have read it before.
 
-    The second number times the batch size is where `shuffled` has to start.
+    The second number times the batch size is where `shuffle_files` has to start.
 
     >>> plan_turns([1.0, 3.0], steps=5, seed=0)
     [(1, 0), (1, 1), (0, 0), (0, 1), (1, 2)]

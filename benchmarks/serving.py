@@ -1,0 +1,250 @@
+"""What serving costs beside the library, and how the server bears load.
+
+`python -m benchmarks.serving`, ten minutes on two cores; it writes its section of docs/serving.md.
+
+1. The library embeds texts in this process: one at a time, and all at once.
+2. `polyvec serve` answers the same texts, one at a time in turns with the library, so that both
+   meet the machine in the same state: the difference of their medians is what serving costs.
+3. It answers 1, 16 and 128 clients that send one short text after another, and one request of
+   2,048 texts.
+4. With `--peer`, an infinity_emb executable, Infinity does the same with a model of the same
+   size: XLM-RoBERTa with random weights, for it cannot read ours.
+
+The client runs on the same cores and costs about 0.1 ms a request.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import tyro
+
+from benchmarks.load import (
+    PATH,
+    Connection,
+    free_port,
+    make_request,
+    make_texts,
+    read_metric,
+    running,
+    serve_command,
+)
+from benchmarks.report import describe_machine, table, write_section
+from polyvec import Encoder
+from polyvec.encoder import find_model
+
+PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
+CLIENTS = (1, 16, 128)
+MANY = 2_048
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one server did under one load."""
+
+    latencies: list[float] = field(default_factory=list)
+    """Seconds of each request."""
+    num_texts: int = 0
+    seconds: float = 0.0
+    busy: float | None = None
+    """The share of the time in which the engine worked."""
+
+    def row(self, name: str, load: str, library: float) -> list[str]:
+        """A line of the table; `library` is its texts a second."""
+        milliseconds = 1e3 * np.array(self.latencies)
+        return [
+            name,
+            load,
+            f"{len(self.latencies) / self.seconds:,.1f}",
+            f"{np.percentile(milliseconds, 50):,.1f}",
+            f"{np.percentile(milliseconds, 99):,.1f}",
+            f"{self.num_texts / self.seconds:,.0f}",
+            f"{self.num_texts / self.seconds / library:.0%}",
+            "" if self.busy is None else f"{self.busy:.0%}",
+        ]
+
+
+def main(seconds: float = 20.0, peer: Path | None = None, write: bool = False) -> None:
+    """Measure for so many seconds a load; `write` puts the result into docs/serving.md."""
+    encoder = Encoder.load()
+    short, many = make_texts(512), make_texts(MANY)
+    tokens = [len(text.ids) for text in encoder.tokenizer.encode(many, [""] * MANY)]
+    library = Measured()
+    encoder.encode(many[:64])
+    while library.seconds < seconds:
+        began = time.perf_counter()
+        encoder.encode(many, progress=False)
+        library.latencies.append(time.perf_counter() - began)
+        library.seconds += library.latencies[-1]
+        library.num_texts += MANY
+    # The best of several: the machine's other work only ever takes away.
+    speed = MANY / min(library.latencies)
+    rows = [library.row("library", f"{MANY:,} texts at once", speed)]
+    port = free_port()
+    with running(serve_command(port), port):
+        server, alone, cost = asyncio.run(time_idle(port, encoder, short, seconds))
+        rows.append(alone.row("library", "1 text after another", speed))
+        rows.append(server.row("polyvec serve", "1 text, in turns with the library", speed))
+        rows += measure("polyvec serve", port, "polyvec-mini", short, many, seconds, speed)
+    if peer is not None:
+        rows += measure_infinity(peer, encoder, short, many, seconds, speed)
+    names = ["", "load", "requests/s", "p50 ms", "p99 ms", "texts/s", "of the library", "engine"]
+    body = "\n\n".join(
+        [
+            f"The bundled model; {MANY:,} sentences in ten languages, {np.mean(tokens):.0f} tokens "
+            "each on average; clients, server and engine on the same cores.",
+            table(names, rows),
+            f"**Idle, the server takes {cost * 1e3:.2f} ms longer than the library at p50** (the "
+            "median over pairs of the same text, taken in turns). `of the library` is texts a "
+            f"second beside {speed:,.0f} of the library, which had all {MANY:,} at once; `engine` "
+            "is the share of the time in which the engine worked.",
+            f"{describe_machine('openvino', 'uvicorn')} `python -m benchmarks.serving`",
+        ]
+    )
+    sys.stdout.write(body + "\n")
+    if write:
+        write_section("load", body, PAGE)
+
+
+async def time_idle(
+    port: int, encoder: Encoder, texts: list[str], seconds: float
+) -> tuple[Measured, Measured, float]:
+    """Server and library in turns, and the median of their differences in seconds."""
+    connection, server, library = Connection(port), Measured(), Measured()
+    requests = [make_request(PATH, {"model": "polyvec-mini", "input": text}) for text in texts]
+    for request in requests[:20]:
+        await connection.ask(request)
+    while server.seconds + library.seconds < seconds:
+        number = server.num_texts % len(texts)
+        began = time.perf_counter()
+        status, _ = await connection.ask(requests[number])
+        middle = time.perf_counter()
+        encoder.encode([texts[number]], progress=False)
+        took = (middle - began, time.perf_counter() - middle)
+        assert status == 200
+        for one, latency in zip((server, library), took, strict=True):
+            one.latencies.append(latency)
+            one.seconds += latency
+            one.num_texts += 1
+    connection.close()
+    pairs = zip(server.latencies, library.latencies, strict=True)
+    return server, library, median(a - b for a, b in pairs)
+
+
+def measure(
+    name: str,
+    port: int,
+    model: str,
+    short: list[str],
+    many: list[str],
+    seconds: float,
+    library: float,
+    path: str = PATH,
+) -> list[list[str]]:
+    """Lines of the table, for a server that runs."""
+    loads = [(f"{n} clients, 1 text each", n, [[text] for text in short]) for n in CLIENTS]
+    loads[0] = ("1 client, 1 text", *loads[0][1:])
+    rows = []
+    for load, num_clients, inputs in [*loads, (f"1 request of {len(many):,} texts", 1, [many])]:
+        requests = [make_request(path, {"model": model, "input": texts}) for texts in inputs]
+        asyncio.run(bear(port, requests[:1], 1, 0, 1))
+        measured = asyncio.run(bear(port, requests, num_clients, seconds, len(inputs[0])))
+        rows.append(measured.row(name, load, library))
+    return rows
+
+
+async def bear(
+    port: int, requests: list[bytes], num_clients: int, seconds: float, num_texts: int
+) -> Measured:
+    """Clients that ask, each one request after another, until the time is up."""
+    measured = Measured()
+    began = time.perf_counter()
+    before = await asyncio.to_thread(find_busy, port)
+
+    async def client(number: int) -> None:
+        connection = Connection(port)
+        while True:
+            asked = time.perf_counter()
+            status, body = await connection.ask(requests[number % len(requests)])
+            if status != 200:
+                raise RuntimeError(f"{status}: {body[:200]!r}")
+            measured.latencies.append(time.perf_counter() - asked)
+            measured.num_texts += num_texts
+            number += num_clients
+            if time.perf_counter() - began >= seconds:
+                break
+        connection.close()
+
+    await asyncio.gather(*(client(number) for number in range(num_clients)))
+    measured.seconds = time.perf_counter() - began
+    after = await asyncio.to_thread(find_busy, port)
+    if before is not None and after is not None:
+        measured.busy = (after - before) / measured.seconds
+    return measured
+
+
+def find_busy(port: int) -> float | None:
+    """Seconds that polyvec's engine has worked; None for another server."""
+    return read_metric(port, "polyvec_engine_busy_seconds_total") or None
+
+
+def measure_infinity(
+    executable: Path,
+    encoder: Encoder,
+    short: list[str],
+    many: list[str],
+    seconds: float,
+    library: float,
+) -> list[list[str]]:
+    """Infinity's lines of the table."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        make_peer_model(Path(folder) / "peer", encoder)
+        options = (
+            "--engine torch --device cpu --dtype float32 --no-bettertransformer --batch-size 32"
+        )
+        command = [str(executable), "v2", "--model-id", f"{folder}/peer", "--port", str(port)]
+        # It would send usage reports and look for the model on a hub.
+        os.environ |= {
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+        }
+        with running([*command, *options.split()], port):
+            return measure("Infinity", port, "peer", short, many, seconds, library, "/embeddings")
+
+
+def make_peer_model(folder: Path, encoder: Encoder) -> None:
+    """XLM-RoBERTa of the bundled model's size, with random weights and the same tokenizer."""
+    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+    config = encoder.config
+    XLMRobertaModel(
+        XLMRobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.ffn_width,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
+    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(find_model(None) / "tokenizer.json"),
+        model_max_length=512,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    ).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

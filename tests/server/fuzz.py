@@ -1,0 +1,159 @@
+"""Coverage-guided fuzzing of everything that reads a request's body.
+
+`pip install atheris`, then `python -m tests.server.fuzz build/corpus -max_total_time=600`; the
+options are libFuzzer's. It stops at the first body that is neither read nor refused in the way
+that clients know, or that takes ten seconds.
+"""
+
+import json
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SEEDS = (
+    {"model": "m", "input": ["a", {"text": "b"}], "task": "separation", "dimensions": 8},
+    {"model": "m", "input": [[5, 6], [7]], "encoding_format": "base64", "user": "u"},
+    {"model": "m", "input": ["a", "b"], "late_chunking": True, "embedding_type": ["float"]},
+    {"model": "m", "query": "q", "documents": ["d", {"text": "e"}], "top_n": 1},
+    {"model": "m", "input": "x", "labels": {"group": ["a", "b"]}},
+    {"classifier_id": "c", "input": [{"text": "t", "label": "l"}], "num_iters": 3},
+    {"content": "One. Two! \U0001f600", "return_tokens": True, "return_chunks": True, "head": 3},
+    {"inputs": ["a"], "truncate": True, "prompt_name": "separation", "normalize": False},
+    {"query": "q", "texts": ["a"], "return_text": True, "raw_scores": True},
+    {"model": "m", "texts": ["a"], "input_type": "search_query", "embedding_types": ["int8"]},
+    {"model": "m", "input": "\ud83d half", "output": "multi_vector", "truncate": None},
+)
+
+KEYS = sorted({key for seed in SEEDS for key in seed})
+VALUES = [None, "", "float", "base64", "END", "Right", "public", "dense", "classification", 1, -1]
+
+
+@cache
+def load():
+    """What a body goes through: the kinds of requests, and the bundled model's tokenizer."""
+    from polyvec.encoder import BUNDLED
+    from polyvec.server.endpoints import ENDPOINTS
+    from polyvec.tokenizer import Tokenizer
+
+    kinds = dict.fromkeys(endpoint.reads for endpoint in ENDPOINTS if endpoint.reads)
+    return list(kinds), Tokenizer.load(BUNDLED, 64)
+
+
+def read_body(body):
+    """Read a body as every route does. Raises anything at all only if there is a bug."""
+    from polyvec.server.errors import ApiError, error_body
+    from polyvec.server.render import dump
+    from polyvec.server.requests import SegmentRequest
+    from polyvec.server.schemas import read_json, validate
+    from polyvec.server.segmenting import segment_text
+
+    kinds, tokenizer = load()
+    try:
+        value = read_json(body)
+    except ApiError as error:
+        assert error.status == 400
+        dump(error_body(error, "id", "jina"))
+        return
+    for kind in kinds:
+        try:
+            request = validate(kind, value)
+        except ApiError as error:
+            assert error.status == 422 and error.errors
+            assert len(dump(error_body(error, "id", "jina"))) < 100_000
+            continue
+        dump(request.model_dump())
+        if isinstance(request, SegmentRequest):
+            answer = segment_text(request, tokenizer)
+            assert (
+                "chunks" not in answer
+                or request.head
+                or request.tail
+                or ("".join(answer["chunks"]) == request.content)
+            )
+            dump(answer)
+        else:
+            tokenise(request, tokenizer)
+
+
+def tokenise(request, tokenizer):
+    """Texts and token ids become what the engine reads; so do chunks of one document."""
+    import numpy as np
+
+    from polyvec.server.reading import chunk_spans, read
+
+    for name in ("input", "documents", "inputs", "texts"):
+        texts = getattr(request, name, None)
+        if not isinstance(texts, list) or not all(isinstance(text, str | list) for text in texts):
+            continue
+        for tokens in read(tokenizer, texts, "search: "):
+            assert 2 <= len(tokens.ids) <= tokenizer.max_tokens
+        if all(isinstance(text, str) and text.strip() for text in texts):
+            [document] = read(tokenizer, [" ".join(texts)], "")
+            starts, ends = chunk_spans(document, [len(text) for text in texts])
+            assert (starts <= ends).all() and (ends <= len(document.ids)).all()
+            used = ends > starts
+            assert np.array_equal(starts[used][1:], ends[used][:-1]), "tokens belong to one chunk"
+
+
+def make_body(data):
+    """A body from libFuzzer's bytes: these themselves, or a seed with other values in places."""
+    import atheris
+
+    source = atheris.FuzzedDataProvider(data)
+    if source.ConsumeBool():
+        return source.ConsumeBytes(len(data))
+    body = dict(source.PickValueInList(list(SEEDS)))
+    for _ in range(source.ConsumeIntInRange(0, 3)):
+        body[source.PickValueInList(KEYS)] = make_value(source, depth=3)
+    return json.dumps(body).encode()
+
+
+def fuzz_one(data):
+    """What libFuzzer calls."""
+    read_body(make_body(data))
+
+
+def make_value(source, *, depth):
+    """Some value of JSON."""
+    kind = source.ConsumeIntInRange(0, 7 if depth else 5)
+    if kind == 6:
+        return [make_value(source, depth=depth - 1) for _ in range(source.ConsumeIntInRange(0, 4))]
+    if kind == 7:
+        return {
+            source.PickValueInList(KEYS): make_value(source, depth=depth - 1)
+            for _ in range(source.ConsumeIntInRange(0, 3))
+        }
+    makers = (
+        lambda: source.ConsumeUnicode(source.ConsumeIntInRange(0, 200)),
+        lambda: source.ConsumeUnicodeNoSurrogates(20),
+        lambda: source.ConsumeInt(source.ConsumeIntInRange(1, 9)),
+        source.ConsumeFloat,
+        source.ConsumeBool,
+        lambda: source.PickValueInList(VALUES),
+    )
+    return makers[kind]()
+
+
+def main():
+    """Fuzz until libFuzzer's options say stop."""
+    import atheris
+
+    with atheris.instrument_imports(include=["polyvec.server", "json"]):
+        load()
+        import polyvec.server.reading
+        import polyvec.server.schemas  # noqa: F401
+    with tempfile.TemporaryDirectory() as seeds:
+        for number, seed in enumerate(SEEDS):
+            (Path(seeds) / str(number)).write_text(json.dumps(seed))
+        words = Path(seeds) / "words"
+        words.write_text("\n".join(f'"\\"{key}\\":"' for key in KEYS))
+        first, *options = sys.argv[1:] or ["build/corpus"]
+        Path(first).mkdir(parents=True, exist_ok=True)
+        flags = [f"-dict={words}", "-timeout=10", "-max_len=4096", *options]
+        atheris.Setup([sys.argv[0], first, seeds, *flags], fuzz_one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
