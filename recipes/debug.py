@@ -188,7 +188,8 @@ def match(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
     scores = [
         np.mean([a.animal == b.animal, a.colour == b.colour, a.place == b.place]) for a, b in pairs
     ]
-    scored = ordering(network, one, two, np.float32(scores), plan(one, two), row=row)
+    gold = np.array(scores, np.float32)
+    scored = ordering(network, one, two, gold, plan(one, two), row=row)
     premises = [fact.say(SENTENCES["en"]) for fact in FACTS for _ in range(2)]
     hypotheses = [
         replace(fact, colour=(fact.colour + step) % len(COLOURS)).say("The {animal} is {colour}.")
@@ -196,7 +197,8 @@ def match(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
         for step in (0, 1)
     ]
     triplets = nli_triplets(premises, hypotheses, [0, 2] * len(FACTS))
-    a, b = (read(tokenizer, [triplet[side] for triplet in triplets]) for side in (0, 1))
+    a = read(tokenizer, [triplet[0] for triplet in triplets])
+    b = read(tokenizer, [triplet[1] for triplet in triplets])
     against = [read(tokenizer, triplet[2]) for triplet in triplets]
     same = {text: number for number, text in enumerate(dict.fromkeys(t[1] for t in triplets))}
     groups = np.array([same[triplet[1]] for triplet in triplets])

@@ -213,7 +213,9 @@ def match(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) 
         works.append(ordering(model, one, two, scores, plan, row=row, temperature=run.temperature))
         sizes.append(len(one))
     for rows in read_folder(data / "adapters/nli"):
-        works.append(answers(model, tokenizer, [rows], name, tasks=("text-matching",) * 2))
+        works.append(
+            answers(model, tokenizer, [rows], name, tasks=("text-matching", "text-matching"))
+        )
         sizes.append(len(rows))
     # Silent: by the square root of their sizes, so that small sets are seen.
     return take_turns(works, np.sqrt(sizes).tolist(), steps=run.steps, seed=0)
@@ -258,7 +260,9 @@ def separate(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: st
         )
         sizes.append(len(rows))
     works.append(
-        answers(model, tokenizer, read_folder(data / "pairs"), name, tasks=("separation",) * 2)
+        answers(
+            model, tokenizer, read_folder(data / "pairs"), name, tasks=("separation", "separation")
+        )
     )
     # Silent: a quarter of the steps for pairs, which keep the space from collapsing into labels.
     shares = np.sqrt(sizes) / np.sqrt(sizes).sum()

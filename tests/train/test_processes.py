@@ -43,7 +43,7 @@ def compute(how: Literal["ddp", "fsdp"], folder: Path) -> None:
             found = {
                 key: whole(p.grad) for key, p in network.named_parameters() if p.grad is not None
             }
-            found["loss"], found["tokens"] = loss, torch.tensor(tokens)
+            found |= {"loss": loss, "tokens": torch.tensor(tokens)}
             save_file(found, folder / f"{name}-{most}-{rank()}")
     network = make_network()
     trainable(network, "masked-LM")
@@ -78,8 +78,10 @@ def test_two_processes_have_the_gradient_of_one(
     for number in range(2):
         mine = load_file(found / f"{how}/{stage}-{most}-{number}")
         assert mine.keys() == alone.keys()
+        size = max(expected.norm().item() for key, expected in alone.items() if key != "tokens")
         for key, expected in alone.items():
-            torch.testing.assert_close(mine[key], expected, rtol=1e-4, atol=2e-6)
+            # Equal but for the rounding of float32, in which a gradient may be large.
+            torch.testing.assert_close(mine[key], expected, rtol=1e-4, atol=1e-6 * max(1, size))
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

@@ -182,7 +182,8 @@ def _optimizers(
         {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
     ]
     rate = settings.learning_rate
-    found: Optimizers = [(torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98)), rate)]
+    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+    found: Optimizers = [(adam, rate)]
     if tables:
         # Adam's momentum pushes a rare row on for many steps after its one gradient; Adagrad
         # moves a row only when it was read, and less each time.

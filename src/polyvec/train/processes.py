@@ -7,6 +7,7 @@ the processes share its texts out among them (`share_out`).
 Axes in this file: N rows, D width.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -44,7 +45,7 @@ def processes() -> Iterator[torch.device]:
     dist.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cpu")
     if cuda:
-        device = torch.device("cuda", dist.get_node_local_rank())
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     try:
         yield device
@@ -130,8 +131,8 @@ class _Gather(torch.autograd.Function):
         return torch.stack(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous()
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
         dist.all_reduce(total)
         return total[rank()]
 
