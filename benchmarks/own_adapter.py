@@ -9,8 +9,8 @@ the others: vectors of the bare encoder (the frozen model), of the task that tra
 from, and of the new task.
 
 The bundled model was trained on neither set (recipes/mini.py reads neither): EmoT, five emotions in
-Indonesian tweets, and SmSA, the sentiment of Indonesian reviews (IndoNLU). EmoT is the cleaner test:
-NusaX, from which the `classification` adapter learnt, is made of some sentences of SmSA.
+Indonesian tweets, and SmSA, the sentiment of Indonesian reviews (IndoNLU). EmoT is the cleaner
+test: NusaX, from which the `classification` adapter learnt, is made of some sentences of SmSA.
 """
 
 import argparse
