@@ -29,6 +29,7 @@ from polyvec.checkpoint import (
     save_checkpoint,
     save_compact,
 )
+from polyvec.checkpoint.adapters import folder_names
 from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
 from polyvec.engines.quiet import ov
@@ -73,13 +74,13 @@ class Options:
     """The task of the model whose adapter the new one starts from; "none" starts from nothing, and
     "best" from whichever of these serves a sample of the rows best."""
 
-    epochs: int = 10
+    epochs: int = 6
     """How often every row is read."""
 
     batch_size: int = 32
     """Rows in a step."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """Peak rate of AdamW, and of Adagrad for the update of the token table."""
 
     max_tokens: int = 256
@@ -138,7 +139,9 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     (run / "bad-rows.jsonl").write_text("".join(lines), encoding="utf-8")
     tokenizer = Tokenizer.load(model, config.max_tokens)
     before = Encoder.load(model)
-    start = choose_start(before, kind, seen) if options.start == BEST else options.start
+    start = options.start
+    if start == BEST:
+        start = choose_start(before, kind, seen, options.prompt)
     scores = _score(before, [*{NONE: 0, start: 0}], kind, seen, held)
     # The largest thing in memory, and not needed while training.
     del before
@@ -185,18 +188,19 @@ def keep_back(
     return seen, held
 
 
-def choose_start(encoder: Encoder, kind: Kind, rows: Sequence[Row]) -> str:
+def choose_start(encoder: Encoder, kind: Kind, rows: Sequence[Row], prompt: str) -> str:
     """The task of a model that serves rows best as it is, or "none" for the bare encoder.
 
-    Half of a sample is scored, by what the other half teaches. The first of equals is chosen.
+    Half of a sample is scored, by what the other half teaches. The first of equals is chosen, and
+    no task that needs another instruction than `prompt`.
     """
     sample = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SAMPLE]]
     try:
         kind.check(sample[::2])
     except ValueError:
         return NONE
-    names = [NONE, *(task.name for task in encoder.config.tasks)]
-    scores = _score(encoder, names, kind, sample[::2], sample[1::2])
+    fitting = [task.name for task in encoder.config.tasks if task.prompt in ("", prompt)]
+    scores = _score(encoder, [NONE, *fitting], kind, sample[::2], sample[1::2])
     return max(scores, key=scores.__getitem__, default=NONE)
 
 
@@ -235,8 +239,10 @@ def add_adapter(
 def _check_request(config: ModelConfig, model: Path, out: Path, options: Options) -> None:
     if options.task in [task.name for task in config.tasks]:
         raise ValueError(f"the model has a task {options.task!r} already; choose another name")
-    if not options.task.strip() or options.task in (NONE, BEST):
-        raise ValueError(f"a task cannot be called {options.task!r}")
+    if options.task in (NONE, BEST):
+        raise ValueError(f"a task cannot be called {options.task!r}; choose another name")
+    # Names that no folder can have, or that another task's folder has.
+    folder_names(replace(config, tasks=(*config.tasks, Task(options.task))))
     if options.start not in (NONE, BEST):
         task_row(config.tasks, options.start)
     if not 0 <= options.held < 1:

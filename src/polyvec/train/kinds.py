@@ -152,9 +152,11 @@ def score_pairs(encode: Encode, seen: Sequence[Row], held: Sequence[Row]) -> flo
 
 
 def score_order(encode: Encode, seen: Sequence[Row], held: Sequence[Row]) -> float:
-    """Spearman's correlation of cosines and scores."""
+    """Spearman's correlation of cosines and scores; 0 where there is nothing to order."""
     left, right = (encode([row[name] for row in held]) for name in ("text1", "text2"))
     gold = [row["score"] for row in held]
+    if len({*gold}) < 2:
+        return 0.0
     return float(np.asarray(spearmanr((left * right).sum(1), gold))[0])
 
 

@@ -93,8 +93,10 @@ def adapter(
         say(f"left out {bad}\n")
     if len(outcome.bad_rows) > SHOWN:
         say(f"left out {len(outcome.bad_rows)} rows in all: see {out}.run/bad-rows.jsonl\n")
-    rows, held = f"{outcome.num_rows:,}", f"{outcome.num_held:,}"
-    sys.stdout.write(f"{rows} rows trained on, starting from {outcome.start}; {held} kept back\n")
+    sys.stdout.write(
+        f"{outcome.num_rows:,} rows trained on, starting from {outcome.start}; "
+        f"{outcome.num_held:,} kept back\n"
+    )
     if outcome.scores:
         sys.stdout.write(f"{outcome.measure} on the rows kept back:\n")
     for name, score in outcome.scores.items():
