@@ -6,7 +6,7 @@ from polyvec.server import classifying, dialects, listing, reranking, segmenting
 from polyvec.server.app import Call, Endpoint, json_response, read_page
 from polyvec.server.errors import bad_input
 from polyvec.server.openapi import describe_api
-from polyvec.server.render import embedding_body, embedding_rows, shape, token_rows
+from polyvec.server.render import embedding_body, embedding_rows, shape, sparse_rows, token_rows
 from polyvec.server.schemas import EmbeddingRequest, EmbeddingResponse
 from polyvec.server.served import Served
 
@@ -22,9 +22,9 @@ async def embeddings(call: Call) -> Response:
     binary = bool({"binary", "ubinary"} & set(request.encodings))
     dim = model.check_dim(request.dimensions, binary=binary)
     if request.output == "sparse":
-        raise bad_input(f"{model.name} has no sparse head; ask for dense", "output")
+        return await _sparse(call, model, request)
     if request.output == "multi_vector":
-        return await _multi_vector(call, model, request, dim)
+        return await _multi_vector(call, model, request)
     truncate = bool(request.truncate)
     if request.late_chunking:
         texts = only_texts(request.input, "late_chunking")
@@ -52,22 +52,45 @@ async def embeddings(call: Call) -> Response:
     return Response(body, media_type="application/json")
 
 
-async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest, dim: int) -> Response:
-    texts = only_texts(request.input, "output multi_vector")
-    if len(request.encodings) > 1:
-        raise bad_input("with output multi_vector, ask for one embedding_type", "embedding_type")
-    states, tokens = await model.embed_tokens(
+async def _sparse(call: Call, model: Served, request: EmbeddingRequest) -> Response:
+    texts = _plain(request)
+    sparse, tokens = await model.embed_sparse(
         texts, request.task, call.client, truncate=bool(request.truncate)
     )
     call.note(texts=len(texts), tokens=tokens)
-    normalized = request.normalized is not False
 
     def write() -> bytes:
-        vectors = [shape(rows, dim, normalized=normalized) for rows in states]
+        rows = sparse_rows(sparse.to_dicts(model.tokenizer))
+        return embedding_body(request.model, rows, tokens)
+
+    body = await call.make(write, len(sparse.data))
+    return Response(body, media_type="application/json")
+
+
+async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest) -> Response:
+    texts = _plain(request)
+    if len(request.encodings) > 1:
+        raise bad_input("with output multi_vector, ask for one embedding_type", "embedding_type")
+    if request.encodings[0] in ("binary", "ubinary") and model.config.multi_dim % 8:
+        raise bad_input("this model's token vectors have no binary form", "embedding_type")
+    vectors, tokens = await model.embed_multi(
+        texts, request.task, call.client, truncate=bool(request.truncate)
+    )
+    call.note(texts=len(texts), tokens=tokens)
+
+    def write() -> bytes:
         return embedding_body(request.model, token_rows(vectors, request.encodings[0]), tokens)
 
-    body = await call.make(write, tokens * dim)
+    body = await call.make(write, sum(rows.size for rows in vectors))
     return Response(body, media_type="application/json")
+
+
+def _plain(request: EmbeddingRequest) -> list[str]:
+    """The texts of a request whose answer has no dims and no context."""
+    for name in ("dimensions", "late_chunking"):
+        if getattr(request, name):
+            raise bad_input(f"output {request.output} has no {name}", name)
+    return only_texts(request.input, f"output {request.output}")
 
 
 def only_texts(given: list[str] | list[list[int]], what: str) -> list[str]:

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
-from polyvec.encoder import find_model
+from polyvec.encoder import find_model, read_heads
 from polyvec.server.app import Service, make_app
 from polyvec.server.batching import Scheduler
 from polyvec.server.classifiers import Classifiers
@@ -180,8 +180,8 @@ def make_service(
     by_name: dict[str, Served] = {}
     for model in models:
         folder = find_model(None if model == "mini" else model)
-        # Here only for the config, and to refuse a damaged model before anything listens.
-        config, _ = load_checkpoint(folder)
+        # Before anything listens, so that a damaged model is refused.
+        config, weights = load_checkpoint(folder)
         maker = make_engine or partial(load_engine, str(folder), device, precision)
         scheduler = Scheduler(
             maker,
@@ -197,7 +197,14 @@ def make_service(
             raise ValueError(f"two models have the name {name}; rename a folder")
         tokenizer = Tokenizer.load(folder, config.max_tokens)
         by_name[name] = Served(
-            name, config, tokenizer, scheduler, limits, metrics, cache_bytes=cache_bytes
+            name,
+            config,
+            tokenizer,
+            read_heads(weights),
+            scheduler,
+            limits,
+            metrics,
+            cache_bytes=cache_bytes,
         )
     for alias in aliases:
         short, _, name = alias.partition("=")
