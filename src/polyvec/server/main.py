@@ -18,8 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model, read_heads
 from polyvec.server.app import Service, make_app
+from polyvec.server.batches import Batches
 from polyvec.server.batching import Scheduler
 from polyvec.server.classifiers import Classifiers
+from polyvec.server.deferring import answer_batches
 from polyvec.server.endpoints import ENDPOINTS
 from polyvec.server.limits import Client, Clients, Limits, plain_keys, read_keys
 from polyvec.server.metrics import Metrics
@@ -50,6 +52,7 @@ def serve(
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
+    batches: Path | None = None,
     otlp: str | None = None,
     key_file: Path | None = None,
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -86,6 +89,8 @@ def serve(
         Megabytes of vectors to keep for texts that come again.
     classifiers
         A SQLite file for trained classifiers; without it /v1/train is closed.
+    batches
+        A folder for batch jobs; without it /v1/batch/embeddings is closed.
     otlp
         A collector of traces, for instance http://localhost:4318; needs polyvec[traces].
     key_file
@@ -110,6 +115,7 @@ def serve(
         batch_tokens=batch_tokens,
         cache_bytes=cache_mb * 1_000_000,
         classifiers=classifiers,
+        batches=batches,
         otlp=otlp,
         clients=find_keys(key_file),
         cors=cors or [],
@@ -131,7 +137,7 @@ def make_server(
 ) -> "DrainingServer":
     """The HTTP server, which does not listen yet."""
     config = uvicorn.Config(
-        make_app(service, ENDPOINTS),
+        make_app(service, ENDPOINTS, [] if service.batches is None else [answer_batches]),
         host=host,
         port=port,
         http=PatientProtocol,
@@ -158,6 +164,7 @@ def make_service(
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
+    batches: Path | None = None,
     otlp: str | None = None,
     clients: Clients | None = None,
     cors: Sequence[str] = (),
@@ -217,6 +224,7 @@ def make_service(
         clients=clients or Clients(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
+        batches=None if batches is None else Batches(batches),
         traces=traces,
         cors=cors,
     )
