@@ -97,7 +97,7 @@ class Encoder:
         tokenizer = Tokenizer.load(folder, config.max_tokens)
         merge_row = None if merge is None else task_row(config.tasks, merge)
         engine = make_engine(config, weights, device, precision, merge_row)
-        return cls(config, tokenizer, engine, _read_heads(weights))
+        return cls(config, tokenizer, engine, read_heads(weights))
 
     def encode(
         self,
@@ -426,7 +426,8 @@ def find_model(model: str | Path | None) -> Path:
     raise ValueError(f"there is no folder {model}")
 
 
-def _read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
+def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The weights of the sparse and the multi-vector head, where there are any."""
     names = [name for name in weights if name.startswith(("sparse.", "multi."))]
     found = {}
     for name in names:

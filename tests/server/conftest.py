@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -122,6 +123,21 @@ def long_server(long_model):
     """A server of the long model."""
     with serving(long_model, device="cpu") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def headed_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
+    """The tiny model with a sparse and a multi-vector head."""
+    folder = tmp_path_factory.mktemp("models") / "headed"
+    rng = np.random.default_rng(3)
+    width = tiny_config.width
+    shapes = {"sparse.weight": (1, width), "sparse.bias": (1,)}
+    shapes |= {"multi.weight": (12, width), "multi.bias": (12,)}
+    heads = {name: rng.normal(size=size).astype(np.float32) for name, size in shapes.items()}
+    config = replace(tiny_config, sparse_head=True, multi_dim=12)
+    save_checkpoint(folder, config, {**tiny_weights, **heads})
+    (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    return folder
 
 
 @pytest.fixture(scope="session")

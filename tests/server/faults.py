@@ -25,6 +25,9 @@ class FaultyEngine:
     def hidden(self, batch):
         return self.engine.hidden(batch)
 
+    def read(self, batch, starts, ends):
+        return self.engine.read(batch, starts, ends)
+
     def pool(self, batch, starts, ends):
         marks = set(batch.token_ids.tolist()) & {NAN, ERROR, MEMORY, DEATH, HANG, SLOW}
         if ERROR in marks:
@@ -41,6 +44,10 @@ class FaultyEngine:
         for position in np.flatnonzero(batch.token_ids == NAN):
             pooled[(starts <= position) & (position < ends)] = np.nan
         return pooled
+
+
+def missing_engine():
+    raise SystemExit(7)
 
 
 def faulty_engine():

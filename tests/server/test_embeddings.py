@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from polyvec import TASKS, to_binary, to_ubinary
-from tests.server.conftest import MODEL
+from polyvec import TASKS, Encoder, to_binary, to_ubinary
+from tests.server.conftest import MODEL, serving
 
 TEXTS = [
     "Where does the cat sleep?",
@@ -139,11 +139,48 @@ def test_late_chunking_reads_the_chunks_as_one_document(server, library):
         assert np.abs(got - alone).max() > 0.01, "a chunk does not know its document"
 
 
-def test_every_token_may_have_a_vector(server, library):
-    answer = server.embed(TEXTS[:2], output="multi_vector", normalized=False).json()
-    assert "data" in answer, answer
-    for row, states in zip(answer["data"], library.encode_tokens(TEXTS[:2]), strict=True):
-        np.testing.assert_allclose(np.float32(row["embeddings"]), states, atol=2e-5)
+@pytest.fixture(scope="module")
+def headed(headed_model):
+    """A server of a model with heads, and the same model without a server."""
+    encoder = Encoder.load(headed_model, device="cpu", precision="float32")
+    with serving(headed_model, device="cpu") as running:
+        yield running, encoder
+
+
+@pytest.mark.parametrize("task", [None, "retrieval.query"])
+def test_tokens_have_the_librarys_weights_and_vectors(headed, jina_schema, sentences, task):
+    server, encoder = headed
+    answer = server.embed(sentences, output="sparse", task=task, truncate=True).json()
+    jina_schema("EmbeddingResponse", answer)
+    sparse = encoder.encode_sparse(sentences, task=task)
+    for row, weights in zip(answer["data"], sparse.to_dicts(encoder.tokenizer), strict=True):
+        assert row["embedding"] == pytest.approx(weights, abs=1e-4)
+    ask = {"inputs": sentences, "prompt_name": task, "truncate": True}
+    for number, pairs in enumerate(server.http.post("/embed_sparse", json=ask).json()):
+        ids, weights = sparse.row(number)
+        assert [pair["index"] for pair in pairs] == ids.tolist()
+        np.testing.assert_allclose([pair["value"] for pair in pairs], weights, atol=1e-4)
+    answer = server.embed(sentences, output="multi_vector", task=task, truncate=True).json()
+    jina_schema("EmbeddingResponse", answer)
+    for row, vectors in zip(
+        answer["data"], encoder.encode_multi(sentences, task=task), strict=True
+    ):
+        np.testing.assert_allclose(np.float32(row["embeddings"]), vectors, atol=1e-4)
+
+
+def test_heads_refuse_what_they_do_not_have(headed, server):
+    for fields, named in (
+        ({"output": "sparse", "dimensions": 8}, "dimensions"),
+        ({"output": "multi_vector", "late_chunking": True}, "late_chunking"),
+        ({"output": "multi_vector", "embedding_type": "binary"}, "binary"),
+        ({"output": "multi_vector", "embedding_type": ["float", "base64"]}, "one"),
+        ({"output": "sparse", "input": [[5, 6]]}, "token ids"),
+    ):
+        status, sentence = headed[0].error({"input": "a fox"} | fields)
+        assert (status, named in sentence) == (400, True), sentence
+    for output in ("sparse", "multi_vector"):
+        status, sentence = server.error({"input": "a", "output": output})
+        assert (status, "no " in sentence and "head" in sentence) == (400, True)
 
 
 def test_answers_keep_to_the_hosted_schema(server, jina_schema):
@@ -152,7 +189,6 @@ def test_answers_keep_to_the_hosted_schema(server, jina_schema):
         {"embedding_type": "base64"},
         {"embedding_type": ["binary", "float"]},
         {"late_chunking": True},
-        {"output": "multi_vector"},
     ):
         jina_schema("EmbeddingResponse", server.embed(TEXTS[:3], **fields).json())
     jina_schema("ErrorResponse", server.embed("").json())

@@ -1,5 +1,6 @@
 """Faults F9 to F13 and F17: the engine fails, in ways that real ones do."""
 
+import asyncio
 import os
 import signal
 import time
@@ -8,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from polyvec.server.batching import Scheduler, whole
+from polyvec.server.errors import ApiError
 from polyvec.server.limits import Limits
+from polyvec.server.metrics import Metrics
 from tests.server.conftest import check_error, serving
-from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine
+from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine
 
 GOOD = ["a fox", "its den", "snow"]
 
@@ -123,6 +127,23 @@ def test_an_engine_that_hangs_is_started_again(library):
             assert server.http.get("/ready").status_code == 503
             assert waiting.result().status_code == 200
         check([server.embed(text) for text in GOOD], library)
+
+
+def test_an_engine_that_never_starts_is_a_503_that_says_so():
+    """F12: what waits is not left waiting, and neither is what comes later."""
+
+    async def ask():
+        scheduler = Scheduler(missing_engine, 384, Metrics())
+        scheduler.start()
+        with pytest.raises(ApiError, match="does not start") as waiting:
+            await scheduler.run([whole(np.array([0, 2], np.int32), -1)])
+        with pytest.raises(ApiError, match="does not start") as later:
+            await scheduler.run([whole(np.array([0, 2], np.int32), -1)])
+        assert not scheduler.is_ready
+        await scheduler.stop()
+        return waiting.value.status, later.value.status
+
+    assert asyncio.run(ask()) == (503, 503)
 
 
 def test_a_restarted_engine_gives_the_same_bits(faulty):

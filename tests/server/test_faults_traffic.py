@@ -1,7 +1,6 @@
 """Faults F18 to F24 and F31: too many clients, impatient ones, and strangers."""
 
 import hashlib
-import os
 import signal
 import socket
 import subprocess
@@ -117,15 +116,14 @@ def test_a_big_job_does_not_starve_small_ones(server):
         assert len(big.result().json()["data"]) == 1_000
 
 
-def start(*words, env=None):
+def start(*options, optimise=False):
     """`polyvec serve` in a process of its own, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, *words, "-m", "polyvec", "serve", "--port", str(port)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})}
-    )
+    python = [sys.executable, *(["-O"] if optimise else [])]
+    command = [*python, "-m", "polyvec", "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -144,7 +142,7 @@ def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
     After SIGKILL a new server starts cleanly, and no engine process is left.
     """
     body = {"model": "polyvec-mini", "input": [f"text number {n}" for n in range(1_500)]}
-    process, url = start("-O")
+    process, url = start(optimise=True)
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=60) as late:
         assert late.get("/live").status_code == 200
         assert check_error(late.post("/v1/embeddings", json={"model": "x", "input": ""}))[0] == 400

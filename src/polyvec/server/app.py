@@ -1,7 +1,7 @@
 """The server as an ASGI application: routes, and how a request becomes a call of one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from polyvec.server.batches import Batches
 from polyvec.server.classifiers import Classifiers
 from polyvec.server.errors import ApiError, error_body
 from polyvec.server.gate import Gate, Traffic, dialect_of
@@ -47,6 +48,8 @@ class Service:
     traffic: Traffic = field(default_factory=Traffic)
     classifiers: Classifiers | None = None
     """Where trained classifiers are kept, if anywhere."""
+    batches: Batches | None = None
+    """Where batch jobs are kept, if anywhere."""
     traces: "Traces | None" = None
     """Where spans of requests go, if anywhere."""
     cors: Sequence[str] = ()
@@ -87,8 +90,10 @@ class Call:
     client: Client
     body: Any
     """The validated request, or None where the endpoint reads none."""
-    path: dict[str, str]
+    path: Mapping[str, str]
     """The parameters in the path."""
+    query: Mapping[str, str]
+    """The parameters behind the path."""
     state: dict[str, Any]
     """What the access log will say."""
 
@@ -113,6 +118,8 @@ class Endpoint:
     reads: type[Wire] | None = None
     writes: type[BaseModel] | None = None
     """None where the answer is not JSON."""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters behind the path, by their schemas."""
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -120,16 +127,24 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(dump(value), status, media_type="application/json")
 
 
-def make_app(service: Service, endpoints: Sequence[Endpoint]) -> ASGIApp:
-    """The application. Its lifespan starts and stops the engines."""
+def make_app(
+    service: Service,
+    endpoints: Sequence[Endpoint],
+    background: Sequence[Callable[[Service], Coroutine[Any, Any, None]]] = (),
+) -> ASGIApp:
+    """The application. Its lifespan starts and stops the engines, and what runs beside them."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         for model in service.served:
             model.scheduler.start()
+        tasks = [asyncio.create_task(run(service)) for run in background]
         try:
             yield
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for model in service.served:
                 await model.stop()
             if service.traces is not None:
@@ -174,7 +189,9 @@ def _route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitabl
         body = None
         if endpoint.reads is not None:
             body = validate(endpoint.reads, read_json(await request.body()))
-        call = Call(service, state["client"], body, request.path_params, state)
+        call = Call(
+            service, state["client"], body, request.path_params, request.query_params, state
+        )
         try:
             async with asyncio.timeout(service.limits.request_seconds):
                 return await endpoint.answer(call)

@@ -256,7 +256,8 @@ class Scheduler:
                 except EngineGone as error:
                     failures += 1
                     log("engine lost", {"engine": number, "why": str(error)})
-                    self._broken = self.num_alive == 0
+                    # Once may be an accident, and what waits goes on waiting.
+                    self._broken = failures > 1 and self.num_alive == 0
                     if self._broken:
                         self._fail_waiting(unavailable(f"the engine does not start: {error}"))
                     continue

@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from polyvec import outputs
 from polyvec.server.app import Call, Endpoint, json_response
-from polyvec.server.errors import bad_input
 from polyvec.server.render import dump, encode, shape
 from polyvec.server.requests import (
     CohereEncoding,
@@ -69,8 +68,29 @@ async def tei_embed_all(call: Call) -> Response:
 
 
 async def tei_embed_sparse(call: Call) -> Response:
-    """POST /embed_sparse: no model here has a sparse head yet."""
-    raise bad_input(f"{call.service.served[0].name} has no sparse head; use /embed", "inputs")
+    """POST /embed_sparse: token ids and their weights."""
+    request: TeiRequest = call.body
+    model = call.service.served[0]
+    model.check_task(request.prompt_name)
+    sparse, tokens = await model.embed_sparse(
+        request.inputs,
+        request.prompt_name,
+        call.client,
+        truncate=bool(request.truncate),
+        param="inputs",
+    )
+    call.note(texts=len(sparse), tokens=tokens)
+
+    def write() -> bytes:
+        rows = [[part.tolist() for part in sparse.row(number)] for number in range(len(sparse))]
+        return dump(
+            [
+                [{"index": i, "value": weight} for i, weight in zip(ids, weights, strict=True)]
+                for ids, weights in rows
+            ]
+        )
+
+    return Response(await call.make(write, len(sparse.data)), media_type="application/json")
 
 
 async def tei_rerank(call: Call) -> Response:
@@ -192,7 +212,7 @@ ENDPOINTS = [
         method="POST",
         path="/embed_sparse",
         answer=tei_embed_sparse,
-        summary="TEI: refused, no model has a sparse head",
+        summary="TEI: weights of tokens",
         reads=TeiRequest,
     ),
     Endpoint(

@@ -1,81 +1,18 @@
-"""The routes of Jina's and OpenAI's APIs for embeddings, and the probes."""
+"""All routes, and those that say how the server is: probes, metrics, its document and page."""
 
 from starlette.responses import Response
 
-from polyvec.server import classifying, dialects, listing, reranking, segmenting
+from polyvec.server import (
+    classifying,
+    deferring,
+    dialects,
+    embedding,
+    listing,
+    reranking,
+    segmenting,
+)
 from polyvec.server.app import Call, Endpoint, json_response, read_page
-from polyvec.server.errors import bad_input
 from polyvec.server.openapi import describe_api
-from polyvec.server.render import embedding_body, embedding_rows, shape, token_rows
-from polyvec.server.schemas import EmbeddingRequest, EmbeddingResponse
-from polyvec.server.served import Served
-
-SLICE = 32
-"""Texts whose vectors are written at once; between slices other threads have their turn."""
-
-
-async def embeddings(call: Call) -> Response:
-    """POST /v1/embeddings."""
-    request: EmbeddingRequest = call.body
-    model = call.service.find(request.model)
-    model.check_task(request.task)
-    binary = bool({"binary", "ubinary"} & set(request.encodings))
-    dim = model.check_dim(request.dimensions, binary=binary)
-    if request.output == "sparse":
-        raise bad_input(f"{model.name} has no sparse head; ask for dense", "output")
-    if request.output == "multi_vector":
-        return await _multi_vector(call, model, request, dim)
-    truncate = bool(request.truncate)
-    if request.late_chunking:
-        texts = only_texts(request.input, "late_chunking")
-        means, tokens = await model.embed_chunks(
-            texts, request.task, call.client, truncate=truncate
-        )
-    else:
-        means, tokens = await model.embed(
-            request.input, request.task, call.client, truncate=truncate
-        )
-    call.note(texts=len(means), tokens=tokens)
-    normalized = request.normalized is not False
-
-    def write() -> bytes:
-        vectors = shape(means, dim, normalized=normalized)
-        rows: list[bytes] = []
-        for first in range(0, len(vectors), SLICE):
-            part = embedding_rows(
-                vectors[first : first + SLICE], request.encodings, first_index=first
-            )
-            rows.extend(part)
-        return embedding_body(request.model, rows, tokens)
-
-    body = await call.make(write, means.shape[0] * dim)
-    return Response(body, media_type="application/json")
-
-
-async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest, dim: int) -> Response:
-    texts = only_texts(request.input, "output multi_vector")
-    if len(request.encodings) > 1:
-        raise bad_input("with output multi_vector, ask for one embedding_type", "embedding_type")
-    states, tokens = await model.embed_tokens(
-        texts, request.task, call.client, truncate=bool(request.truncate)
-    )
-    call.note(texts=len(texts), tokens=tokens)
-    normalized = request.normalized is not False
-
-    def write() -> bytes:
-        vectors = [shape(rows, dim, normalized=normalized) for rows in states]
-        return embedding_body(request.model, token_rows(vectors, request.encodings[0]), tokens)
-
-    body = await call.make(write, tokens * dim)
-    return Response(body, media_type="application/json")
-
-
-def only_texts(given: list[str] | list[list[int]], what: str) -> list[str]:
-    """The input, which must not be token ids here."""
-    texts = [text for text in given if isinstance(text, str)]
-    if len(texts) < len(given):
-        raise bad_input(f"{what} needs texts, not token ids")
-    return texts
 
 
 async def live(call: Call) -> Response:
@@ -111,14 +48,7 @@ async def document(call: Call) -> Response:
 
 
 ENDPOINTS = [
-    Endpoint(
-        method="POST",
-        path="/v1/embeddings",
-        answer=embeddings,
-        summary="Vectors of texts",
-        reads=EmbeddingRequest,
-        writes=EmbeddingResponse,
-    ),
+    *embedding.ENDPOINTS,
     Endpoint(method="GET", path="/live", answer=live, summary="Liveness, whatever the load"),
     Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness"),
     Endpoint(method="GET", path="/health", answer=ready, summary="Readiness, by its other name"),
@@ -129,5 +59,6 @@ ENDPOINTS = [
     *reranking.ENDPOINTS,
     *classifying.ENDPOINTS,
     *segmenting.ENDPOINTS,
+    *deferring.ENDPOINTS,
     *dialects.ENDPOINTS,
 ]

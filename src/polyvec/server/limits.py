@@ -176,6 +176,10 @@ class Clients:
             raise _refused("INVALID_API_KEY", "Invalid API key")
         return found
 
+    def named(self, name: str) -> Client:
+        """The client of a name; one without quotas where its key is no longer known."""
+        return next((client for client in self.known if client.name == name), Client(name))
+
 
 def hash_key(key: str) -> bytes:
     """The digest under which a key is known."""

@@ -16,10 +16,12 @@ from cyclopts import Parameter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
-from polyvec.encoder import find_model
+from polyvec.encoder import find_model, read_heads
 from polyvec.server.app import Service, make_app
+from polyvec.server.batches import Batches
 from polyvec.server.batching import Scheduler
 from polyvec.server.classifiers import Classifiers
+from polyvec.server.deferring import answer_batches
 from polyvec.server.endpoints import ENDPOINTS
 from polyvec.server.limits import Client, Clients, Limits, plain_keys, read_keys
 from polyvec.server.metrics import Metrics
@@ -50,6 +52,7 @@ def serve(
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
+    batches: Path | None = None,
     otlp: str | None = None,
     key_file: Path | None = None,
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -86,6 +89,8 @@ def serve(
         Megabytes of vectors to keep for texts that come again.
     classifiers
         A SQLite file for trained classifiers; without it /v1/train is closed.
+    batches
+        A folder for batch jobs; without it /v1/batch/embeddings is closed.
     otlp
         A collector of traces, for instance http://localhost:4318; needs polyvec[traces].
     key_file
@@ -110,6 +115,7 @@ def serve(
         batch_tokens=batch_tokens,
         cache_bytes=cache_mb * 1_000_000,
         classifiers=classifiers,
+        batches=batches,
         otlp=otlp,
         clients=find_keys(key_file),
         cors=cors or [],
@@ -131,7 +137,7 @@ def make_server(
 ) -> "DrainingServer":
     """The HTTP server, which does not listen yet."""
     config = uvicorn.Config(
-        make_app(service, ENDPOINTS),
+        make_app(service, ENDPOINTS, [] if service.batches is None else [answer_batches]),
         host=host,
         port=port,
         http=PatientProtocol,
@@ -158,6 +164,7 @@ def make_service(
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
+    batches: Path | None = None,
     otlp: str | None = None,
     clients: Clients | None = None,
     cors: Sequence[str] = (),
@@ -180,8 +187,8 @@ def make_service(
     by_name: dict[str, Served] = {}
     for model in models:
         folder = find_model(None if model == "mini" else model)
-        # Here only for the config, and to refuse a damaged model before anything listens.
-        config, _ = load_checkpoint(folder)
+        # Before anything listens, so that a damaged model is refused.
+        config, weights = load_checkpoint(folder)
         maker = make_engine or partial(load_engine, str(folder), device, precision)
         scheduler = Scheduler(
             maker,
@@ -197,7 +204,14 @@ def make_service(
             raise ValueError(f"two models have the name {name}; rename a folder")
         tokenizer = Tokenizer.load(folder, config.max_tokens)
         by_name[name] = Served(
-            name, config, tokenizer, scheduler, limits, metrics, cache_bytes=cache_bytes
+            name,
+            config,
+            tokenizer,
+            read_heads(weights),
+            scheduler,
+            limits,
+            metrics,
+            cache_bytes=cache_bytes,
         )
     for alias in aliases:
         short, _, name = alias.partition("=")
@@ -210,6 +224,7 @@ def make_service(
         clients=clients or Clients(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
+        batches=None if batches is None else Batches(batches),
         traces=traces,
         cors=cors,
     )

@@ -58,7 +58,7 @@ def describe_api(
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in names
-        ]
+        ] + [{"name": name, "in": "query", "schema": kind} for name, kind in endpoint.query.items()]
         paths.setdefault(path, {})[endpoint.method.lower()] = operation
     for schema in schemas.values():
         for name, values in choices.items():

@@ -87,7 +87,7 @@ def chunk_spans(document: Tokens, lengths: Sequence[int]) -> Spans:
     return starts.astype(np.int32), np.where(has_own, ends, starts).astype(np.int32)
 
 
-def token_spans(num_tokens: int) -> Spans:
-    """A span for each token."""
-    starts = np.arange(num_tokens, dtype=np.int32)
+def token_spans(first: int, end: int) -> Spans:
+    """A span for each token from `first` up to `end`."""
+    starts = np.arange(first, end, dtype=np.int32)
     return starts, starts + np.int32(1)

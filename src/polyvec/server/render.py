@@ -65,6 +65,14 @@ def token_rows(texts: Sequence[Float32[np.ndarray, "_ dim"]], encoding: Encoding
     ]
 
 
+def sparse_rows(texts: Sequence[dict[str, float]]) -> list[bytes]:
+    """The objects of `data` where pieces of the vocabulary have weights."""
+    return [
+        dump({"object": "embedding", "index": index, "embedding": weights})
+        for index, weights in enumerate(texts)
+    ]
+
+
 def embedding_body(model: str, rows: list[bytes], num_tokens: int) -> bytes:
     """The whole answer."""
     usage = dump({"total_tokens": num_tokens, "prompt_tokens": num_tokens})

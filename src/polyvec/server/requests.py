@@ -1,6 +1,6 @@
 """The requests of the other routes: rerank, classify, train, segment, TEI's and Cohere's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,6 +75,29 @@ class TrainRequest(Wire):
     def items(self) -> list[TrainItem]:
         """The examples."""
         return [self.input] if isinstance(self.input, TrainItem) else self.input
+
+
+class BatchLine(Wire):
+    """One request of a batch job."""
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=256)]
+    """Comes back with the answer."""
+    body: dict[str, Any]
+    """What /v1/embeddings reads; fields that are not there are the job's."""
+
+
+class BatchRequest(Wire):
+    """POST /v1/batch/embeddings."""
+
+    model: str
+    input: Annotated[list[BatchLine], Field(min_length=1, max_length=50_000)] | None = None
+    input_url: str | None = None
+    """Refused: the server fetches nothing from elsewhere."""
+    webhook_url: str | None = None
+    """Refused: the server calls nobody."""
+    task: str | None = None
+    dimensions: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    normalized: bool | None = True
 
 
 class SegmentRequest(Wire):

@@ -157,7 +157,7 @@ class EmbeddingRequest(Wire):
     user: str | None = None
     """OpenAI's; not used."""
     output: Literal["dense", "sparse", "multi_vector"] = "dense"
-    """One vector a text, token weights, or one vector a token. Ours."""
+    """One vector a text, weights of tokens, or one vector a token. Ours."""
 
     @model_validator(mode="after")
     def _check_encodings(self) -> "EmbeddingRequest":
@@ -187,11 +187,11 @@ class EmbeddingUsage(Usage):
 
 
 class Embedding(BaseModel):
-    """One text's vector."""
+    """One text's vector, or the weights of its tokens."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | list[int] | str
+    embedding: list[float] | list[int] | str | dict[str, float]
     embedding_types: dict[Encoding, list[float] | list[int] | str] | None = None
 
 

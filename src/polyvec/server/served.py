@@ -1,18 +1,20 @@
 """A model as the server offers it: texts in, vectors out, for any number of requests at once.
 
-Axes in this file: N texts of a request, S spans of one text, D the model's width.
+Axes in this file: N texts of a request, S spans of one text, D the model's width, V numbers in a
+token's own vector.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float32
 
 from polyvec.config import ModelConfig
-from polyvec.server.batching import Scheduler, Text, whole
+from polyvec.heads import Sparse, gather_weights, token_vectors, token_weights
+from polyvec.server.batching import Scheduler, Text, not_finite, whole
 from polyvec.server.cache import Cache, cache_key
 from polyvec.server.errors import ApiError, bad_input
 from polyvec.server.limits import Client, Limits
@@ -33,6 +35,7 @@ class Served:
         name: str,
         config: ModelConfig,
         tokenizer: Tokenizer,
+        heads: Mapping[str, np.ndarray],
         scheduler: Scheduler,
         limits: Limits,
         metrics: Metrics,
@@ -43,6 +46,7 @@ class Served:
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
+        self._heads = heads
         self.scheduler = scheduler
         self.created = int(time.time())
         self._limits = limits
@@ -71,17 +75,17 @@ class Served:
         """
         tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
         row = task_row(self.config.tasks, task)
-        num_tokens = sum(map(len, tokens))
-        client.charge(num_tokens)
+        ids = [text.ids for text in tokens]
+        num_tokens = self._charge(client, tokens)
         if self._cache is None:
-            vectors = await self.scheduler.run([whole(ids, row) for ids in tokens])
+            vectors = await self.scheduler.run([whole(text, row) for text in ids])
             return np.concatenate(vectors), num_tokens
-        keys = [cache_key(ids, row) for ids in tokens]
+        keys = [cache_key(text, row) for text in ids]
         found = [self._cache.find(key) for key in keys]
         missing = [number for number, vector in enumerate(found) if vector is None]
         self._metrics.cached.inc(len(found) - len(missing))
         if missing:
-            vectors = await self.scheduler.run([whole(tokens[i], row) for i in missing])
+            vectors = await self.scheduler.run([whole(ids[i], row) for i in missing])
             for number, vector in zip(missing, vectors, strict=True):
                 found[number] = vector[0]
                 self._cache.keep(keys[number], vector[0])
@@ -98,11 +102,59 @@ class Served:
     ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
         """Each text's hidden states, one a token, special tokens and instruction included."""
         tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
-        row = task_row(self.config.tasks, task)
-        num_tokens = sum(map(len, tokens))
-        client.charge(num_tokens)
-        spans = [Text(ids, row, *token_spans(len(ids))) for ids in tokens]
-        return await self.scheduler.run(spans), num_tokens
+        return await self._states(tokens, [0] * len(tokens), task, client)
+
+    async def embed_sparse(
+        self,
+        texts: Sequence[str],
+        task: str | None,
+        client: Client,
+        *,
+        truncate: bool = False,
+        param: str = "input",
+    ) -> tuple[Sparse, int]:
+        """A weight for each of a text's own tokens, as `Encoder.encode_sparse` gives it.
+
+        Raises ApiError 400 if the model has no sparse head; the rest is as for `embed`.
+        """
+        head = self._head("sparse", "sparse")
+        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
+        states, num_tokens = await self._states(
+            tokens, [text.num_prompt for text in tokens], task, client
+        )
+
+        def weigh() -> Sparse:
+            # The last state is that of `</s>`.
+            weights = [token_weights(rows[:-1], *head) for rows in states]
+            _check_finite(weights)
+            return gather_weights(
+                [text.ids[text.num_prompt : -1] for text in tokens],
+                weights,
+                ignored=self.tokenizer.special_ids,
+                vocab_size=self.config.vocab_size,
+            )
+
+        return await asyncio.to_thread(weigh), num_tokens
+
+    async def embed_multi(
+        self, texts: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
+    ) -> tuple[list[Float32[np.ndarray, "_ V"]], int]:
+        """A vector for each of a text's own tokens and `</s>`, as `Encoder.encode_multi` gives it.
+
+        Raises ApiError 400 if the model has no multi-vector head; the rest is as for `embed`.
+        """
+        head = self._head("multi", "multi-vector")
+        tokens = await self.tokenise(texts, task, truncate=truncate)
+        states, num_tokens = await self._states(
+            tokens, [text.num_prompt for text in tokens], task, client
+        )
+
+        def turn() -> list[Float32[np.ndarray, "_ V"]]:
+            vectors = [token_vectors(rows, *head) for rows in states]
+            _check_finite(vectors)
+            return vectors
+
+        return await asyncio.to_thread(turn), num_tokens
 
     async def embed_chunks(
         self, chunks: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
@@ -138,18 +190,18 @@ class Served:
         *,
         truncate: bool = False,
         param: str = "input",
-    ) -> list[np.ndarray]:
-        """Each text's token ids as the model reads them."""
+    ) -> list[Tokens]:
+        """Each text's tokens as the model reads them."""
         self.check_texts(texts, param)
-        found: list[np.ndarray] = []
+        found: list[Tokens] = []
         total = 0
         with self._metrics.timed("tokenise", self._metrics.tokenise):
             for first in range(0, len(texts), SLICE):
                 part = await self._read(texts[first : first + SLICE], task)
+                found.extend(part)
                 for number, tokens in enumerate(part, first):
                     if tokens.truncated and not truncate:
                         raise self._too_long(f"{param}[{number}]")
-                    found.append(tokens.ids)
                     total += len(tokens.ids)
                 if total > self._limits.request_tokens:
                     raise bad_input(
@@ -196,6 +248,28 @@ class Served:
                     f"{param}[{number}]",
                 )
 
+    def _charge(self, client: Client, tokens: Sequence[Tokens]) -> int:
+        num_tokens = sum(len(text.ids) for text in tokens)
+        client.charge(num_tokens)
+        return num_tokens
+
+    async def _states(
+        self, tokens: Sequence[Tokens], firsts: Sequence[int], task: str | None, client: Client
+    ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
+        """The hidden states of each text's tokens from one on, and how many tokens were read."""
+        num_tokens = self._charge(client, tokens)
+        row = task_row(self.config.tasks, task)
+        texts = [
+            Text(text.ids, row, *token_spans(first, len(text.ids)))
+            for text, first in zip(tokens, firsts, strict=True)
+        ]
+        return await self.scheduler.run(texts), num_tokens
+
+    def _head(self, name: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        if f"{name}.weight" not in self._heads:
+            raise bad_input(f"{self.name} has no {kind} head; ask for dense vectors", "output")
+        return self._heads[f"{name}.weight"], self._heads[f"{name}.bias"]
+
     def _too_long(self, param: str) -> ApiError:
         return bad_input(
             f"{param} has more than {self.config.max_tokens:,} tokens; shorten it, or send "
@@ -210,3 +284,9 @@ class Served:
         prompt = "" if row == BARE else self.config.tasks[row].prompt
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, read, self.tokenizer, texts, prompt)
+
+
+def _check_finite(texts: Sequence[np.ndarray]) -> None:
+    for number, values in enumerate(texts):
+        if not np.isfinite(values).all():
+            raise not_finite(number)
