@@ -132,11 +132,15 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def language_weights(
-    langs: Sequence[str], exponent: float, shares: Mapping[str, float]
+    langs: Sequence[str],
+    exponent: float,
+    shares: Mapping[str, float],
+    emphasis: Float[np.ndarray, " N"] | None = None,
 ) -> Float[np.ndarray, " N"]:
     """How often to draw each row, so that a language of n rows fills n ** `exponent` of the run.
 
-    `shares` sets a language's part of the whole outright.
+    `shares` sets a language's part of the whole outright; within a language rows are drawn in
+    proportion to `emphasis`, by default all alike.
 
     >>> language_weights(["en", "en", "de", "de", "de", "de"], 0.5, {"en": 0.5}).round(3).tolist()
     [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
@@ -147,7 +151,8 @@ def language_weights(
     free = np.isnan(fixed)
     parts[free] *= (1 - np.nansum(fixed)) / max(parts[free].sum(), 1e-9)
     parts[~free] = fixed[~free]
-    return (parts / counts)[index]
+    each = np.ones(len(langs)) if emphasis is None else emphasis
+    return each * (parts / np.bincount(index, weights=each))[index]
 
 
 def plan_batches(
