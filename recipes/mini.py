@@ -496,8 +496,8 @@ def adapter_settings(steps: int) -> Settings:
 ADAPTERS = {
     "text-matching": adapter_settings(240),
     "retrieval": adapter_settings(360),
-    "classification": adapter_settings(300),
-    "separation": adapter_settings(160),
+    "classification": adapter_settings(260),
+    "separation": adapter_settings(140),
 }
 """The two retrieval adapters are trained together."""
 
@@ -597,9 +597,9 @@ def translations(network: Network, tokenizer: Tokenizer, data: Path, steps: int,
     """Sentences and what they are in another language, against the others of the step."""
     rows = join(
         [
-            read_pairs(data / "pairs/tatoeba_en.parquet", most=3_000),
-            read_pairs(data / "pairs/tatoeba_xy.parquet", most=1_500),
-            read_pairs(data / "pairs/tico.parquet", most=1_000),
+            read_pairs(data / "pairs/tatoeba_en.parquet", most=1_500),
+            read_pairs(data / "pairs/tatoeba_xy.parquet", most=700),
+            read_pairs(data / "pairs/tico.parquet", most=500),
         ]
     )
     one, two = (token_ids(tokenizer, side, max_tokens=96) for side in (rows.texts, rows.partners))
@@ -643,7 +643,7 @@ def answered(tokenizer: Tokenizer, data: Path, steps: int, sources: list[Source]
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
     for name, share in sources:
         lang = "lang" if name.startswith("adapters") else "query_lang"
-        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=4_000)
+        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=1_500)
         one = token_ids(tokenizer, rows.texts, max_tokens=64, prompt=prompts[0])
         two = token_ids(tokenizer, rows.partners, max_tokens=160, prompt=prompts[1])
         hard = [texts[:2] for texts in rows.negatives]
