@@ -495,14 +495,14 @@ def adapter_settings(steps: int) -> Settings:
 
 ADAPTERS = {
     "text-matching": adapter_settings(240),
-    "retrieval": adapter_settings(360),
-    "classification": adapter_settings(260),
-    "separation": adapter_settings(140),
+    "retrieval": adapter_settings(320),
+    "classification": adapter_settings(180),
+    "separation": adapter_settings(80),
 }
 """The two retrieval adapters are trained together."""
 
 HEADS = ("sparse.", "multi.")
-HEAD_SETTINGS = Settings(steps=120, learning_rate=1e-3, save_every=60)
+HEAD_SETTINGS = Settings(steps=100, learning_rate=1e-3, save_every=50)
 """Last of all, behind the finished retrieval adapters."""
 
 ADAPTER_TOKENS = 3_072
