@@ -1,6 +1,5 @@
 """Reranking: the order and the parts of its scores, in the library and on the command line."""
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -114,9 +113,10 @@ def test_the_verb_prints_the_best_lines_first(polyvec, model, sentences, tmp_pat
 
 def test_the_verb_reads_standard_input_and_keeps_fields(polyvec, model, tmp_path, monkeypatch):
     lines = ["dog", "fox", "the lazy\x1b[31m dog"]
-    raw = io.BytesIO("\n".join(lines).encode())
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
-    code, out, complained = polyvec("fox", "-", "--task", "separation", "--model", model)
+    (tmp_path / "stdin").write_text("\n".join(lines))
+    with (tmp_path / "stdin").open(encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        code, out, complained = polyvec("fox", "-", "--task", "separation", "--model", model)
     assert (code, complained) == (0, "")
     # Under one adapter the query itself is the best answer; escapes don't reach the terminal.
     assert out.splitlines()[0] == "1.000  fox"

@@ -193,7 +193,7 @@ def search(
 @app.command
 def rerank(
     query: str,
-    file: Annotated[Path, Parameter(name="FILE")],
+    file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)],
     /,
     *,
     by: Literal["dense", "sparse", "multi", "hybrid"] = "dense",
