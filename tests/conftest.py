@@ -1,6 +1,7 @@
 """What the tests share: a tiny seeded model with a tiny tokenizer, and each engine over it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,28 @@ def tiny_weights(tiny_config: ModelConfig) -> Weights:
         name: (torch.randn(tensor.shape, generator=generator) * 0.3).numpy()
         for name, tensor in state.items()
     }
+
+
+@pytest.fixture(scope="session")
+def headed_config(tiny_config: ModelConfig) -> ModelConfig:
+    """The tiny model's shape, with a sparse and a multi-vector head."""
+    return replace(tiny_config, sparse_head=True, multi_dim=12)
+
+
+@pytest.fixture(scope="session")
+def headed_weights(headed_config: ModelConfig) -> Weights:
+    """Random weights too, but under which a text's tokens, all alike in the tiny model, differ."""
+    generator = torch.Generator().manual_seed(8)
+    weights = {}
+    for name, tensor in Network(headed_config).state_dict().items():
+        drawn = torch.randn(tensor.shape, generator=generator)
+        if name.startswith(("sparse.", "multi.")) or name == "embeddings.word.weight":
+            weights[name] = drawn.numpy()
+        elif "norm" in name or name.endswith("bias"):
+            weights[name] = tensor.numpy()
+        else:
+            weights[name] = 0.1 * drawn.numpy()
+    return weights
 
 
 @pytest.fixture(scope="session")

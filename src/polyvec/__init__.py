@@ -14,6 +14,7 @@ from polyvec.outputs import (
     to_ubinary,
     truncate_and_normalise,
 )
+from polyvec.ranking import Ranked, rerank
 from polyvec.tasks import TASKS, Task
 
 __all__ = [
@@ -23,11 +24,13 @@ __all__ = [
     "ModelConfig",
     "NotFiniteError",
     "Outputs",
+    "Ranked",
     "Semantic",
     "Sentences",
     "Sparse",
     "Task",
     "maxsim",
+    "rerank",
     "similarity",
     "to_base64",
     "to_binary",

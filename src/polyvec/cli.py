@@ -201,6 +201,68 @@ def search(
 
 
 @app.command
+def rerank(
+    query: str,
+    file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)],
+    /,
+    *,
+    by: Literal["dense", "sparse", "multi", "hybrid"] = "dense",
+    task: str = "retrieval",
+    top: int | None = None,
+    model: str | None = None,
+    json: bool = False,
+) -> None:
+    """Sort texts by how well they answer a query: bi-encoder reranking.
+
+    polyvec rerank "how do I stop a nosebleed?" candidates.txt --top 3
+
+    cat candidates.jsonl | polyvec rerank "pain au levain" - --by hybrid --json
+
+    Parameters
+    ----------
+    query
+        What the texts may answer.
+    file
+        The candidates, one a line; in .jsonl files a string or an object with "text", whose other
+        fields --json keeps. "-" is standard input.
+    by
+        The score: cosine, shared tokens, MaxSim, or all three. All but dense need a model with
+        heads; `polyvec info` tells.
+    task
+        The adapter for query and texts; "retrieval" is a pair, one adapter for each.
+    top
+        Texts to show; by default all.
+    model
+        A model folder or a name on the Hugging Face hub; by default the bundled model.
+    json
+        Print one JSON object a text, with its line (from 0) and the parts of its score.
+
+    """
+    if top is not None and top < 1:
+        raise ValueError(f"--top is {top}, must be at least 1")
+    from polyvec import ranking
+    from polyvec.encoder import Encoder
+    from polyvec.records import read_records
+
+    records = list(read_records([file]))
+    ranked = ranking.rerank(
+        Encoder.load(model),
+        query,
+        [record["text"] for record in records],
+        by=ranking.HYBRID if by == "hybrid" else by,
+        task=ranking.RETRIEVAL if task == "retrieval" else task,
+    )
+    for one in ranked[:top]:
+        record = records[one.index]
+        if json:
+            found = record | {"index": one.index, "score": one.score, "parts": one.parts}
+            sys.stdout.write(_dump(found))
+        else:
+            text = " ".join(record["text"].split())
+            sys.stdout.write(f"{one.score:.3f}  {text}".translate(CONTROLS) + "\n")
+
+
+@app.command
 def info(model: str | None = None, /) -> None:
     """Describe a model: shape, parameters, tasks, dims, layout and size.
 
@@ -335,7 +397,11 @@ def _note(sentence: str) -> None:
 
 def _as_json(hit: "Hit") -> str:
     fields = {name: getattr(hit, name) for name in hit.__slots__}
-    return json.dumps(fields | {"score": round(hit.score, 6)}, ensure_ascii=False) + "\n"
+    return _dump(fields | {"score": round(hit.score, 6)})
+
+
+def _dump(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
 def _as_text(hit: "Hit", folder: Path) -> str:

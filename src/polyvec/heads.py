@@ -48,6 +48,17 @@ class Sparse:
         """Texts and pieces of the vocabulary."""
         return len(self), self.vocab_size
 
+    def __getitem__(self, texts: slice) -> "Sparse":
+        """Some neighbouring texts, their weights shared with this one."""
+        first, stop, step = texts.indices(len(self))
+        if step != 1:
+            raise ValueError(
+                f"a slice of sparse texts takes every text: its step is {step}, must be 1"
+            )
+        ends = self.indptr[first : max(first, stop) + 1]
+        own = slice(ends[0], ends[-1])
+        return Sparse(ends - ends[0], self.indices[own], self.data[own], self.vocab_size)
+
     def row(self, text: int) -> tuple[Int32[np.ndarray, " _K"], Float32[np.ndarray, " _K"]]:
         """One text's token ids and their weights."""
         own = slice(self.indptr[text], self.indptr[text + 1])
