@@ -25,6 +25,7 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.size
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.training
 
 docs: .venv/dev
 	$(BIN)/polyvec eval report

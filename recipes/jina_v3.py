@@ -7,9 +7,10 @@ r"""jina-embeddings-v3, 572 million parameters, as its paper trains it (arXiv:24
     separation (1 process each), and at last: python recipes/jina_v3.py ship --out runs/v3
 
 Hardware: one machine with eight 80 GB GPUs. Time, from floating-point operations at 40 % of an
-H100's bf16 peak: `short` 9 hours, `long` 9, `pairs-short` 45, `pairs-long` 8, the adapters an hour
-or two each. Nobody has run it in this project: we know the arithmetic, not the score. The paper's
-own model reaches 65.5 on English MTEB (its table 4), with data that is not public.
+H100's bf16 peak and guessed mean lengths (80 tokens of 192, 400 of 1,024): `short` 10 hours, `long`
+15, `pairs-short` 35, `pairs-long` 35, `retrieval` 10, the other adapters two or less. Nobody has
+run it in this project, so there is no score to expect. The paper's own model reaches 65.5 on
+English MTEB (its table 4), with data that is not public.
 
 `--data` holds Parquet files, as docs/training.md describes them:
 
