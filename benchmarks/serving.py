@@ -14,6 +14,7 @@ The client runs on the same cores and costs about 0.1 ms a request.
 """
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -222,7 +223,7 @@ def measure_infinity(
 
 def make_peer_model(folder: Path, encoder: Encoder) -> None:
     """XLM-RoBERTa of the bundled model's size, with random weights and the same tokenizer."""
-    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+    from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = encoder.config
     XLMRobertaModel(
@@ -236,14 +237,12 @@ def make_peer_model(folder: Path, encoder: Encoder) -> None:
             type_vocab_size=1,
         )
     ).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_file=str(find_model(None) / "tokenizer.json"),
-        model_max_length=512,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-    ).save_pretrained(folder)
+    tokenizer = find_model(None) / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    # As transformers 4 reads it, which Infinity needs.
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Faults F9 to F13 and F17: the engine fails, in ways that real ones do."""
+"""Faults F9 to F14 and F17: the engine fails, in ways that real ones do."""
 
 import asyncio
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from tests.server.conftest import check_error, serving
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine
+from tests.server.test_faults_traffic import start
 
 GOOD = ["a fox", "its den", "snow"]
 
@@ -153,3 +156,45 @@ def test_a_restarted_engine_gives_the_same_bits(faulty):
     wait_for(lambda: faulty.http.get("/ready").status_code == 503)
     faulty.wait_until_ready()
     assert faulty.embed(GOOD[0], embedding_type="base64").json()["data"] == before
+
+
+def resident(pid):
+    """A process's bytes in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat(long_model):
+    """F14: resident memory over mixed-length requests; benchmarks/soak.py does it for hours.
+
+    The same requests again and again: OpenVINO keeps kernels for every shape that is new to it, up
+    to a bound that a short test does not reach.
+    """
+    process, url = start(str(long_model), "--device", "cpu")
+    rng = np.random.default_rng(0)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        # The other one is multiprocessing's small helper.
+        engine = max(children, key=resident)
+        with httpx.Client(base_url=url, timeout=60) as http:
+            bodies = [
+                {
+                    "model": long_model.name,
+                    "input": ["fox " * n for n in rng.integers(1, 60, rng.integers(1, 4))],
+                }
+                for _ in range(6)
+            ]
+
+            def ask(times):
+                for body in bodies * times:
+                    assert http.post("/v1/embeddings", json=body).status_code == 200
+
+            ask(3)
+            before = resident(process.pid), resident(engine)
+            ask(10)
+            after = resident(process.pid), resident(engine)
+    finally:
+        process.terminate()
+        process.wait()
+    # What a batch leaves behind, kept 60 times, would be more.
+    assert after[0] - before[0] < 2e6 and after[1] - before[1] < 10e6, (before, after)
