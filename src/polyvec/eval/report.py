@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from statistics import mean
 
+from polyvec.eval.intervals import difference
 from polyvec.eval.local import KINDS, TRAIN_TEXTS
+from polyvec.eval.published import PAPER_TASKS, PUBLISHED
 from polyvec.eval.summary import Score, Summary, TaskScore
 
 GROUPS = {
@@ -15,12 +17,15 @@ GROUPS = {
     "Classification": "classification",
     "Clustering": "clustering",
     "PairClassification": "pair classification",
+    "Reranking": "reranking",
+    "MultilabelClassification": "classification",
+    "Summarization": "summarisation",
 }
 """mteb's task types and the report's columns."""
 
-COLUMNS = [*GROUPS.values(), "long context"]
+COLUMNS = [*dict.fromkeys(GROUPS.values()), "other", "long context"]
 
-LONG = ("needle-*", "passkey-*", "qmsum-*")
+LONG = ("needle-*", "passkey-*", "qmsum-*", "LEMB*")
 """Retrieval tasks that test the length of the window: the last column."""
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
@@ -52,6 +57,15 @@ VARIANTS = {
     "failures": "Failure cases",
 }
 """The first word of a comparison's variants, and its title."""
+
+MARKS = """\
+In brackets the 95 % interval of the lead, from the same resampled items for both models. A lead is
+marked where its interval leaves out zero; clustering has no interval."""
+
+PAPER_NOTE = """\
+jina-embeddings-v3 has 572 million parameters. Where the paper tested another part of the same
+data, or data of the same kind, the last column says so, and the two figures do not compare
+exactly."""
 
 PREFACE = """\
 # Results
@@ -97,11 +111,16 @@ def render_report(summaries: Sequence[Summary]) -> str:
     ]
     if languages := language_table(whole[0]):
         parts.append(f"## Other tasks by language: {whole[0].model}\n\n{languages}")
-    for word, title in VARIANTS.items():
-        for model in whole:
-            variants = [s for s in summaries if s.model == model.model and _word(s) == word]
-            if variants:
-                parts.append(f"## {title}: {model.model}\n\n{variant_table(variants, word)}")
+    parts += [
+        f"## {whole[0].model} against {other.model}\n\n{MARKS}\n\n{lead}"
+        for other in whole[1:]
+        if (lead := difference_table(whole[0], other))
+    ]
+    if beside := paper_table(whole[0]):
+        parts.append(f"## Beside the paper\n\n{PAPER_NOTE}\n\n{beside}")
+    for word, variants in by_comparison(summaries).items():
+        title = f"{VARIANTS[word]}: {variants[0].model}"
+        parts.append(f"## {title}\n\n{variant_table(variants, word)}")
     parts.append("## Runs\n\n" + run_table(whole))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -204,6 +223,46 @@ def language_table(summary: Summary) -> str:
     return table(["language", *tasks], rows) if rows else ""
 
 
+def difference_table(a: Summary, b: Summary) -> str:
+    """The lead of `a` over `b` on every task both ran on the same data; empty if there is none."""
+    rows = []
+    for name, task in sorted(a.tasks.items(), key=lambda item: _task_order(*item)):
+        other = b.tasks.get(name)
+        if other is None or other.revision != task.revision:
+            continue
+        lead = task.score.value - other.score.value
+        spread = difference(task.draws, other.draws, lead)
+        if spread is None:
+            rows.append([name, f"{100 * lead:+.1f}", ""])
+            continue
+        low, high = spread
+        mark = "better" if low > 0 else "worse" if high < 0 else "same"
+        rows.append([name, f"{100 * lead:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", mark])
+    return table(["task", "lead", "mark"], rows) if rows else ""
+
+
+def paper_table(summary: Summary) -> str:
+    """One model beside jina-embeddings-v3's published scores; empty if it shares no task."""
+    rows = []
+    for name, task in summary.tasks.items():
+        published, language, note = PAPER_TASKS.get(name, (name, "", "the same task"))
+        score = task.subsets.get(language, task.score)
+        if published in PUBLISHED:
+            rows.append([name, _cell(score, None), published, f"{PUBLISHED[published]:.1f}", note])
+    header = ["task", summary.model, "the paper's task", "jina-embeddings-v3", "what it is"]
+    return table(header, rows) if rows else ""
+
+
+def by_comparison(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """The variants of each comparison, by its word, of the model that comes first."""
+    found: dict[str, list[Summary]] = {}
+    for word in VARIANTS:
+        variants = ordered([s for s in summaries if _word(s) == word])
+        if variants:
+            found[word] = [s for s in variants if s.model == variants[0].model]
+    return found
+
+
 def run_table(summaries: Sequence[Summary]) -> str:
     """Where and when each model ran."""
     rows = []
@@ -219,7 +278,7 @@ def group(name: str, task: TaskScore) -> str:
     """The report's column for a task."""
     if any(fnmatch(name, pattern) for pattern in LONG):
         return COLUMNS[-1]
-    return GROUPS[task.kind]
+    return GROUPS.get(task.kind, "other")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
