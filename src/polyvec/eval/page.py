@@ -108,14 +108,18 @@ def length_curves(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[int,
 def plot_lengths(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
     """Score against the length of the documents, a panel for passkeys and one for needles."""
     figure = Figure((10, 4), layout="constrained")
-    for axes, (kind, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    for axes, (kind, lines) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
         lengths = sorted({length for points in lines.values() for length in points})
         for label, points in lines.items():
             axes.plot(list(points), list(points.values()), marker="o", label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
-        axes.set(title=f"Length: {kind}", xlabel="tokens a document", ylabel="nDCG@1", ylim=(0, 103))
+        axes.set(
+            title=f"Length: {kind}", xlabel="tokens a document", ylabel="nDCG@1", ylim=(0, 103)
+        )
     _finish(figure)
     return figure
 
@@ -134,7 +138,9 @@ def plot_adapters(variants: Sequence[Summary]) -> Figure:
         for x, kind in enumerate(kinds):
             colour = "black" if losses[y][x] > -4 else "white"
             weight = "bold" if row[kind] == best[kind] else "normal"
-            axes.text(x, y, f"{row[kind]:.1f}", ha="center", va="center", color=colour, weight=weight)
+            axes.text(
+                x, y, f"{row[kind]:.1f}", ha="center", va="center", color=colour, weight=weight
+            )
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(means)), list(means))
     axes.set_title(f"Adapters by kind of task: {variants[0].model}")
