@@ -3,7 +3,7 @@
 Nothing is fetched when it is opened. The same results give the same file, byte for byte.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from statistics import mean
 
@@ -11,7 +11,7 @@ import matplotlib as mpl
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from polyvec.eval.report import COLUMNS, by_comparison, group, ordered, render_report
+from polyvec.eval.report import COLUMNS, comparisons, group, ordered, render_report
 from polyvec.eval.summary import Summary
 
 STYLE = """
@@ -29,6 +29,9 @@ pre { background: #f3f6f9; padding: .6rem 1rem; overflow-x: auto }
 
 LENGTHS = ("passkey", "needle")
 """Tasks whose names end in the length of a document, in tokens."""
+
+ADAPTER_ROWS = ("text-matching", "retrieval", "classification", "separation", "none", "paper")
+"""In the order of `COLUMNS`: where each adapter wins its own kind, the best cells run downwards."""
 
 MOST_LABELS = 40
 """More bars than these need small letters."""
@@ -53,14 +56,10 @@ def render_page(summaries: Sequence[Summary]) -> str:
 def figures(summaries: Sequence[Summary]) -> list[Figure]:
     """A plot for each question that the results can answer."""
     whole = ordered([summary for summary in summaries if not summary.variant])
-    variants = by_comparison(summaries)
-    drawn = []
-    if "dim" in variants:
-        drawn.append(plot_dims(variants["dim"]))
-    if curves := length_curves([*whole, *variants.get("base", [])]):
+    based = [summary for summary in summaries if summary.variant.startswith("base ")]
+    drawn = [PLOTS[word](variants) for word, variants in comparisons(summaries) if word in PLOTS]
+    if curves := length_curves([*whole, *based]):
         drawn.append(plot_lengths(curves))
-    if "adapter" in variants:
-        drawn.append(plot_adapters(variants["adapter"]))
     return drawn + plot_languages(whole[0])
 
 
@@ -126,7 +125,8 @@ def plot_lengths(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Fig
 
 def plot_adapters(variants: Sequence[Summary]) -> Figure:
     """A heat map: rows are adapters, columns kinds of task, colours relative to the column."""
-    means = {s.variant.removeprefix("adapter "): kind_means(s) for s in variants}
+    found = {s.variant.removeprefix("adapter "): kind_means(s) for s in variants}
+    means = {name: found[name] for name in sorted(found, key=_adapter_order)}
     kinds = [kind for kind in COLUMNS if all(kind in row for row in means.values())]
     figure = Figure((1.6 * len(kinds) + 3, 0.5 * len(means) + 1.5), layout="constrained")
     axes = figure.subplots()
@@ -146,6 +146,13 @@ def plot_adapters(variants: Sequence[Summary]) -> Figure:
     axes.set_title(f"Adapters by kind of task: {variants[0].model}")
     figure.colorbar(image, label="points below the column's best")
     return figure
+
+
+PLOTS: dict[str, Callable[[Sequence[Summary]], Figure]] = {
+    "dim": plot_dims,
+    "adapter": plot_adapters,
+}
+"""By the word that names a comparison."""
 
 
 def plot_languages(summary: Summary) -> list[Figure]:
@@ -176,8 +183,25 @@ def kind_means(summary: Summary) -> dict[str, float]:
     return {kind: mean(values) for kind, values in scores.items()}
 
 
+def _adapter_order(name: str) -> tuple[bool, int, str]:
+    known = name in ADAPTER_ROWS
+    return (not known, ADAPTER_ROWS.index(name) if known else 0, name)
+
+
 def _finish(figure: Figure) -> None:
+    """A grid, and one legend under all panels, where it hides no line."""
+    lines = {}
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False)
+        lines |= {
+            label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )

@@ -75,8 +75,8 @@ themselves come from
 
     {command}
 
-which runs the task folders of the development data through mteb {mteb} with its own metrics and
-settings: classification fits a logistic regression on 8 texts a label, ten times; clustering runs
+on {machines}. It runs the task folders of the
+development data through mteb {mteb} with its own metrics and settings: classification fits a logistic regression on 8 texts a label, ten times; clustering runs
 k-means ten times; bitext is searched into English; retrieval is exhaustive. The adapter is the
 paper's choice for the kind of task. Scores are times 100. In brackets is the 95 % interval over a
 thousand resamples of the test's queries, pairs or texts, where each has a score of its own. A
@@ -93,10 +93,13 @@ from it.
 
 
 def render_report(summaries: Sequence[Summary]) -> str:
-    """The whole of docs/results.md."""
+    """The whole of docs/results.md. Raises ValueError if there are comparisons and no model."""
     whole = ordered([summary for summary in summaries if not summary.variant])
+    if not whole:
+        raise ValueError("there are only comparisons here: `polyvec eval run` scores a model as is")
     names = " ".join(summary.model for summary in whole)
     versions = " and ".join(sorted({summary.mteb for summary in summaries}))
+    machines = " and ".join(sorted({summary.machine for summary in whole}))
     command = f"polyvec eval run {names}"
     cuts = ", ".join(
         f"{name.replace('_', ' ')} to {kind.most:,} {ROWS[kind.table]}"
@@ -104,7 +107,9 @@ def render_report(summaries: Sequence[Summary]) -> str:
         if name != "longdoc"
     )
     parts = [
-        PREFACE.format(command=command, mteb=versions, cuts=cuts, train=TRAIN_TEXTS),
+        PREFACE.format(
+            command=command, machines=machines, mteb=versions, cuts=cuts, train=TRAIN_TEXTS
+        ),
         "## By kind of task\n\n" + group_table(whole, "model"),
         "## By task\n\n" + task_table(whole),
         "## STS by language\n\n" + subset_table(whole, "STS"),
@@ -118,7 +123,7 @@ def render_report(summaries: Sequence[Summary]) -> str:
     ]
     if beside := paper_table(whole[0]):
         parts.append(f"## Beside the paper\n\n{PAPER_NOTE}\n\n{beside}")
-    for word, variants in by_comparison(summaries).items():
+    for word, variants in comparisons(summaries):
         title = f"{VARIANTS[word]}: {variants[0].model}"
         parts.append(f"## {title}\n\n{variant_table(variants, word)}")
     parts.append("## Runs\n\n" + run_table(whole))
@@ -253,14 +258,13 @@ def paper_table(summary: Summary) -> str:
     return table(header, rows) if rows else ""
 
 
-def by_comparison(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
-    """The variants of each comparison, by its word, of the model that comes first."""
-    found: dict[str, list[Summary]] = {}
+def comparisons(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
+    """The variants of each comparison of each model, with the word that names the comparison."""
+    found: dict[tuple[str, str], list[Summary]] = {}
     for word in VARIANTS:
-        variants = ordered([s for s in summaries if _word(s) == word])
-        if variants:
-            found[word] = [s for s in variants if s.model == variants[0].model]
-    return found
+        for summary in ordered([s for s in summaries if _word(s) == word]):
+            found.setdefault((word, summary.model), []).append(summary)
+    return [(word, variants) for (word, _), variants in found.items()]
 
 
 def run_table(summaries: Sequence[Summary]) -> str:
