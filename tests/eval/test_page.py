@@ -50,8 +50,8 @@ def test_each_question_that_has_results_has_a_plot() -> None:
     titles = [figure.axes[0].get_title() for figure in figures(RESULTS)]
     assert titles == [
         "Score by dim: polyvec-mini",
-        "Length: passkey",
         "Adapters by kind of task: polyvec-mini",
+        "Length: passkey",
         "stsb-dev by language: polyvec-mini",
         "passkey-256 by language: polyvec-mini",
         "passkey-512 by language: polyvec-mini",

@@ -75,12 +75,13 @@ themselves come from
 
     {command}
 
-on {machines}. It runs the task folders of the
-development data through mteb {mteb} with its own metrics and settings: classification fits a logistic regression on 8 texts a label, ten times; clustering runs
-k-means ten times; bitext is searched into English; retrieval is exhaustive. The adapter is the
-paper's choice for the kind of task. Scores are times 100. In brackets is the 95 % interval over a
-thousand resamples of the test's queries, pairs or texts, where each has a score of its own. A
-task's score is the mean over its languages, a kind's the mean over its tasks.
+on {machines}. That runs the task folders of the development data through
+mteb {mteb} with its own metrics and settings: classification fits a logistic regression on 8 texts
+a label, ten times; clustering runs k-means ten times; bitext is searched into English; retrieval is
+exhaustive. The adapter is the paper's choice for the kind of task. Scores are times 100. In
+brackets is the 95 % interval over a thousand resamples of the test's queries, pairs or texts, where
+each has a score of its own. A task's score is the mean over its languages, a kind's the mean over
+its tasks. The same with plots: `docs/results.html`.
 
 So that two CPU cores need minutes and not an hour, large tables are cut, to rows chosen by a hash
 of what they say, as many of each language: {cuts}. Fewer documents, and fewer sentences to
