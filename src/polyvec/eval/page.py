@@ -11,6 +11,7 @@ import matplotlib as mpl
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
+from polyvec.eval.published import PAPER_DIMS, PAPER_SIZES
 from polyvec.eval.report import COLUMNS, comparisons, group, ordered, render_report
 from polyvec.eval.summary import Summary
 
@@ -23,7 +24,6 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 td, th { padding: 2px 10px; border-bottom: 1px solid #e6eaee; white-space: nowrap }
 tbody tr:hover { background: #f3f6f9 }
 figure { margin: 1.5rem 0; overflow-x: auto }
-svg { max-width: 100%; height: auto }
 pre { background: #f3f6f9; padding: .6rem 1rem; overflow-x: auto }
 """
 
@@ -32,6 +32,9 @@ LENGTHS = ("passkey", "needle")
 
 ADAPTER_ROWS = ("text-matching", "retrieval", "classification", "separation", "none", "paper")
 """In the order of `COLUMNS`: where each adapter wins its own kind, the best cells run downwards."""
+
+MARKERS = {"STS": "x", "retrieval": "+"}
+"""Of the paper's lines, which are all grey."""
 
 MOST_LABELS = 40
 """More bars than these need small letters."""
@@ -80,8 +83,14 @@ def plot_dims(variants: Sequence[Summary]) -> Figure:
         points = [(dim, means[kind]) for dim, means in sorted(dims.items()) if kind in means]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+    for kind, values in PAPER_DIMS.items():
+        label = f"{kind}: jina-embeddings-v3, other tasks"
+        axes.plot(
+            PAPER_SIZES, values, linestyle=":", color="grey", marker=MARKERS[kind], label=label
+        )
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(dims), [str(dim) for dim in sorted(dims)])
+    ticks = sorted({*dims, *PAPER_SIZES})
+    axes.set_xticks(ticks, [str(dim) for dim in ticks])
     axes.minorticks_off()
     axes.set(title=f"Score by dim: {variants[0].model}", xlabel="dim", ylabel="score")
     _finish(figure)
@@ -162,11 +171,11 @@ def plot_languages(summary: Summary) -> list[Figure]:
         if len(task.subsets) < 3:
             continue
         scores = sorted(task.subsets.items(), key=lambda item: -item[1].value)
-        figure = Figure((12, 3), layout="constrained")
+        figure = Figure((max(6, 0.11 * len(scores)), 3), layout="constrained")
         axes = figure.subplots()
         values = [100 * score.value for _, score in scores]
         axes.bar(range(len(scores)), values, color="#4878a8")
-        letters = 9 if len(scores) <= MOST_LABELS else 5
+        letters = 9 if len(scores) <= MOST_LABELS else 6
         labels = [language.removesuffix("-en") for language, _ in scores]
         axes.set_xticks(range(len(scores)), labels, rotation=90, fontsize=letters)
         axes.margins(x=0.005)

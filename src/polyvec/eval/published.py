@@ -61,8 +61,10 @@ PAPER_TASKS = {
 }
 """Local tasks that have one of the paper's beside them: its name, the language, how it differs."""
 
+PAPER_SIZES = (32, 64, 128, 256, 512, 768, 1024)
+
 PAPER_DIMS = {
     "retrieval": (52.54, 58.54, 61.64, 62.72, 63.16, 63.30, 63.35),
     "STS": (76.35, 77.03, 77.43, 77.56, 77.59, 77.59, 77.58),
 }
-"""Table 7: means over its tasks at 32, 64, 128, 256, 512, 768 and 1,024 dims."""
+"""Table 7: means over its tasks at each of `PAPER_SIZES` dims."""
