@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import Encoder, find_model
@@ -61,10 +62,10 @@ def encoder_meta(name: str) -> ModelMeta:
     folder = find_model(None if name == BUNDLED else name)
     config, weights = load_checkpoint(folder)
     known = {
-        "max_tokens": config.max_tokens,
+        "max_tokens": float(config.max_tokens),
         "embed_dim": list(config.dims),
         "use_instructions": any(task.prompt for task in config.tasks),
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": ScoringFunction.COSINE,
         "framework": ["PyTorch", "OpenVINO", "safetensors"],
         "n_parameters": sum(math.prod(weight.shape) for weight in weights.values()),
     }
