@@ -658,7 +658,7 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
         write_summary(results / f"{i}.json", summary(*row))
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: start -->\nold\n<!-- results: end -->\nafter\n")
-    VERBS["report"](results=results, out=page, readme=readme)
+    VERBS["report"](results=results, out=page, page=tmp_path / "results.html", readme=readme)
     text = page.read_text()
     assert readme.read_text().splitlines()[-4:] == [
         "| other | 61.0 | 61.0 | 61.0 |",

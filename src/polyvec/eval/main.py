@@ -22,6 +22,7 @@ from polyvec.eval.models import (
     truncated,
     without_instructions,
 )
+from polyvec.eval.page import render_page
 from polyvec.eval.protocol import (
     ChooseAdapter,
     Model,
@@ -31,6 +32,7 @@ from polyvec.eval.protocol import (
     retrieval_adapter,
 )
 from polyvec.eval.quantised import as_binary, as_int8, rescore
+from polyvec.eval.registry import benchmark_tasks, registered_tasks
 from polyvec.eval.report import (
     fill_summary,
     ordered,
@@ -44,6 +46,7 @@ from polyvec.eval.summary import falls, read_summaries, read_summary
 DATA = Path("../shared/data")
 RESULTS = Path("docs/results")
 REPORT = Path("docs/results.md")
+PAGE = Path("docs/results.html")
 README = Path("README.md")
 
 ABLATION_TASKS = (
@@ -92,8 +95,12 @@ class Where:
 
     tasks: tuple[str, ...] = ()
     """Names (`tydiqa-*`) or types (sts, retrieval, bitext, classification, clustering,
-    pair_classification, longdoc). `run` takes all if none are given; comparisons take some small
-    ones."""
+    pair_classification, longdoc) of task folders, or names of mteb's own tasks, whose data comes
+    from the hub. `run` takes all folders if none are given; comparisons take some small ones."""
+
+    benchmark: str = ""
+    """One of mteb's benchmarks in place of task folders: "MTEB(eng, v2)",
+    "MTEB(Multilingual, v2)", "LongEmbed" ..."""
 
     data: Path = DATA
     """A folder of task folders, or one that holds it as `eval/`."""
@@ -109,7 +116,13 @@ class Where:
 
     def chosen(self, default: tuple[str, ...] = ()) -> list[AbsTask]:
         """The tasks asked for, else those of `default`."""
-        return local_tasks(self.data, self.tasks or default, whole=self.whole)
+        if self.benchmark:
+            return benchmark_tasks(self.benchmark)
+        remote = registered_tasks(self.tasks)
+        names = [name for name in self.tasks if name not in remote]
+        if remote and not names:
+            return list(remote.values())
+        return [*remote.values(), *local_tasks(self.data, names or default, whole=self.whole)]
 
 
 HERE = Where()
@@ -171,7 +184,9 @@ def dims(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
 
 def adapters(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     """Score one polyvec model with each adapter, and with none, on every kind of task."""
-    embed, meta = encoder_embed(load_encoder(model, where.device)), encoder_meta(model)
+    # The paper's choice is always one of the other adapters, which then need not read again.
+    embed = remembered(encoder_embed(load_encoder(model, where.device)))
+    meta = encoder_meta(model)
     fixed = {name: MtebEncoder(embed, meta, choose=choose) for name, choose in ADAPTERS.items()}
     compare("adapter", fixed, where, ABLATION_TASKS)
 
@@ -277,11 +292,14 @@ def compare(what: str, variants: Mapping[str, Model], where: Where, tasks: tuple
     sys.stdout.write(variant_table(summaries, what) + "\n")
 
 
-def report(*, results: Path = RESULTS, out: Path = REPORT, readme: Path = README) -> None:
-    """Write the tables of all results to a Markdown page, and the first of them to the README."""
+def report(
+    *, results: Path = RESULTS, out: Path = REPORT, page: Path = PAGE, readme: Path = README
+) -> None:
+    """Write all results to a Markdown page, an HTML page with plots, and the README's table."""
     summaries = read_summaries(results)
     out.write_text(render_report(summaries))
-    sys.stdout.write(f"wrote {out}\n")
+    page.write_text(render_page(summaries))
+    sys.stdout.write(f"wrote {out} and {page}\n")
     if readme.exists():
         readme.write_text(fill_summary(readme.read_text(), summaries))
         sys.stdout.write(f"wrote the table of {readme}\n")

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from polyvec.eval.intervals import DRAWS, KEPT_DRAWS, interval
 from polyvec.eval.local import task_texts
 from polyvec.eval.protocol import Model, MtebEncoder
+from polyvec.eval.registry import is_local, load_task
 from polyvec.eval.summary import (
     Score,
     Summary,
@@ -64,10 +65,9 @@ def evaluate(
         today = date.today().isoformat()
         summary = Summary(name, variant, str(meta.revision), version("mteb"), machine(), today)
     waiting = [task for task in tasks if _can_run(model, task) and not _is_done(task, summary)]
-    for task in waiting:
-        if not task.data_loaded:
-            task.load_data()
-    work = [_characters(task) for task in waiting]
+    for task in filter(is_local, waiting):
+        load_task(task)
+    work = [_characters(task) if is_local(task) else 0 for task in waiting]
     cache = None if variant else mteb.ResultCache(results / "mteb")
     # tqdm's own None means: not unless standard error is a terminal.
     hidden = None if progress is None else not progress
@@ -78,6 +78,7 @@ def evaluate(
             model.encoded = bar.update
         for i, task in enumerate(waiting):
             bar.set_description(f"{path.stem} {task.metadata.name}")
+            load_task(task)
             summary.tasks[task.metadata.name] = _score(model, task, cache)
             write_summary(path, summary)
             # `work` is an estimate where mteb draws its training texts at random.
@@ -112,7 +113,9 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
             show_progress_bar=False,
             co2_tracker=False,
         )
-        predicted = json.loads((Path(predictions) / task.prediction_file_name).read_text())
+        # Some of mteb's own tasks write no predictions.
+        path = Path(predictions) / task.prediction_file_name
+        predicted = json.loads(path.read_text()) if path.exists() else {}
     score, subsets, draws = _with_intervals(task, result.task_results[0], predicted)
     return TaskScore(
         kind=task.metadata.type,
@@ -129,6 +132,9 @@ def _with_intervals(
     task: AbsTask, result: TaskResult, predicted: dict[str, dict]
 ) -> tuple[Score, dict[str, Score], Sequence[float]]:
     """The main score with its interval: the mean over subsets, each subset's, and the draws."""
+    if not is_local(task):
+        # mteb's own tasks hold their data in many forms, of which the intervals know one.
+        return Score(float(result.get_score())), _subset_means(result), ()
     assert task.dataset is not None
     draw = DRAWS.get(task.metadata.type)
     subsets: dict[str, Score] = {}
@@ -146,6 +152,15 @@ def _with_intervals(
         return Score(mean), subsets, ()
     whole = np.mean(draws, axis=0)
     return Score(mean, *interval(whole)), subsets, whole.tolist()
+
+
+def _subset_means(result: TaskResult) -> dict[str, Score]:
+    """Each subset's main score, the mean over the task's splits."""
+    values: dict[str, list[float]] = {}
+    for subsets in result.scores.values():
+        for scores in subsets:
+            values.setdefault(scores["hf_subset"], []).append(scores["main_score"])
+    return {name: Score(float(np.mean(part))) for name, part in sorted(values.items())}
 
 
 def _can_run(model: Model, task: AbsTask) -> bool:
