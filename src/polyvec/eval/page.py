@@ -137,7 +137,7 @@ def plot_adapters(variants: Sequence[Summary]) -> Figure:
     found = {s.variant.removeprefix("adapter "): kind_means(s) for s in variants}
     means = {name: found[name] for name in sorted(found, key=_adapter_order)}
     kinds = [kind for kind in COLUMNS if all(kind in row for row in means.values())]
-    figure = Figure((1.6 * len(kinds) + 3, 0.5 * len(means) + 1.5), layout="constrained")
+    figure = Figure((1.2 * len(kinds) + 3, 0.5 * len(means) + 1.5), layout="constrained")
     axes = figure.subplots()
     best = {kind: max(row[kind] for row in means.values()) for kind in kinds}
     # Kinds differ more from one another than adapters do: what counts is the loss to the best.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -88,7 +89,7 @@ class MtebEncoder:
         self.mteb_model_meta = meta
         self.choose = choose
         self.prepare = prepare
-        self.similarity = compare or cosines
+        self.compare = compare or cosines
         self.encoded: Callable[[int], object] = lambda characters: None
         """Told how many characters were just encoded."""
 
@@ -114,6 +115,12 @@ class MtebEncoder:
             self.encoded(sum(map(len, chunk)))
         self.encoded(sum(map(len, texts)) - sum(map(len, unique)))
         return np.concatenate(parts)[[row[text] for text in texts]]
+
+    def similarity(
+        self, a: Float[np.ndarray | torch.Tensor, "B D"], b: Float[np.ndarray | torch.Tensor, "C D"]
+    ) -> Float[np.ndarray, "B C"]:
+        """Every row of `a` with every row of `b`; mteb's reranking makes tensors of what it got."""
+        return self.compare(np.asarray(a), np.asarray(b))
 
     def similarity_pairwise(
         self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "B D"]
