@@ -1,5 +1,7 @@
-"""Index a folder of text and Markdown, and find passages by meaning. Needs `polyvec[search]`."""
+"""Index a folder of files, and find passages by meaning and by words. Needs `polyvec[search]`."""
 
-from polyvec.search.index import BusyError, Hit, Index, Update
+from polyvec.search.asking import Hit
+from polyvec.search.fusion import Part
+from polyvec.search.index import BusyError, Index, Update
 
-__all__ = ["BusyError", "Hit", "Index", "Update"]
+__all__ = ["BusyError", "Hit", "Index", "Part", "Update"]
