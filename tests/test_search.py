@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from datetime import datetime
+from random import Random
 
 import filelock
 import lancedb
@@ -15,7 +17,9 @@ from polyvec.checkpoint import save_checkpoint
 from polyvec.encoder import Encoder
 from polyvec.heads import maxsim
 from polyvec.search import BusyError, Index
-from polyvec.search.index import CHUNK_TOKENS, TABLE
+from polyvec.search.duplicates import find_duplicates
+from polyvec.search.index import TABLE
+from polyvec.search.passages import CHUNK_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_a_passage_is_found_by_its_own_words_with_file_and_line(notes, searcher)
 def test_dense_parts_are_the_cosines_of_question_and_passages(notes, searcher):
     index = Index(notes, searcher, dim=16)
     index.update()
-    hits = index.search("fox", top=9, weights={"bm25": 0})
+    hits = index.search("fox", top=9, weights={"bm25": 0.0})
     assert len(hits) == 3
     for hit in hits:
         headings = {"## De": "Foxes\n"}.get(hit.text[:5], "")
@@ -73,7 +77,7 @@ def test_dense_parts_are_the_cosines_of_question_and_passages(notes, searcher):
 def test_a_hits_score_is_the_sum_of_its_parts_shares(notes, searcher, by):
     index = Index(notes, searcher)
     index.update()
-    hits = index.search("Der Fuchs", top=9, by=by, weights={"dense": 0.5, "bm25": 2})
+    hits = index.search("Der Fuchs", top=9, by=by, weights={"dense": 0.5, "bm25": 2.0})
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     for hit in hits:
         assert hit.score == pytest.approx(sum(part.share for part in hit.parts.values()))
@@ -98,7 +102,7 @@ def test_words_are_found_in_scripts_with_and_without_spaces(notes, searcher, tex
     (notes / "other.txt").write_text(text)
     index = Index(notes, searcher)
     index.update()
-    hits = index.search(word, weights={"dense": 0})
+    hits = index.search(word, weights={"dense": 0.0})
     assert [hit.path for hit in hits] == ["other.txt"]
 
 
@@ -108,7 +112,7 @@ def test_a_question_without_known_words_is_answered_by_meaning_alone(notes, sear
     hits = index.search("???", top=9)
     assert len(hits) == 3
     assert hits[0].score == pytest.approx(1)
-    assert index.search("???", weights={"dense": 0}) == []
+    assert index.search("???", weights={"dense": 0.0}) == []
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,8 @@ def many_headed(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
     shapes = {"sparse.weight": (1, 32), "sparse.bias": (1,), "multi.weight": (8, 32)}
     shapes["multi.bias"] = (8,)
     heads = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    # Random states have no words that weigh nothing.
+    heads["sparse.bias"] += 20
     config = dataclasses.replace(tiny_config, sparse_head=True, multi_dim=8)
     files = {"tokenizer.json": (tiny_model / "tokenizer.json").read_bytes()}
     folder = tmp_path_factory.mktemp("models") / "heads"
@@ -147,7 +153,7 @@ def test_sparse_weights_take_part_where_the_model_has_the_head(notes, searcher, 
     }
     assert found == pytest.approx({text: p for text, p in products.items() if p > 0}, rel=1e-3)
     assert found
-    alone = index.search("The fox sleeps.", weights={"dense": 0, "bm25": 0})
+    alone = index.search("The fox sleeps.", weights={"dense": 0.0, "bm25": 0.0})
     assert [set(hit.parts) for hit in alone] == [{"sparse"}] * len(found)
 
 
@@ -170,13 +176,13 @@ def test_a_head_that_the_model_lacks_is_refused(notes, searcher):
     index = Index(notes, searcher)
     index.update()
     with pytest.raises(ValueError, match="no sparse head"):
-        index.search("fox", weights={"sparse": 1})
+        index.search("fox", weights={"sparse": 1.0})
     with pytest.raises(ValueError, match="multi-vector head"):
         index.search("fox", rerank=5)
     with pytest.raises(ValueError, match="no component 'dens'"):
-        index.search("fox", weights={"dens": 1})
+        index.search("fox", weights={"dens": 1.0})
     with pytest.raises(ValueError, match="every weight is 0"):
-        index.search("fox", weights={"dense": 0, "bm25": 0})
+        index.search("fox", weights={"dense": 0.0, "bm25": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -312,32 +318,61 @@ def test_an_index_inside_its_folder_moves_with_it(notes, searcher, tmp_path):
     assert Index(moved, searcher).update().changed == 0
 
 
-def test_a_killed_update_leaves_a_readable_index_that_the_next_one_completes(
+def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_completes(
     notes, searcher, tiny_model, tmp_path
 ):
-    index = Index(notes, searcher)
-    index.update()
-    for number in range(12):
+    for number in range(40):
         (notes / f"{number:02}.txt").write_text(f"Note {number}. " * 3)
+    index = Index(notes, searcher)
     script = f"""
-        import os, signal
         from pathlib import Path
         from polyvec.encoder import Encoder
         from polyvec.search import Index, index
-        index.COMMIT_CHUNKS = 2
-        done = []
-        def progress(path):
-            done.append(path)
-            if len(done) == 7:
-                os.kill(os.getpid(), signal.SIGKILL)
-        Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r})).update(progress)
+        index.COMMIT_CHUNKS = 3
+        target = Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r}))
+        target.update(lambda path: print(path, flush=True))
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert index.search("It sleeps there.")
+    random = Random(5)
+    for share in (0.2, 0.4, 0.6):
+        run = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE
+        )
+        # Some files further than before, and then some moments, wherever that is.
+        for _ in range(int(share * 42)):
+            run.stdout.readline()
+        time.sleep(random.uniform(0, 0.05))
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL
+        assert index.search("Note 1.", top=3)
     left = index.update().changed
-    assert 0 < left < 12
+    assert 0 < left < 42
     assert rows(index) == fresh(notes, searcher, tmp_path)
+    found = index.search("7", top=99, weights={"dense": 0.0})
+    assert [hit.path for hit in found] == ["07.txt"]
+
+
+def test_an_index_broken_off_before_its_words_are_indexed_is_made_anew(notes, searcher):
+    index = Index(notes, searcher)
+    index.update()
+    lancedb.connect(index.place).open_table(TABLE).drop_index("text_idx")
+    with pytest.raises(ValueError, match="broken off"):
+        index.search("fox")
+    assert "broken off" in index.update().rebuilt
+    assert index.search("fox")
+
+
+def test_copies_are_grouped_with_the_first_file_and_other_files_are_not(notes, searcher):
+    (notes / "a.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.")
+    (notes / "z.txt").write_text("\nDer schnelle Fuchs springt.\n\n")
+    (notes / "bad.txt").write_bytes(b"a\0b")
+    (notes / "empty.txt").write_text("")
+    told = []
+    groups = find_duplicates(notes, searcher, threshold=1.0, skipped=told.append)
+    found = {group.path: [path for path, _ in group.copies] for group in groups}
+    assert found == {"a.md": ["fox.md"], "sub/fuchs.txt": ["z.txt"]}
+    assert len(told) == 1
+    assert find_duplicates(notes, searcher, threshold=0.01)[0].path == "a.md"
 
 
 def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, searcher):

@@ -210,6 +210,61 @@ def search(
 
 
 @app.command
+def dedupe(
+    folder: Annotated[Path, Parameter(name="DIR")],
+    /,
+    *,
+    threshold: float = 0.95,
+    model: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Find files of a folder that say the same, in other words or another language too.
+
+    Nothing is deleted: groups are listed, each copy with its likeness to the group's first file.
+
+    polyvec dedupe notes/
+
+    polyvec dedupe notes/ --threshold 0.9 --json
+
+    Parameters
+    ----------
+    folder
+        The folder; the kinds of files that `polyvec search` reads.
+    threshold
+        From which cosine on two files are taken to say the same.
+    model
+        A model folder or a name on the Hugging Face hub; by default the bundled model.
+    json
+        Print one JSON object a group.
+
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    from tqdm import tqdm
+
+    from polyvec.encoder import Encoder
+    from polyvec.search import find_duplicates
+
+    with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
+        groups = find_duplicates(
+            folder,
+            Encoder.load(model),
+            threshold=threshold,
+            skipped=lambda sentence: _note(f"skipped {sentence}"),
+            progress=lambda path: bar.update(),
+        )
+    for group in groups:
+        if json:
+            sys.stdout.write(_json_line(asdict(group)))
+        else:
+            copies = [f"{score:.2f}  {folder / path}\n" for path, score in group.copies]
+            sys.stdout.write("".join([f"      {folder / group.path}\n", *copies]) + "\n")
+    copies = sum(len(group.copies) for group in groups)
+    _note(f"{copies} copies of {len(groups)} files")
+
+
+@app.command
 def info(model: str | None = None, /) -> None:
     """Describe a model: shape, parameters, tasks, dims, layout and size.
 
@@ -370,7 +425,11 @@ def _as_json(hit: "Hit", explain: bool) -> str:
     fields = asdict(hit)
     if not explain:
         del fields["parts"]
-    return json.dumps(fields | {"score": round(hit.score, 6)}, ensure_ascii=False) + "\n"
+    return _json_line(fields | {"score": round(hit.score, 6)})
+
+
+def _json_line(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
 def _as_text(hit: "Hit", folder: Path, explain: bool) -> str:

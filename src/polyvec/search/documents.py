@@ -126,8 +126,7 @@ def _join_rows(rows: Iterator[tuple[int, str]]) -> Document:
 def _comma_rows(text: str, delimiter: str) -> Iterator[tuple[int, str]]:
     """Each row below the header as lines of `name: value`."""
     if not delimiter:
-        header = text[: text.find("\n")]
-        delimiter = max(",;\t|", key=header.count)
+        delimiter = max(",;\t|", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         names = next(reader, [])

@@ -43,7 +43,7 @@ def fuse(
     worst and the rest in proportion. A component without candidates does not count.
 
     >>> dense, bm25 = {("a", 0): 0.9, ("b", 0): 0.5}, {("b", 0): 7.0}
-    >>> found = fuse({"dense": dense, "bm25": bm25}, {"dense": 1, "bm25": 1}, "ranks")
+    >>> found = fuse({"dense": dense, "bm25": bm25}, {"dense": 1.0, "bm25": 1.0}, "ranks")
     >>> [(path, round(total(parts), 3)) for (path, _), parts in found.items()]
     [('b', 0.992), ('a', 0.5)]
     """

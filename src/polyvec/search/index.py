@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import lancedb
@@ -27,7 +26,6 @@ from jaxtyping import Float32
 from lancedb.index import FTS
 from lancedb.table import Table
 
-from polyvec.chunking import Chunk, split_text
 from polyvec.encoder import Encoder
 from polyvec.search import asking
 from polyvec.search.asking import (
@@ -43,15 +41,12 @@ from polyvec.search.asking import (
     quote,
     where_sql,
 )
-from polyvec.search.documents import Document, read_document
-from polyvec.search.files import File, list_files, read_file
+from polyvec.search.files import list_files, read_file
 from polyvec.search.fusion import By, Part, fuse, total
+from polyvec.search.passages import Cut, cut_file, titled_texts
 
 FORMAT = 2
 """Changes with the columns and with how texts are cut; an index of another format is rebuilt."""
-
-CHUNK_TOKENS = 128
-"""A passage that can be read at a glance, in any script; small models are trained on such."""
 
 COMMIT_CHUNKS = 1_024
 """Files are committed together until they have so many chunks: this bounds what a kill loses."""
@@ -96,14 +91,6 @@ class Update:
 
     rebuilt: str = ""
     """Why the index was made anew, if it was."""
-
-
-class Cut(NamedTuple):
-    """A file and its chunks."""
-
-    file: File
-    document: Document
-    chunks: list[Chunk]
 
 
 class BusyError(ValueError):
@@ -223,13 +210,13 @@ class Index:
         Raises ValueError if it cannot be read or has no words, and as `search` does.
         """
         _check_top(top)
-        cut = self._cut(read_file(file.parent, file.name))
+        cut = cut_file(file.parent, read_file(file.parent, file.name), self.encoder.tokenizer)
         if not cut.chunks:
             raise ValueError(f"{file} has no words")
         own, root = file.resolve(), self.folder.resolve()
         inside = own.relative_to(root).as_posix() if own.is_relative_to(root) else ""
         where = " AND ".join(filter(None, [where_sql(path, since), f"path != {quote(inside)}"]))
-        mean = self._encode([titled for titled, _ in _titled(cut)], PASSAGE).mean(0)
+        mean = self._encode([titled for titled, _ in titled_texts(cut)], PASSAGE).mean(0)
         mean /= np.linalg.norm(mean).clip(1e-12)
         best: dict[str, Row] = {}
         depth = CANDIDATES
@@ -261,7 +248,11 @@ class Index:
         for path in list_files(self.folder):
             try:
                 file = read_file(self.folder, path)
-                cut = None if known.get(path) == file.digest else self._cut(file)
+                cut = (
+                    None
+                    if known.get(path) == file.digest
+                    else cut_file(self.folder, file, self.encoder.tokenizer)
+                )
             except ValueError as error:
                 done.skipped.append(str(error))
                 continue
@@ -286,27 +277,6 @@ class Index:
         done.files = len(self._digests(table))
         return done
 
-    def _cut(self, file: File) -> Cut:
-        """The file's passages, without the white space around them."""
-        try:
-            document = read_document(file.raw, file.path)
-        except ValueError as error:
-            raise ValueError(f"{self.folder / file.path}: {error}") from None
-        found = []
-        for first, last in document.parts():
-            part = document.text[first:last]
-            for chunk in split_text(
-                part,
-                CHUNK_TOKENS,
-                size=lambda text: self.encoder.tokenizer.count(text) - 2,
-                markdown=document.is_markdown,
-            ):
-                text = part[chunk.start : chunk.end]
-                start = first + chunk.end - len(text.lstrip())
-                if text.strip():
-                    found.append(Chunk(start, start + len(text.strip()), chunk.headings))
-        return Cut(file, document, found)
-
     def _commit(self, table: Table, cuts: Sequence[Cut], gone: Sequence[str] = ()) -> None:
         """Let these be the only rows of these files, in one step."""
         paths = ", ".join(quote(path) for path in [*(cut.file.path for cut in cuts), *gone])
@@ -324,7 +294,7 @@ class Index:
         for cut in cuts:
             file, document = cut.file, cut.document
             fixed = {"path": file.path, "digest": file.digest, "modified": file.modified}
-            for chunk, (text, titles) in zip(cut.chunks, _titled(cut), strict=True):
+            for chunk, (text, titles) in zip(cut.chunks, titled_texts(cut), strict=True):
                 place = {document.unit: document.find(chunk.start)}
                 span = {"start": chunk.start, "end": chunk.end}
                 rows.append(fixed | place | span | {"text": text, "titles": titles})
@@ -412,14 +382,6 @@ def _explain_damage(place: Path) -> Iterator[None]:
             f"the index {place} is damaged or cannot be written; delete it, and it is made anew "
             f"({str(error)[:120]})"
         ) from error
-
-
-def _titled(cut: Cut) -> Iterator[tuple[str, int]]:
-    """Each chunk's text below the headings that it lacks, and how many characters these take."""
-    for chunk in cut.chunks:
-        text = cut.document.text[chunk.start : chunk.end]
-        titles = "".join(f"{title}\n" for title in chunk.headings if title not in text)
-        yield titles + text, len(titles)
 
 
 def _check_top(top: int) -> None:
