@@ -96,6 +96,8 @@ def test_a_failed_run_leaves_an_older_output_as_it_was(polyvec, tiny_model, tmp_
         (["search", "."], "QUESTION"),
         (["search", ".", " "], "empty"),
         (["search", ".", "a", "--top", "0"], "--top"),
+        (["search", ".", "a", "--near", "b"], "--near"),
+        (["dedupe", "/no/where"], "/no/where"),
         (["info", "/no/where"], "/no/where"),
         (["export", "/no/where", "here"], "/no/where"),
         (["sing"], "embed"),
@@ -130,6 +132,35 @@ def test_search_prints_file_line_passage_and_score(polyvec, tiny_model, tmp_path
     assert "indexed 1 files, 1 passages" in err
     code, out, _ = polyvec(*words, "--json")
     assert json.loads(out)["line"] == 3
+
+
+def test_search_explains_filters_and_compares_files(polyvec, tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    (tmp_path / "copy.txt").write_text("A fox sleeps!\n")
+    words = ["search", tmp_path, "fox", "--model", tiny_model, "--path", "*.md"]
+    code, out, _ = polyvec(*words, "--explain", "--weight.bm25", "0.5")
+    assert code == 0
+    assert "dense  no. 1" in out
+    assert "adds 0.333" in out
+    assert "copy.txt" not in out
+    _, out, _ = polyvec(*words, "--json", "--explain")
+    assert set(json.loads(out)["parts"]) == {"dense", "bm25"}
+    _, out, _ = polyvec(*words, "--since", "2999-01-01")
+    assert out == ""
+    near = ["search", tmp_path, "--near", tmp_path / "fox.md", "--model", tiny_model, "--json"]
+    assert json.loads(polyvec(*near)[1])["path"] == "copy.txt"
+
+
+def test_dedupe_lists_copies_below_the_file_they_copy(polyvec, tiny_model, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("A fox sleeps.\n")
+    code, out, err = polyvec("dedupe", tmp_path, "--model", tiny_model)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[:2]] == [
+        [str(tmp_path / "a.txt")],
+        ["1.00", str(tmp_path / "b.txt")],
+    ]
+    assert "1 copies of 1 files" in err
 
 
 def test_info_tells_the_shape(polyvec, tiny_model):

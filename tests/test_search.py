@@ -1,8 +1,12 @@
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from datetime import datetime
+from random import Random
 
 import filelock
 import lancedb
@@ -11,8 +15,11 @@ import pytest
 
 from polyvec.checkpoint import save_checkpoint
 from polyvec.encoder import Encoder
+from polyvec.heads import maxsim
 from polyvec.search import BusyError, Index
-from polyvec.search.index import CHUNK_TOKENS, TABLE
+from polyvec.search.duplicates import find_duplicates
+from polyvec.search.index import TABLE
+from polyvec.search.passages import CHUNK_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +56,173 @@ def test_a_passage_is_found_by_its_own_words_with_file_and_line(notes, searcher)
     hits = index.search("It sleeps there.", top=3)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     den = next(hit for hit in hits if "sleeps" in hit.text)
-    assert (den.path, den.line) == ("fox.md", 4)
+    assert (den.path, den.line, den.page) == ("fox.md", 4, None)
     assert (notes / den.path).read_text()[den.start : den.end] == den.text
 
 
-def test_scores_are_the_cosines_of_question_and_passages(notes, searcher):
+def test_dense_parts_are_the_cosines_of_question_and_passages(notes, searcher):
     index = Index(notes, searcher, dim=16)
     index.update()
-    for hit in index.search("fox", top=9):
-        headings = {"It sl": "Foxes\n", "## De": "Foxes\n"}.get(hit.text[:5], "")
-        passage = searcher.encode(headings + hit.text.strip(), task="retrieval.passage", dim=16)
+    hits = index.search("fox", top=9, weights={"bm25": 0.0})
+    assert len(hits) == 3
+    for hit in hits:
+        headings = {"## De": "Foxes\n"}.get(hit.text[:5], "")
+        passage = searcher.encode(headings + hit.text, task="retrieval.passage", dim=16)
         question = searcher.encode("fox", task="retrieval.query", dim=16)
-        assert hit.score == pytest.approx(float(passage[0] @ question[0]), abs=1e-4)
+        assert hit.parts["dense"].score == pytest.approx(float(passage[0] @ question[0]), abs=1e-4)
+        assert hit.score == pytest.approx(61 / (60 + hit.parts["dense"].rank))
+
+
+@pytest.mark.parametrize("by", ["ranks", "scores"])
+def test_a_hits_score_is_the_sum_of_its_parts_shares(notes, searcher, by):
+    index = Index(notes, searcher)
+    index.update()
+    hits = index.search("Der Fuchs", top=9, by=by, weights={"dense": 0.5, "bm25": 2.0})
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for hit in hits:
+        assert hit.score == pytest.approx(sum(part.share for part in hit.parts.values()))
+    assert hits[0].path == "sub/fuchs.txt"
+    assert hits[0].parts["bm25"].share == pytest.approx(2 / 2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("The quick brown fox jumps over the CAFÉ.", "café"),
+        ("敏捷的棕色狐狸跳过懒狗，然后在森林里睡觉。", "狐狸"),
+        ("東京タワーは港区にあります。", "東京"),
+        ("สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ", "จิ้งจอก"),
+        ("भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।", "लोमड़ी"),
+        ("الثعلب البني السريع يقفز فوق الكلب الكسول.", "الثعلب"),
+        ("우리는 여우를 숲에서 보았다.", "숲에서"),
+        ("def parse_args(code): raise Failure(code)", "args"),
+    ],
+)
+def test_words_are_found_in_scripts_with_and_without_spaces(notes, searcher, text, word):
+    (notes / "other.txt").write_text(text)
+    index = Index(notes, searcher)
+    index.update()
+    hits = index.search(word, weights={"dense": 0.0})
+    assert [hit.path for hit in hits] == ["other.txt"]
+
+
+def test_a_question_without_known_words_is_answered_by_meaning_alone(notes, searcher):
+    index = Index(notes, searcher)
+    index.update()
+    hits = index.search("???", top=9)
+    assert len(hits) == 3
+    assert hits[0].score == pytest.approx(1)
+    assert index.search("???", weights={"dense": 0.0}) == []
+
+
+@pytest.fixture(scope="module")
+def many_headed(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
+    """The tiny model with both heads."""
+    rng = np.random.default_rng(1)
+    shapes = {"sparse.weight": (1, 32), "sparse.bias": (1,), "multi.weight": (8, 32)}
+    shapes["multi.bias"] = (8,)
+    heads = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    # Random states have no words that weigh nothing.
+    heads["sparse.bias"] += 20
+    config = dataclasses.replace(tiny_config, sparse_head=True, multi_dim=8)
+    files = {"tokenizer.json": (tiny_model / "tokenizer.json").read_bytes()}
+    folder = tmp_path_factory.mktemp("models") / "heads"
+    save_checkpoint(folder, config, tiny_weights | heads, files=files)
+    return Encoder.load(folder)
+
+
+def test_sparse_weights_take_part_where_the_model_has_the_head(notes, searcher, many_headed):
+    Index(notes, searcher).update()
+    index = Index(notes, many_headed)
+    assert "sparse head" in index.update().rebuilt
+    hits = index.search("The fox sleeps.", top=9)
+    asked = many_headed.encode_sparse(["The fox sleeps."], task="retrieval.query")
+    told = {
+        text: many_headed.encode_sparse([text], task="retrieval.passage")
+        for text in {
+            "# Foxes\nThe quick brown fox.",
+            "Foxes\n## Den\n\nIt sleeps there.",
+            "Der schnelle Fuchs springt.",
+        }
+    }
+    products = {text.splitlines()[-1]: asked.dot(sparse)[0, 0] for text, sparse in told.items()}
+    found = {
+        hit.text.splitlines()[-1]: hit.parts["sparse"].score
+        for hit in hits
+        if "sparse" in hit.parts
+    }
+    assert found == pytest.approx({text: p for text, p in products.items() if p > 0}, rel=1e-3)
+    assert found
+    alone = index.search("The fox sleeps.", weights={"dense": 0.0, "bm25": 0.0})
+    assert [set(hit.parts) for hit in alone] == [{"sparse"}] * len(found)
+
+
+def test_reranked_hits_are_in_the_order_of_maxsim(notes, many_headed):
+    index = Index(notes, many_headed)
+    index.update()
+    hits = index.search("fox", top=2, rerank=3)
+    query = many_headed.encode_multi("fox", task="retrieval.query")[0]
+    texts = [
+        "# Foxes\nThe quick brown fox.",
+        "Foxes\n## Den\n\nIt sleeps there.",
+        "Der schnelle Fuchs springt.",
+    ]
+    scores = maxsim(query, many_headed.encode_multi(texts, task="retrieval.passage"))
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:2], rel=1e-3)
+    assert hits[0].text.splitlines()[-1] == texts[int(scores.argmax())].splitlines()[-1]
+
+
+def test_a_head_that_the_model_lacks_is_refused(notes, searcher):
+    index = Index(notes, searcher)
+    index.update()
+    with pytest.raises(ValueError, match="no sparse head"):
+        index.search("fox", weights={"sparse": 1.0})
+    with pytest.raises(ValueError, match="multi-vector head"):
+        index.search("fox", rerank=5)
+    with pytest.raises(ValueError, match="no component 'dens'"):
+        index.search("fox", weights={"dens": 1.0})
+    with pytest.raises(ValueError, match="every weight is 0"):
+        index.search("fox", weights={"dense": 0.0, "bm25": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [
+        ("*.md", {"fox.md"}),
+        ("sub/*", {"sub/fuchs.txt"}),
+        ("*f?chs*", {"sub/fuchs.txt"}),
+        ("fox", set()),
+        ("it's.(", set()),
+    ],
+)
+def test_a_pattern_chooses_files_before_they_are_ranked(notes, searcher, pattern, paths):
+    index = Index(notes, searcher)
+    index.update()
+    assert {hit.path for hit in index.search("fox Fuchs", top=9, path=pattern)} == paths
+
+
+def test_a_date_leaves_out_files_written_earlier(notes, searcher):
+    os.utime(notes / "fox.md", (0, datetime(2020, 5, 5).timestamp()))
+    index = Index(notes, searcher)
+    index.update()
+    assert {hit.path for hit in index.search("fox", top=9, since=datetime(2021, 1, 1))} == {
+        "sub/fuchs.txt"
+    }
+    assert len({hit.path for hit in index.search("fox", top=9, since=datetime(2020, 5, 5))}) == 2
+
+
+def test_near_finds_the_copy_of_a_file_and_never_the_file(notes, searcher, tmp_path):
+    (notes / "copy.txt").write_text("Der schnelle Fuchs springt!\n")
+    for number in range(3):
+        (notes / f"{number}.txt").write_text("fox over dog. " * 200 * (number + 1))
+    index = Index(notes, searcher)
+    index.update()
+    hits = index.near(notes / "sub" / "fuchs.txt", top=9)
+    assert hits[0].path == "copy.txt"
+    assert sorted(hit.path for hit in hits) == ["0.txt", "1.txt", "2.txt", "copy.txt", "fox.md"]
+    outside = tmp_path / "outside.txt"
+    outside.write_text("Der schnelle Fuchs springt.\n")
+    assert index.near(outside, top=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
 def test_only_what_changed_is_indexed_again(notes, searcher, monkeypatch, tmp_path):
@@ -156,32 +318,61 @@ def test_an_index_inside_its_folder_moves_with_it(notes, searcher, tmp_path):
     assert Index(moved, searcher).update().changed == 0
 
 
-def test_a_killed_update_leaves_a_readable_index_that_the_next_one_completes(
+def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_completes(
     notes, searcher, tiny_model, tmp_path
 ):
-    index = Index(notes, searcher)
-    index.update()
-    for number in range(12):
+    for number in range(40):
         (notes / f"{number:02}.txt").write_text(f"Note {number}. " * 3)
+    index = Index(notes, searcher)
     script = f"""
-        import os, signal
         from pathlib import Path
         from polyvec.encoder import Encoder
         from polyvec.search import Index, index
-        index.COMMIT_CHUNKS = 2
-        done = []
-        def progress(path):
-            done.append(path)
-            if len(done) == 7:
-                os.kill(os.getpid(), signal.SIGKILL)
-        Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r})).update(progress)
+        index.COMMIT_CHUNKS = 3
+        target = Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r}))
+        target.update(lambda path: print(path, flush=True))
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert index.search("It sleeps there.")
+    random = Random(5)
+    for share in (0.2, 0.4, 0.6):
+        run = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE
+        )
+        # Some files further than before, and then some moments, wherever that is.
+        for _ in range(int(share * 42)):
+            run.stdout.readline()
+        time.sleep(random.uniform(0, 0.05))
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL
+        assert index.search("Note 1.", top=3)
     left = index.update().changed
-    assert 0 < left < 12
+    assert 0 < left < 42
     assert rows(index) == fresh(notes, searcher, tmp_path)
+    found = index.search("7", top=99, weights={"dense": 0.0})
+    assert [hit.path for hit in found] == ["07.txt"]
+
+
+def test_an_index_broken_off_before_its_words_are_indexed_is_made_anew(notes, searcher):
+    index = Index(notes, searcher)
+    index.update()
+    lancedb.connect(index.place).open_table(TABLE).drop_index("text_idx")
+    with pytest.raises(ValueError, match="broken off"):
+        index.search("fox")
+    assert "broken off" in index.update().rebuilt
+    assert index.search("fox")
+
+
+def test_copies_are_grouped_with_the_first_file_and_other_files_are_not(notes, searcher):
+    (notes / "a.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.")
+    (notes / "z.txt").write_text("\nDer schnelle Fuchs springt.\n\n")
+    (notes / "bad.txt").write_bytes(b"a\0b")
+    (notes / "empty.txt").write_text("")
+    told = []
+    groups = find_duplicates(notes, searcher, threshold=1.0, skipped=told.append)
+    found = {group.path: [path for path, _ in group.copies] for group in groups}
+    assert found == {"a.md": ["fox.md"], "sub/fuchs.txt": ["z.txt"]}
+    assert len(told) == 1
+    assert find_duplicates(notes, searcher, threshold=0.01)[0].path == "a.md"
 
 
 def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, searcher):

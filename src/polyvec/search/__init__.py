@@ -1,5 +1,8 @@
-"""Index a folder of text and Markdown, and find passages by meaning. Needs `polyvec[search]`."""
+"""Index a folder of files, and find passages by meaning and by words. Needs `polyvec[search]`."""
 
-from polyvec.search.index import BusyError, Hit, Index, Update
+from polyvec.search.asking import Hit
+from polyvec.search.duplicates import Group, find_duplicates
+from polyvec.search.fusion import Part
+from polyvec.search.index import BusyError, Index, Update
 
-__all__ = ["BusyError", "Hit", "Index", "Update"]
+__all__ = ["BusyError", "Group", "Hit", "Index", "Part", "Update", "find_duplicates"]

@@ -1,4 +1,4 @@
-"""The text files of a folder."""
+"""The files of a folder that can be searched, as bytes."""
 
 import hashlib
 import os
@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKDOWN = (".md", ".markdown")
-SUFFIXES = (*MARKDOWN, ".txt", ".text", ".rst")
-"""What is searched. Other files are none of our business and are passed over in silence."""
+from polyvec.search.documents import SUFFIXES
+
+MAX_BYTES = 64 * 2**20
+"""Larger files are reported and left out: a passage of them is rarely what one looks for."""
+
+NOT_OURS = {"node_modules", "__pycache__"}
+"""Folders of copies of other people's files; hidden folders are left out as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,30 +22,25 @@ class File:
     path: str
     """Below the folder, with `/` between its parts."""
 
-    text: str
+    raw: bytes
     digest: str
-    """Of the file's bytes: another digest, another content."""
+    """Of the bytes: another digest, another content."""
 
-    @property
-    def is_markdown(self) -> bool:
-        """Whether `#` starts a heading."""
-        return self.path.lower().endswith(MARKDOWN)
+    modified: int
+    """When the file says it was last written, in seconds since 1970."""
 
 
 def list_files(folder: Path) -> Iterator[str]:
-    """Paths of text files below the folder, sorted; hidden files and folders are left out."""
+    """Paths of files below the folder that can be searched, sorted; none that are hidden."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in NOT_OURS)
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def read_file(folder: Path, path: str) -> File:
-    """The file's text, which is UTF-8, or UTF-16 with a byte order mark.
-
-    Raises ValueError saying why it cannot be read.
-    """
+    """The file's bytes. Raises ValueError saying why it cannot be read."""
     where = folder / path
     try:
         path.encode()
@@ -51,15 +50,13 @@ def read_file(folder: Path, path: str) -> File:
     if not where.is_file():
         raise ValueError(f"{where}: not a regular file")
     try:
-        raw = where.read_bytes()
+        state = where.stat()
+        if state.st_size > MAX_BYTES:
+            raise ValueError(f"{where}: larger than {MAX_BYTES >> 20} MiB")
+        with where.open("rb") as file:
+            # It may grow while it is read.
+            raw = file.read(MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{where}: {error.strerror}") from None
-    wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        name = "UTF-16" if wide else "UTF-8"
-        raise ValueError(f"{where}: not text (byte {error.start} is not {name})") from None
-    if "\0" in text:
-        raise ValueError(f"{where}: not text (it has NUL bytes)")
-    return File(path, text, hashlib.blake2b(raw, digest_size=16).hexdigest())
+    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return File(path, raw, digest, int(state.st_mtime))

@@ -1,38 +1,52 @@
-"""An index of a folder: one row a chunk in an embedded LanceDB table, searched exactly.
+"""An index of a folder: one row a chunk in an embedded LanceDB table.
+
+A question is put to each component: `dense` compares its vector with every passage's, exactly;
+`bm25` looks its words up in LanceDB's full-text index; and `sparse`, where the model has that
+head, weighs the words that question and candidates share. `fusion` makes one ranking of theirs.
 
 Every change of the table is one atomic commit, and a file's chunks change in a single one. So a
 killed run leaves a table that can be read, whose files are each old or new, and the next run does
 what is left. One process writes at a time; others read what is there.
 
-Axes in this file: N chunks, dim the vectors' size.
+Axes in this file: N chunks or candidates, dim the vectors' size.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
-from lancedb.query import LanceVectorQueryBuilder
+from lancedb.index import FTS
 from lancedb.table import Table
 
-from polyvec.chunking import Chunk, split_text
 from polyvec.encoder import Encoder
-from polyvec.search.files import File, list_files, read_file
+from polyvec.search import asking
+from polyvec.search.asking import (
+    CANDIDATES,
+    PASSAGE,
+    QUERY,
+    Hit,
+    Row,
+    choose_weights,
+    find_candidates,
+    find_nearest,
+    make_hit,
+    quote,
+    where_sql,
+)
+from polyvec.search.files import list_files, read_file
+from polyvec.search.fusion import By, Part, fuse, total
+from polyvec.search.passages import Cut, cut_file, titled_texts
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the columns and with how texts are cut; an index of another format is rebuilt."""
-
-CHUNK_TOKENS = 128
-"""A passage that can be read at a glance, in any script; small models are trained on such."""
 
 COMMIT_CHUNKS = 1_024
 """Files are committed together until they have so many chunks: this bounds what a kill loses."""
@@ -41,10 +55,12 @@ KEEP_VERSIONS = timedelta(hours=1)
 """Older states of the table stay for readers that have just opened them."""
 
 TABLE = "chunks"
-VECTOR = 6
-"""The vectors' column, the last."""
 
-VISIBLE = re.compile(r"\S")
+WORDS = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False)
+"""Words as Unicode's ICU finds them, in scripts without spaces too; case and accents are folded.
+
+No stemming and no stop words: both belong to one language, and files are in many.
+"""
 
 SPACE = "polyvec"
 """The key under which the table's metadata says which model made the vectors."""
@@ -52,25 +68,6 @@ SPACE = "polyvec"
 PROBE = "A fixed sentence whose vector tells one model from another: Grüße, 你好, привет."
 SAME_MODEL = 0.99
 """Cosine of two models' probes above which their vectors are one space, whatever the engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A passage found."""
-
-    path: str
-    """Its file, below the folder."""
-
-    line: int
-    """The file's line, counted from 1, on which the passage begins."""
-
-    start: int
-    end: int
-    """Its characters [start, end) in the file's text."""
-
-    text: str
-    score: float
-    """Cosine of question and passage."""
 
 
 @dataclass(slots=True)
@@ -96,13 +93,6 @@ class Update:
     """Why the index was made anew, if it was."""
 
 
-class Cut(NamedTuple):
-    """A file and its chunks."""
-
-    file: File
-    chunks: list[Chunk]
-
-
 class BusyError(ValueError):
     """Another process is writing the index; what is there can be searched."""
 
@@ -124,29 +114,32 @@ class Index:
         inside = self.place.resolve().is_relative_to(folder.resolve())
         self.encoder = encoder
         self.dim = dim or encoder.config.width
-        self.probe = self._encode([PROBE], "retrieval.passage")[0]
-        self.schema = pa.schema(
-            {
-                "path": pa.string(),
-                "digest": pa.string(),
-                "line": pa.int32(),
-                "start": pa.int32(),
-                "end": pa.int32(),
-                "text": pa.string(),
-                "vector": pa.list_(pa.float32(), self.dim),
-            },
-            metadata={
-                SPACE: json.dumps(
-                    {
-                        "format": FORMAT,
-                        "dim": self.dim,
-                        "probe": self.probe.tolist(),
-                        # An index inside its folder may move with it.
-                        "folder": "" if inside else str(folder.resolve()),
-                    }
-                )
-            },
-        )
+        self.sparse = encoder.config.sparse_head
+        self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
+        columns = {
+            "path": pa.string(),
+            "digest": pa.string(),
+            "modified": pa.int64(),
+            "line": pa.int32(),
+            "page": pa.int32(),
+            "start": pa.int32(),
+            "end": pa.int32(),
+            # Headings, then the passage: what is embedded, and whose words are indexed.
+            "text": pa.string(),
+            "titles": pa.int32(),
+            "vector": pa.list_(pa.float32(), self.dim),
+        }
+        if self.sparse:
+            columns |= {"tokens": pa.list_(pa.int32()), "weights": pa.list_(pa.float32())}
+        space = {
+            "format": FORMAT,
+            "dim": self.dim,
+            "sparse": self.sparse,
+            "probe": self.probe.tolist(),
+            # An index inside its folder may move with it.
+            "folder": "" if inside else str(folder.resolve()),
+        }
+        self.schema = pa.schema(columns, metadata={SPACE: json.dumps(space)})
 
     def update(self, progress: Callable[[str], object] | None = None) -> Update:
         """Index new and changed files, forget removed ones; `progress` is told each path done.
@@ -165,25 +158,82 @@ class Index:
                 "name another place with --index"
             ) from None
 
-    def search(self, question: str, *, top: int = 5) -> list[Hit]:
-        """The `top` passages nearest to the question, best first.
+    def search(
+        self,
+        question: str,
+        *,
+        top: int = 5,
+        by: By = "ranks",
+        weights: Mapping[str, float] | None = None,
+        rerank: int = 0,
+        path: str | None = None,
+        since: datetime | None = None,
+    ) -> list[Hit]:
+        """The `top` passages that answer the question best, best first.
 
-        Raises ValueError if there is no index yet, or if another model made it.
+        `weights` say how much each of dense, bm25 and sparse counts (all the model has, alike);
+        `by` how they are put together, see `fusion.fuse`. The first `rerank` passages, if any,
+        are put in order by MaxSim instead. `path` is a pattern of paths, in which `*` stands for
+        any characters and `?` for one; `since` leaves out files written earlier.
+
+        Raises ValueError if there is no index yet, or if another model made it, for a component
+        that is none, and for one whose head the model lacks.
         """
-        if top < 1:
-            raise ValueError(f"top is {top}, must be at least 1")
+        _check_top(top)
+        chosen = choose_weights(weights or {}, self.sparse)
+        if rerank and not self.encoder.config.multi_dim:
+            raise ValueError("this model has no multi-vector head to rerank with: leave it out")
+        wanted = max(top, rerank)
         with _explain_damage(self.place):
-            table = self._open()
-            reason = "it does not exist" if table is None else self._mismatch(table)
-            if table is None or reason:
-                raise ValueError(f"the index {self.place} must be updated first: {reason}")
-            vector = self._encode([question], "retrieval.query")[0]
-            columns = ["path", "line", "start", "end", "text", "_distance"]
-            query = table.search(vector, vector_column_name="vector")
-            assert isinstance(query, LanceVectorQueryBuilder)
-            found = query.distance_type("dot").limit(top).select(columns).to_arrow()
-        # LanceDB's dot distance is 1 - dot.
-        return [Hit(score=1 - row.pop("_distance"), **row) for row in found.to_pylist()]
+            rows, scores = find_candidates(
+                self._ready(),
+                self.encoder,
+                question,
+                vector=self._encode([question], QUERY)[0],
+                names=list(chosen),
+                depth=max(CANDIDATES, 2 * wanted),
+                where=where_sql(path, since),
+            )
+        fused = list(fuse(scores, chosen, by).items())[:wanted]
+        hits = [make_hit(rows[key], total(parts), parts) for key, parts in fused]
+        if rerank and hits:
+            titled = [rows[key]["text"] for key, _ in fused]
+            hits = asking.rerank(self.encoder, question, hits, titled)
+        return hits[:top]
+
+    def near(
+        self, file: Path, *, top: int = 5, path: str | None = None, since: datetime | None = None
+    ) -> list[Hit]:
+        """The other files most like this one, each by its passage that is: best first.
+
+        `file` need not be in the folder. It is compared by the mean of its passages' vectors.
+        Raises ValueError if it cannot be read or has no words, and as `search` does.
+        """
+        _check_top(top)
+        cut = cut_file(file.parent, read_file(file.parent, file.name), self.encoder.tokenizer)
+        if not cut.chunks:
+            raise ValueError(f"{file} has no words")
+        own, root = file.resolve(), self.folder.resolve()
+        inside = own.relative_to(root).as_posix() if own.is_relative_to(root) else ""
+        where = " AND ".join(filter(None, [where_sql(path, since), f"path != {quote(inside)}"]))
+        mean = self._encode([titled for titled, _ in titled_texts(cut)], PASSAGE).mean(0)
+        mean /= np.linalg.norm(mean).clip(1e-12)
+        best: dict[str, Row] = {}
+        depth = CANDIDATES
+        with _explain_damage(self.place):
+            table = self._ready()
+            # Until enough files are among the nearest passages, or all passages are.
+            while True:
+                found = find_nearest(table, mean, depth=depth, where=where)
+                for row in found:
+                    best.setdefault(row["path"], row)
+                if len(best) >= top or len(found) < depth:
+                    break
+                depth *= 4
+        return [
+            make_hit(row, row["score"], {"dense": Part(rank, row["score"], row["score"])})
+            for rank, row in enumerate(list(best.values())[:top], 1)
+        ]
 
     def _update(self, progress: Callable[[str], object]) -> Update:
         done = Update()
@@ -198,12 +248,16 @@ class Index:
         for path in list_files(self.folder):
             try:
                 file = read_file(self.folder, path)
+                cut = (
+                    None
+                    if known.get(path) == file.digest
+                    else cut_file(self.folder, file, self.encoder.tokenizer)
+                )
             except ValueError as error:
                 done.skipped.append(str(error))
                 continue
             seen.add(path)
-            if known.get(path) != file.digest:
-                cut = self._cut(file)
+            if cut is not None:
                 # An empty file has no row to keep its digest in, so it is never news.
                 if cut.chunks or path in known:
                     waiting.append(cut)
@@ -217,47 +271,53 @@ class Index:
             self._commit(table, waiting, gone)
         done.removed = len(gone)
         if done.changed or gone:
+            # It also takes the new rows into the index of words.
             table.optimize(cleanup_older_than=KEEP_VERSIONS)
         done.chunks = table.count_rows()
         done.files = len(self._digests(table))
         return done
 
-    def _cut(self, file: File) -> Cut:
-        chunks = split_text(
-            file.text,
-            CHUNK_TOKENS,
-            size=lambda part: self.encoder.tokenizer.count(part) - 2,
-            markdown=file.is_markdown,
-        )
-        return Cut(file, [chunk for chunk in chunks if file.text[chunk.start : chunk.end].strip()])
-
     def _commit(self, table: Table, cuts: Sequence[Cut], gone: Sequence[str] = ()) -> None:
         """Let these be the only rows of these files, in one step."""
-        paths = [*(cut.file.path for cut in cuts), *gone]
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        paths = ", ".join(quote(path) for path in [*(cut.file.path for cut in cuts), *gone])
         (
             table.merge_insert(["path", "start"])
             .when_matched_update_all()
             .when_not_matched_insert_all()
-            .when_not_matched_by_source_delete(f"path IN ({quoted})")
+            .when_not_matched_by_source_delete(f"path IN ({paths})")
             .execute(self._rows(cuts))
         )
 
     def _rows(self, cuts: Sequence[Cut]) -> pa.Table:
-        """A row a chunk. Headings are embedded with the text below them."""
-        rows, titled = [], []
-        for file, chunks in cuts:
-            lines = _lines(file.text, chunks)
-            for chunk, line in zip(chunks, lines, strict=True):
-                text = file.text[chunk.start : chunk.end]
-                titles = (title for title in chunk.headings if title not in text)
-                titled.append("\n".join([*titles, text.strip()]))
-                place = {"line": line, "start": chunk.start, "end": chunk.end}
-                rows.append({"path": file.path, "digest": file.digest, **place, "text": text})
-        vectors = self._encode(titled, "retrieval.passage")
-        vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim)
-        columns = pa.Table.from_pylist(rows, schema=self.schema.remove(VECTOR))
-        return columns.append_column(self.schema.field(VECTOR), vector).cast(self.schema)
+        """A row a chunk."""
+        rows = []
+        for cut in cuts:
+            file, document = cut.file, cut.document
+            fixed = {"path": file.path, "digest": file.digest, "modified": file.modified}
+            for chunk, (text, titles) in zip(cut.chunks, titled_texts(cut), strict=True):
+                place = {document.unit: document.find(chunk.start)}
+                span = {"start": chunk.start, "end": chunk.end}
+                rows.append(fixed | place | span | {"text": text, "titles": titles})
+        texts = [row["text"] for row in rows]
+        columns: dict[str, pa.Array] = {}
+        if self.sparse:
+            both = self.encoder.encode_all(
+                texts, task=PASSAGE, dim=self.dim, outputs=["dense", "sparse"], progress=False
+            )
+            assert both.dense is not None and both.sparse is not None
+            vectors = both.dense
+            ends = pa.array(both.sparse.indptr.astype(np.int32))
+            columns["tokens"] = pa.ListArray.from_arrays(ends, pa.array(both.sparse.indices))
+            columns["weights"] = pa.ListArray.from_arrays(ends, pa.array(both.sparse.data))
+        else:
+            vectors = self._encode(texts, PASSAGE)
+        flat = pa.array(vectors.ravel())
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, self.dim)
+        plain = [field for field in self.schema if field.name not in columns]
+        table = pa.Table.from_pylist(rows, schema=pa.schema(plain))
+        for name, column in columns.items():
+            table = table.append_column(self.schema.field(name), column)
+        return table.select(self.schema.names).cast(self.schema)
 
     def _encode(self, texts: list[str], task: str) -> Float32[np.ndarray, "N dim"]:
         return self.encoder.encode(texts, task=task, dim=self.dim, progress=False)
@@ -267,18 +327,28 @@ class Index:
             return None
         return lancedb.connect(self.place).open_table(TABLE)
 
+    def _ready(self) -> Table:
+        """The table, to be searched."""
+        table = self._open()
+        reason = "it does not exist" if table is None else self._mismatch(table)
+        if table is None or reason:
+            raise ValueError(f"the index {self.place} must be updated first: {reason}")
+        return table
+
     def _create(self) -> Table:
         """An empty table, in place of any other."""
         (self.place / f"{TABLE}.lance").mkdir(exist_ok=True)
         database = lancedb.connect(self.place)
-        return database.create_table(TABLE, schema=self.schema, mode="overwrite")
+        table = database.create_table(TABLE, schema=self.schema, mode="overwrite")
+        table.create_index("text", config=WORDS)
+        return table
 
     def _mismatch(self, table: Table) -> str:
-        """Why the table's vectors cannot be compared with this model's; "" if they can."""
+        """Why the table cannot be searched with this model; "" if it can."""
         space = json.loads((table.schema.metadata or {}).get(SPACE.encode(), b"{}"))
         if space.get("format") != FORMAT:
             return "it was made by another version of polyvec"
-        mine = json.loads(self.schema.metadata[SPACE.encode()])
+        mine = json.loads((self.schema.metadata or {})[SPACE.encode()])
         if space["folder"] != mine["folder"]:
             raise ValueError(
                 f"{self.place} is the index of another folder, {space['folder']}; "
@@ -288,6 +358,10 @@ class Index:
             return f"its vectors have {space['dim']} numbers, not {self.dim}"
         if np.dot(space["probe"], self.probe) < SAME_MODEL:
             return "it was made with another model"
+        if space["sparse"] != self.sparse:
+            return "it was made before the model's sparse head changed"
+        if not table.list_indices():
+            return "making it was broken off at the start"
         return ""
 
     def _digests(self, table: Table) -> dict[str, str]:
@@ -310,12 +384,6 @@ def _explain_damage(place: Path) -> Iterator[None]:
         ) from error
 
 
-def _lines(text: str, chunks: Sequence[Chunk]) -> Iterator[int]:
-    """The line, counted from 1, of each chunk's first character that is no white space."""
-    line, position = 1, 0
-    for chunk in chunks:
-        shown = VISIBLE.search(text, chunk.start)
-        assert shown is not None, "a chunk has a word"
-        line += text.count("\n", position, shown.start())
-        position = shown.start()
-        yield line
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ValueError(f"top is {top}, must be at least 1")

@@ -1,0 +1,190 @@
+"""What is asked of an index's table: each component's candidates, and their order.
+
+Axes in this file: N candidates, dim the vectors' size.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from lancedb.query import LanceQueryBuilder, LanceVectorQueryBuilder, MatchQuery
+from lancedb.table import Table
+
+from polyvec.encoder import Encoder
+from polyvec.heads import Sparse, maxsim
+from polyvec.search.fusion import Key, Part
+
+QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
+
+CANDIDATES = 100
+"""How many passages each component names, at least."""
+
+WEIGHTS = {"dense": 1.0, "bm25": 1.0, "sparse": 1.0}
+"""How much each component counts, where nothing is said of it."""
+
+Row = Mapping[str, Any]
+"""A passage as the table has it, and its "score" by the component that found it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage found."""
+
+    path: str
+    """Its file, below the folder."""
+
+    line: int | None
+    """The file's line, counted from 1, on which the passage begins; None in a PDF."""
+
+    page: int | None
+    """The page of a PDF, counted from 1."""
+
+    start: int
+    end: int
+    """Its characters [start, end) in the file's text."""
+
+    text: str
+    score: float
+    """0 to 1: the sum of its parts' shares. After MaxSim, and beside a file, a cosine."""
+
+    parts: dict[str, Part]
+    """What each component said of it; one that says nothing is missing."""
+
+
+def find_candidates(
+    table: Table,
+    encoder: Encoder,
+    question: str,
+    *,
+    vector: Float32[np.ndarray, " dim"],
+    names: Sequence[str],
+    depth: int,
+    where: str,
+) -> tuple[dict[Key, Row], dict[str, dict[Key, float]]]:
+    """Rows of passages, and what each of the components says of those that it has found.
+
+    `dense` and `bm25` look for `depth` passages each. `sparse` has an opinion of all of these,
+    whether or not their finders are asked for theirs.
+    """
+    rows: dict[Key, Row] = {}
+    scores: dict[str, dict[Key, float]] = {}
+    for name in ("dense", "bm25"):
+        if name in names or "sparse" in names:
+            found = (
+                find_nearest(table, vector, depth=depth, where=where)
+                if name == "dense"
+                else find_matching(table, question, depth=depth, where=where)
+            )
+            keyed = {(row["path"], row["start"]): row for row in found}
+            rows |= keyed
+            scores[name] = {key: row["score"] for key, row in keyed.items()}
+    if "sparse" in names:
+        scores["sparse"] = _weigh(encoder, question, rows)
+    return rows, {name: scores[name] for name in names}
+
+
+def find_nearest(
+    table: Table, vector: Float32[np.ndarray, " dim"], *, depth: int, where: str
+) -> list[Row]:
+    """The `depth` rows of the highest cosines, the highest first."""
+    query = table.search(vector, vector_column_name="vector")
+    assert isinstance(query, LanceVectorQueryBuilder)
+    rows = _collect(table, query.distance_type("dot"), "_distance", depth, where)
+    # LanceDB's dot distance is 1 - dot.
+    return [{**row, "score": 1 - row["score"]} for row in rows]
+
+
+def find_matching(table: Table, question: str, *, depth: int, where: str) -> list[Row]:
+    """The `depth` rows that match the question's words best by BM25; all share one at least."""
+    # A plain string would do, were its syntax told. Pyright does not see the defaults.
+    query = table.search(MatchQuery(question, "text"), query_type="fts")  # pyright: ignore
+    return _collect(table, query, "_score", depth, where)
+
+
+def _collect(
+    table: Table, query: LanceQueryBuilder, score: str, depth: int, where: str
+) -> list[Row]:
+    unseen = {"digest", "modified", "vector"}
+    columns = [name for name in table.schema.names if name not in unseen]
+    if where:
+        query = query.where(where)
+    rows = query.limit(depth).select([*columns, score]).to_arrow()
+    return rows.rename_columns([*columns, "score"]).to_pylist()
+
+
+def _weigh(encoder: Encoder, question: str, rows: Mapping[Key, Row]) -> dict[Key, float]:
+    """Products of the question's sparse weights and the rows', where they share a word."""
+    asked = encoder.encode_sparse([question], task=QUERY, progress=False)
+    ids = [np.array(row["tokens"], np.int32) for row in rows.values()]
+    weights = [np.array(row["weights"], np.float32) for row in rows.values()]
+    theirs = Sparse(
+        np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        np.concatenate([np.empty(0, np.int32), *ids]),
+        np.concatenate([np.empty(0, np.float32), *weights]),
+        asked.vocab_size,
+    )
+    products = asked.dot(theirs)[0].tolist()
+    return {key: product for key, product in zip(rows, products, strict=True) if product > 0}
+
+
+def rerank(encoder: Encoder, question: str, hits: Sequence[Hit], titled: list[str]) -> list[Hit]:
+    """The hits by MaxSim of the question's tokens and those of their text with its headings."""
+    asked = encoder.encode_multi([question], task=QUERY, progress=False)[0]
+    scores = maxsim(asked, encoder.encode_multi(titled, task=PASSAGE, progress=False)).tolist()
+    order = sorted(range(len(hits)), key=lambda place: -scores[place])
+    found = []
+    for rank, place in enumerate(order, 1):
+        part = Part(rank, scores[place], scores[place])
+        parts = hits[place].parts | {"maxsim": part}
+        found.append(replace(hits[place], score=scores[place], parts=parts))
+    return found
+
+
+def choose_weights(weights: Mapping[str, float], sparse: bool) -> dict[str, float]:
+    """The weights of the components that count; `sparse` tells whether the model has that head.
+
+    Raises ValueError for a component that is none or cannot be, and where none is left.
+    """
+    known = {name: weight for name, weight in WEIGHTS.items() if name != "sparse" or sparse}
+    for name, weight in weights.items():
+        if name not in WEIGHTS:
+            raise ValueError(f"there is no component {name!r}, only {', '.join(WEIGHTS)}")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of {name} is {weight}, must be 0 or more")
+        if name not in known and weight:
+            raise ValueError("this model has no sparse head: leave out the weight of sparse")
+    chosen = {name: weight for name, weight in (known | dict(weights)).items() if weight}
+    if not chosen:
+        raise ValueError("every weight is 0; at least one component must count")
+    return chosen
+
+
+def make_hit(row: Row, score: float, parts: dict[str, Part]) -> Hit:
+    """A row as its finder shows it."""
+    place = {name: row[name] for name in ("path", "line", "page", "start", "end")}
+    return Hit(text=row["text"][row["titles"] :], score=score, parts=parts, **place)
+
+
+def where_sql(path: str | None, since: datetime | None) -> str:
+    r"""The condition in SQL on a file's path and date; "" for none.
+
+    >>> where_sql("*.md", None)
+    "regexp_like(path, '^(?s:.*\\.md)$')"
+    """
+    conditions = []
+    if path is not None:
+        wild = {"*": ".*", "?": "."}
+        pattern = "".join(wild.get(sign, re.escape(sign)) for sign in path)
+        conditions.append(f"regexp_like(path, {quote(f'^(?s:{pattern})$')})")
+    if since is not None:
+        conditions.append(f"modified >= {int(since.timestamp())}")
+    return " AND ".join(conditions)
+
+
+def quote(text: str) -> str:
+    """A string as SQL spells it."""
+    return "'" + text.replace("'", "''") + "'"
