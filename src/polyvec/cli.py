@@ -141,7 +141,7 @@ def search(
     path: str | None = None,
     since: datetime | None = None,
     by: Literal["ranks", "scores"] = "ranks",
-    weight: dict[Literal["dense", "bm25", "sparse"], float] | None = None,
+    weight: dict[str, float] | None = None,
     rerank: int = 0,
     explain: Annotated[bool, Parameter(negative=())] = False,
     index: Path | None = None,
@@ -210,9 +210,8 @@ def search(
         hits = target.near(near, top=top, path=path, since=since)
     else:
         assert question is not None
-        weights = {str(name): value for name, value in (weight or {}).items()}
         hits = target.search(
-            question, top=top, by=by, weights=weights, rerank=rerank, path=path, since=since
+            question, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
         )
     _note(f"answered in {time.perf_counter() - started:.3f} s")
     for hit in hits:

@@ -1,7 +1,7 @@
 """Near-duplicates: files that say the same, be it in other words or another language.
 
 1. A file's vector is the mean of its passages' vectors for text-matching.
-2. In the order of their paths, a file joins the group whose first file is most like it, if that
+2. In the order of `list_files`, a file joins the group whose first file is most like it, if that
    is like enough; else it begins a group. So nothing is chained: every copy is near the original.
 
 Axes in this file: N passages, dim the vectors' size.
@@ -40,7 +40,7 @@ def find_duplicates(
     skipped: Callable[[str], object] = lambda sentence: None,
     progress: Callable[[str], object] = lambda path: None,
 ) -> list[Group]:
-    """Groups of two files and more, in the order of their first files' paths.
+    """Groups of two files and more, in the order of `list_files`.
 
     `skipped` is told a sentence for each file that cannot be read, `progress` every path done.
     Raises ValueError if there is no such folder, and for a threshold that is no cosine.
