@@ -27,6 +27,11 @@ from tests.test_eval import retrieval, sts
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
+# What transformers says when PEFT asks it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
 FOLDERS = {task.name: task.name.replace("-", "_").replace(".", "_") for task in TASKS}
 PROMPTS = {task.name: task.prompt for task in TASKS}
 

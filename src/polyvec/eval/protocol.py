@@ -117,16 +117,26 @@ class MtebEncoder:
         return np.concatenate(parts)[[row[text] for text in texts]]
 
     def similarity(
-        self, a: Float[np.ndarray | torch.Tensor, "B D"], b: Float[np.ndarray | torch.Tensor, "C D"]
-    ) -> Float[np.ndarray, "B C"]:
-        """Every row of `a` with every row of `b`; mteb's reranking makes tensors of what it got."""
-        return self.compare(np.asarray(a), np.asarray(b))
+        self,
+        a: Float[np.ndarray | torch.Tensor, "*B D"],
+        b: Float[np.ndarray | torch.Tensor, "*C D"],
+    ) -> Float[np.ndarray, "..."]:
+        """Every row of `a` with every row of `b`.
+
+        mteb's reranking makes tensors of what it got; its summarisation asks for two single rows,
+        and wants a single number.
+        """
+        one, two = np.asarray(a), np.asarray(b)
+        scores = self.compare(np.atleast_2d(one), np.atleast_2d(two))
+        return scores.reshape(one.shape[:-1] + two.shape[:-1])
 
     def similarity_pairwise(
-        self, a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "B D"]
-    ) -> Float[np.ndarray, " B"]:
+        self,
+        a: Float[np.ndarray | torch.Tensor, "*B D"],
+        b: Float[np.ndarray | torch.Tensor, "*B D"],
+    ) -> Float[np.ndarray, "*B"]:
         """Cosines of row i of `a` with row i of `b`."""
-        return (a * b).sum(1)
+        return (np.asarray(a) * np.asarray(b)).sum(-1)
 
 
 Model = MtebEncoder | SearchProtocol
