@@ -63,7 +63,7 @@ def test_a_passage_is_found_by_its_own_words_with_file_and_line(notes, searcher)
 def test_dense_parts_are_the_cosines_of_question_and_passages(notes, searcher):
     index = Index(notes, searcher, dim=16)
     index.update()
-    hits = index.search("fox", top=9, weights={"bm25": 0.0})
+    hits = index.search("fox", top=9, by="ranks", weights={"bm25": 0.0})
     assert len(hits) == 3
     for hit in hits:
         headings = {"## De": "Foxes\n"}.get(hit.text[:5], "")
@@ -135,7 +135,7 @@ def test_sparse_weights_take_part_where_the_model_has_the_head(notes, searcher, 
     Index(notes, searcher).update()
     index = Index(notes, many_headed)
     assert "sparse head" in index.update().rebuilt
-    hits = index.search("The fox sleeps.", top=9)
+    hits = index.search("The fox sleeps.", top=9, weights={"sparse": 1.0})
     asked = many_headed.encode_sparse(["The fox sleeps."], task="retrieval.query")
     told = {
         text: many_headed.encode_sparse([text], task="retrieval.passage")
@@ -153,7 +153,7 @@ def test_sparse_weights_take_part_where_the_model_has_the_head(notes, searcher, 
     }
     assert found == pytest.approx({text: p for text, p in products.items() if p > 0}, rel=1e-3)
     assert found
-    alone = index.search("The fox sleeps.", weights={"dense": 0.0, "bm25": 0.0})
+    alone = index.search("The fox sleeps.", weights={"dense": 0.0, "bm25": 0.0, "sparse": 1.0})
     assert [set(hit.parts) for hit in alone] == [{"sparse"}] * len(found)
 
 

@@ -69,6 +69,7 @@ app.command("polyvec.server.main:serve", name="serve")
 app.command(training := App(name="train", help="Train models, and add tasks to them."))
 for verb in ("adapter", "negatives", "failures"):
     training.command(f"polyvec.train.main:{verb}", name=verb)
+training.default("polyvec.train.main:recipe")
 
 
 @app.command
@@ -140,7 +141,7 @@ def search(
     near: Path | None = None,
     path: str | None = None,
     since: datetime | None = None,
-    by: Literal["ranks", "scores"] = "ranks",
+    by: Literal["ranks", "scores"] = "scores",
     weight: dict[str, float] | None = None,
     rerank: int = 0,
     explain: Annotated[bool, Parameter(negative=())] = False,
@@ -174,10 +175,10 @@ def search(
     since
         Only files written since this date.
     by
-        How components are put together: by their rankings, or by their scores.
+        How components are put together: by their scores, or by their rankings.
     weight
-        How much a component counts, 1 by default and 0 for not at all: --weight.bm25 0.5. They
-        are dense (meaning), bm25 (words) and, where the model has it, sparse (learned words).
+        How much a component counts, 0 for not at all: --weight.bm25 0.5. They are dense (meaning,
+        1), bm25 (words, 0.1) and, where the model has it, sparse (learned words, 0).
     rerank
         Put so many first passages in order by their tokens' vectors (MaxSim).
     explain
@@ -400,32 +401,6 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
     files = Tokenizer.load(source, config.max_tokens).files()
     save_checkpoint(folder, config, weights, files=files)
     _note(f"wrote {folder}")
-
-
-@training.default
-def train(
-    recipe: Annotated[Path, Parameter(name="RECIPE")],
-    /,
-    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
-) -> None:
-    """Run a training recipe: a Python file, which is trusted like any program.
-
-    polyvec train recipes/debug.py --out runs/debug
-
-    Parameters
-    ----------
-    recipe
-        The file, such as those in recipes/. In several processes: torchrun RECIPE.
-    options
-        What follows is the recipe's own; its docstring says what it takes.
-
-    """
-    if recipe.suffix != ".py" or not recipe.is_file():
-        raise ValueError(f"there is no recipe {recipe}; name a Python file, as recipes/debug.py")
-    import runpy
-
-    sys.argv = [str(recipe), *options]
-    runpy.run_path(str(recipe), run_name="__main__")
 
 
 def main() -> None:

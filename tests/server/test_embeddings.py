@@ -168,7 +168,7 @@ def test_tokens_have_the_librarys_weights_and_vectors(headed, jina_schema, sente
         np.testing.assert_allclose(np.float32(row["embeddings"]), vectors, atol=1e-4)
 
 
-def test_heads_refuse_what_they_do_not_have(headed, server):
+def test_heads_refuse_what_they_do_not_have(headed, long_server):
     for fields, named in (
         ({"output": "sparse", "dimensions": 8}, "dimensions"),
         ({"output": "multi_vector", "late_chunking": True}, "late_chunking"),
@@ -179,7 +179,7 @@ def test_heads_refuse_what_they_do_not_have(headed, server):
         status, sentence = headed[0].error({"input": "a fox"} | fields)
         assert (status, named in sentence) == (400, True), sentence
     for output in ("sparse", "multi_vector"):
-        status, sentence = server.error({"input": "a", "output": output})
+        status, sentence = long_server.error({"input": "a", "output": output})
         assert (status, "no " in sentence and "head" in sentence) == (400, True)
 
 

@@ -250,7 +250,7 @@ def test_token_ids_beyond_32_bits_are_refused(server):
         ({"embedding_type": []}, 422, "embedding_type"),
         ({"encoding_format": "binary"}, 422, "encoding_format"),
         ({"encoding_format": "float", "embedding_type": "base64"}, 422, "differ"),
-        ({"output": "sparse"}, 400, "sparse"),
+        ({"output": "sparse", "dimensions": 8}, 400, "dimensions"),
         ({"model": "gpt-5"}, 400, "not found"),
         ({"late_chunking": True, "input": [[5, 6]]}, 400, "late_chunking"),
     ],

@@ -57,7 +57,9 @@ def test_training_scores_what_encoding_scores(
     assert left.dense is not None and left.sparse is not None and left.multi is not None
     assert right.dense is not None and right.sparse is not None and right.multi is not None
     np.testing.assert_allclose(scores["dense"], left.dense @ right.dense.T, atol=1e-5)
-    np.testing.assert_allclose(scores["sparse"], left.sparse.dot(right.sparse), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores["sparse"], left.sparse.dot(right.sparse), rtol=1e-5, atol=1e-5
+    )
     expected = np.stack([maxsim(query, right.multi) for query in left.multi])
     np.testing.assert_allclose(scores["multi"], expected, atol=1e-5)
     assert scores["sparse"].any()

@@ -23,8 +23,9 @@ QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
 CANDIDATES = 100
 """How many passages each component names, at least."""
 
-WEIGHTS = {"dense": 1.0, "bm25": 1.0, "sparse": 1.0}
-"""How much each component counts, where nothing is said of it."""
+WEIGHTS = {"dense": 1.0, "bm25": 0.1, "sparse": 0.0}
+"""How much each component counts, where nothing is said of it. Words count little, since a question
+in another language than the files shares only the wrong ones with them."""
 
 Row = Mapping[str, Any]
 """A passage as the table has it, and its "score" by the component that found it."""

@@ -163,7 +163,7 @@ class Index:
         question: str,
         *,
         top: int = 5,
-        by: By = "ranks",
+        by: By = "scores",
         weights: Mapping[str, float] | None = None,
         rerank: int = 0,
         path: str | None = None,

@@ -1,9 +1,12 @@
 """The verbs of `polyvec train`, as functions that a command line calls."""
 
+import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from polyvec.encoder import Encoder, find_model
 from polyvec.train.adapter import Options, make_adapter
@@ -199,3 +202,26 @@ def failures(
         write_rows(out / f"adapters/retrieval/failures-{case}.parquet", rows)
         write_task(out / f"eval/failures-{case}", task)
         sys.stdout.write(f"{case}: {len(rows):,} rows to train on, {len(task):,} questions\n")
+
+
+def recipe(
+    file: Annotated[Path, Parameter(name="RECIPE")],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> None:
+    """Run a training recipe: a Python file, which is trusted like any program.
+
+    polyvec train recipes/debug.py --out runs/debug
+
+    Parameters
+    ----------
+    file
+        The file, such as those in recipes/. In several processes: torchrun RECIPE.
+    options
+        What follows is the recipe's own; its docstring says what it takes.
+
+    """
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"there is no recipe {file}; name a Python file, as recipes/debug.py")
+    sys.argv = [str(file), *options]
+    runpy.run_path(str(file), run_name="__main__")

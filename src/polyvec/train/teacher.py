@@ -54,17 +54,24 @@ class Teacher:
     """Its own WordPiece tokenizer."""
 
     def encode(
-        self, texts: Sequence[str], *, max_tokens: int = 128, progress: bool | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int = 128,
+        bf16: bool = False,
+        progress: bool | None = None,
     ) -> Float32[np.ndarray, "N D"]:
-        """Unit vectors of `texts`, as sentence-transformers gives them."""
+        """Unit vectors of `texts`, as sentence-transformers gives them.
+
+        `bf16` computes matrix products in it, three times as fast where the CPU can.
+        """
         ids = token_ids(self.tokenizer, texts, max_tokens=max_tokens)
         out = np.empty((len(texts), self.network.config.width), np.float32)
         hide = None if progress is None else not progress
         with tqdm(total=len(texts), desc="teacher", unit="text", disable=hide) as bar:
             for group in pack([len(i) for i in ids], max_tokens=8192):
                 batch = make_batch([ids[i] for i in group], [-1] * len(group))
-                # Rounding to bf16 moves a vector by a cosine of about 1e-5.
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     hidden = self._hidden(batch.token_ids, batch.lengths)
                     starts, ends = torch.from_numpy(batch.starts), torch.from_numpy(batch.ends)
                     out[group] = F.normalize(pool(hidden, starts, ends), dim=-1)
