@@ -1,6 +1,6 @@
 """All of training in half a minute: texts in, a model with five adapters out.
 
-    polyvec train recipes/debug.py --out runs/debug
+    polyvec train recipe recipes/debug.py --out runs/debug
 
 On one CPU core, from sentences made here and the notes in examples/. The model is for trying the
 machinery, not for use: of 48 held-out sentences it should find the translations of three in four.

@@ -67,9 +67,8 @@ for verb in (
     evaluation.command(f"polyvec.eval.main:{verb.replace('-', '_')}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
 app.command(training := App(name="train", help="Train models, and add tasks to them."))
-for verb in ("adapter", "negatives", "failures"):
+for verb in ("recipe", "adapter", "negatives", "failures"):
     training.command(f"polyvec.train.main:{verb}", name=verb)
-training.default("polyvec.train.main:recipe")
 
 
 @app.command

@@ -33,9 +33,9 @@ TEXTS = ["The red fox sleeps in the forest.", "Der alte Bär schläft im Haus.",
 
 @pytest.fixture(scope="module")
 def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `polyvec train recipes/debug.py` leaves."""
+    """What `polyvec train recipe recipes/debug.py` leaves."""
     out = tmp_path_factory.mktemp("debug")
-    recipe = ["train", str(ROOT / "recipes/debug.py"), "--out", str(out)]
+    recipe = ["train", "recipe", str(ROOT / "recipes/debug.py"), "--out", str(out)]
     run = subprocess.run([sys.executable, "-m", "polyvec", *recipe], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return out

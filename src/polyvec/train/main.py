@@ -211,7 +211,7 @@ def recipe(
 ) -> None:
     """Run a training recipe: a Python file, which is trusted like any program.
 
-    polyvec train recipes/debug.py --out runs/debug
+    polyvec train recipe recipes/debug.py --out runs/debug
 
     Parameters
     ----------
