@@ -8,7 +8,7 @@ demo: .venv/demo
 	$(BIN)/polyvec search docs/ "which engine runs on a machine without a GPU?" --top 1
 	$(BIN)/polyvec search docs/ "how can one batch hold texts of several tasks?" --top 1
 	$(BIN)/polyvec search examples/notes/ "how do I stop a nosebleed?" --top 1
-	$(BIN)/polyvec search examples/notes/ "Wie macht man eine Tortilla mit Kartoffeln?" --top 1
+	$(BIN)/polyvec search examples/notes/ "repair a flat bicycle tyre" --top 1
 	$(BIN)/polyvec search examples/notes/ "¿qué no debe comer un gato?" --top 1
 	$(BIN)/polyvec search examples/notes/ "rules for bathing in a hot spring" --top 1
 	$(BIN)/polyvec search examples/notes/ "when do we put the bins out?" --top 1
