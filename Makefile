@@ -11,7 +11,7 @@ demo: .venv/demo
 	$(BIN)/polyvec search examples/notes/ "repair a flat bicycle tyre" --top 1
 	$(BIN)/polyvec search examples/notes/ "¿qué no debe comer un gato?" --top 1
 	$(BIN)/polyvec search examples/notes/ "rules for bathing in a hot spring" --top 1
-	$(BIN)/polyvec search examples/notes/ "when do we put the bins out?" --top 1
+	$(BIN)/polyvec search examples/notes/ "where do I put the key when I leave?" --top 1
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2
