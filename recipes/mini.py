@@ -505,9 +505,9 @@ HEADS = ("sparse.", "multi.")
 HEAD_SETTINGS = Settings(steps=100, learning_rate=1e-3, save_every=50)
 """Last of all, behind the finished retrieval adapters."""
 
-STRENGTH = {"text-matching": 0.85}
-"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): similarity
-loses half a point, and translations are found again."""
+STRENGTH = {"text-matching": 0.85, "classification": 0.2, "separation": 0.2}
+"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it fits
+the few sets it saw and loses what the backbone knows (docs/log.md)."""
 
 ADAPTER_TOKENS = 3_072
 """A step's tokens, both sides of its pairs together."""
