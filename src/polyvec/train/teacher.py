@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,16 @@ def read_teacher(folder: Path) -> Teacher:
     shape = json.loads((folder / "config.json").read_text())
     if shape["model_type"] != "bert" or shape["hidden_act"] != "gelu":
         raise ValueError(f"{folder} holds a {shape['model_type']}, not a BERT with GELU")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return bert_teacher(shape, load_file(folder / "model.safetensors"), tokenizer)
+
+
+def bert_teacher(
+    shape: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer
+) -> Teacher:
+    """A BERT from its shape in config.json's words and its `tensors` by BERT's names."""
     config = ModelConfig(
         vocab_size=shape["vocab_size"],
         width=shape["hidden_size"],
@@ -107,14 +118,10 @@ def read_teacher(folder: Path) -> Teacher:
         dims=(shape["hidden_size"],),
         tasks=(),
     )
-    tensors = load_file(folder / "model.safetensors")
     network = Network(config).requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
         if ".lora_" not in name:
             parameter.copy_(bert_tensor(tensors, name)[: len(parameter)])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return Teacher(network, tensors["embeddings.position_embeddings.weight"], tokenizer)
 
 

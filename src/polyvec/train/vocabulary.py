@@ -11,8 +11,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import UnigramTrainer
@@ -160,6 +161,55 @@ def _assemble(
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return _finish(tokenizer)
+
+
+def xlm_roberta_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
+    """A tokenizer that splits as XLM-RoBERTa's does, over `pieces` with their log probabilities.
+
+    `pieces` are in the order of their numbers, the special ones among them (`SPECIAL`, `MASK`).
+    """
+    tokenizer = Tokenizer(models.Unigram([*pieces], unk_id=SPECIAL.index("<unk>")))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    return _finish(tokenizer)
+
+
+def common_pieces(
+    tokenizer: Tokenizer,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    vocab_size: int,
+    weights: Mapping[str, float] | None = None,
+    exponent: float = 0.5,
+) -> list[int]:
+    """The numbers, ascending, of the `vocab_size` pieces of a Unigram tokenizer to keep.
+
+    Special pieces and single characters stay, so that every text that could be spelt still can.
+    Then come the pieces that `texts` use most, each language having its share (as in
+    `train_tokenizer`), and of those that no text uses, the likeliest by their own scores.
+    """
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    sizes = {lang: sum(map(len, lines)) for lang, lines in texts.items()}
+    wanted = {n: size**exponent * (weights or {}).get(n, 1.0) for n, size in sizes.items()}
+    used = np.zeros(len(pieces))
+    for lang, lines in texts.items():
+        found = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
+        counts = np.bincount(np.concatenate([text.ids for text in found]), minlength=len(pieces))
+        used += wanted[lang] * counts / counts.sum()
+    must = [text in (*SPECIAL, MASK) or len(text.removeprefix("▁")) < 2 for text, _ in pieces]
+    # The last key counts most.
+    order = np.lexsort([[-score for _, score in pieces], -used, ~np.array(must)])
+    if sum(must) > vocab_size:
+        raise ValueError(f"{sum(must)} pieces must stay, more than the {vocab_size} asked for")
+    return sorted(order[:vocab_size].tolist())
+
+
+def _finish(tokenizer: Tokenizer) -> Tokenizer:
+    """Special tokens, and `<s>` and `</s>` around every text."""
     tokenizer.add_special_tokens(
         [AddedToken(piece, special=True, normalized=False) for piece in (*SPECIAL, MASK)]
     )
