@@ -35,7 +35,7 @@ TASK = "separation"
 AXES = 5
 
 MANY = 3_000
-"""So many texts take t-SNE half a minute; more are mapped by their two main axes."""
+"""So many texts take t-SNE about half a minute on one core; more are mapped by two main axes."""
 
 FEW = 10
 """Fewer texts have no neighbourhoods for t-SNE to keep."""
