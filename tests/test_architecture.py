@@ -13,11 +13,11 @@ SOURCE = Path(polyvec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
-    ("tasks", "chunking", "config"),
-    ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub"),
+    ("tasks", "chunking", "config", "terminal"),
+    ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "records"),
     ("engines", "network"),
     ("encoder", "ranking"),
-    ("train", "eval", "server", "search", "bulk", "integrations", "records"),
+    ("train", "eval", "server", "search", "bulk", "integrations"),
     ("cli", "__main__"),
 )
 """Rooms, lowest first. A room imports its own floor or a lower one; on the fifth, only lower."""

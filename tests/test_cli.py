@@ -70,6 +70,16 @@ def test_fields_of_json_lines_are_kept(polyvec, tiny_model, tmp_path):
     assert second["text"] == "plain"
 
 
+def test_a_table_is_read_by_its_column_text(polyvec, tiny_model, tmp_path):
+    (tmp_path / "in.csv").write_text('id,text\n7,"fox, dog"\n\n8,"two\nlines"\n', "utf-8-sig")
+    (tmp_path / "in.tsv").write_text("text\tid\nfox, dog\t7\n")
+    _, out, _ = polyvec(
+        "embed", "-i", tmp_path / "in.csv", "-i", tmp_path / "in.tsv", "--model", tiny_model
+    )
+    found = [(record["id"], record["text"]) for record in map(json.loads, out.splitlines())]
+    assert found == [("7", "fox, dog"), ("8", "two\nlines"), ("7", "fox, dog")]
+
+
 def test_a_failed_run_leaves_an_older_output_as_it_was(polyvec, tiny_model, tmp_path):
     (tmp_path / "in.jsonl").write_text('"good"\n{"no": "text"}\n')
     out = tmp_path / "out.npy"

@@ -1,6 +1,5 @@
 """The command line. Each verb imports its room when it is called, so `--help` is quick."""
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from polyvec.terminal import CONTROLS, json_line, note
+
 if TYPE_CHECKING:
     from polyvec.encoder import Encoder
     from polyvec.search import Hit, Index
@@ -23,7 +24,7 @@ EXTRAS = {
     "filelock": "search",
     "huggingface_hub": "hub",
     "lancedb": "search",
-    "matplotlib": "train",
+    "matplotlib": "search",
     "mteb": "eval",
     "opentelemetry": "traces",
     "prometheus_client": "server",
@@ -32,16 +33,13 @@ EXTRAS = {
     "pydantic": "server",
     "pypdf": "search",
     "sentence_transformers": "eval",
-    "sklearn": "eval",
+    "sklearn": "search",
     "starlette": "server",
     "tensorboard": "train",
     "torch": "torch",
     "uvicorn": "server",
 }
 """Which extra brings a module that may be missing."""
-
-CONTROLS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
-"""A file's text must not steer the terminal it is shown on."""
 
 app = App(
     name="polyvec",
@@ -66,6 +64,12 @@ for verb in (
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb.replace('-', '_')}", name=verb)
 app.command("polyvec.server.main:serve", name="serve")
+# Said here too, since a name to import has nothing to say in the list of verbs.
+for verb, says in (
+    ("cluster", "Find what a folder is about.\n\npolyvec cluster notes/ --map topics.html"),
+    ("classify", 'Give each text a label.\n\npolyvec classify "They won 3:1" -l sport -l politics'),
+):
+    app.command(f"polyvec.search.main:{verb}", name=verb, help=says)
 app.command(training := App(name="train", help="Train models, and add tasks to them."))
 for verb in ("recipe", "adapter", "negatives", "failures"):
     training.command(f"polyvec.train.main:{verb}", name=verb)
@@ -95,7 +99,8 @@ def embed(
         The texts. Without any, and without --input, one a line is read from standard input.
     input
         Files with one text a line; in .jsonl files a line is a string or an object with "text",
-        whose other fields are kept in .jsonl output. "-" is standard input. May be given again.
+        .csv and .tsv files have a column "text"; other fields are kept in .jsonl output. "-" is
+        standard input. May be given again.
     output
         The file to write, whole or not at all; standard output (JSON lines) by default.
     format
@@ -213,7 +218,7 @@ def search(
         hits = target.search(
             question, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
         )
-    _note(f"answered in {time.perf_counter() - started:.3f} s")
+    note(f"answered in {time.perf_counter() - started:.3f} s")
     for hit in hits:
         sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, folder, explain))
 
@@ -260,17 +265,17 @@ def dedupe(
             folder,
             Encoder.load(model),
             threshold=threshold,
-            skipped=lambda sentence: _note(f"skipped {sentence}"),
+            skipped=lambda sentence: note(f"skipped {sentence}"),
             progress=lambda path: bar.update(),
         )
     for group in groups:
         if json:
-            sys.stdout.write(_json_line(asdict(group)))
+            sys.stdout.write(json_line(asdict(group)))
         else:
             copies = [f"{score:.2f}  {folder / path}\n" for path, score in group.copies]
             sys.stdout.write("".join([f"      {folder / group.path}\n", *copies]) + "\n")
     copies = sum(len(group.copies) for group in groups)
-    _note(f"{copies} copies of {len(groups)} files")
+    note(f"{copies} copies of {len(groups)} files")
 
 
 @app.command
@@ -296,8 +301,8 @@ def rerank(
     query
         What the texts may answer.
     file
-        The candidates, one a line; in .jsonl files a string or an object with "text", whose other
-        fields --json keeps. "-" is standard input.
+        The candidates, one a line; in .jsonl files a string or an object with "text", in .csv
+        files a row with a column "text", whose other fields --json keeps. "-" is standard input.
     by
         The score: cosine, shared tokens, MaxSim, or all three. All but dense need a model with
         heads; `polyvec info` tells.
@@ -329,7 +334,7 @@ def rerank(
         record = records[one.index]
         if json:
             found = record | {"index": one.index, "score": one.score, "parts": one.parts}
-            sys.stdout.write(_json_line(found))
+            sys.stdout.write(json_line(found))
         else:
             text = " ".join(record["text"].split())
             sys.stdout.write(f"{one.score:.3f}  {text}".translate(CONTROLS) + "\n")
@@ -399,7 +404,7 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
     config, weights = load_checkpoint(source)
     files = Tokenizer.load(source, config.max_tokens).files()
     save_checkpoint(folder, config, weights, files=files)
-    _note(f"wrote {folder}")
+    note(f"wrote {folder}")
 
 
 def main() -> None:
@@ -423,12 +428,12 @@ def _run(command: Callable[[], object]) -> int:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        _note(f"this needs {error.name}: pip install 'polyvec[{extra}]'")
+        note(f"this needs {error.name}: pip install 'polyvec[{extra}]'")
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        _note(f"{name}{error.strerror or error}")
+        note(f"{name}{error.strerror or error}")
     except (ValueError, CycloptsError) as error:
-        _note(" ".join(str(error).split()))
+        note(" ".join(str(error).split()))
     return 2
 
 
@@ -436,10 +441,6 @@ def _feed(records: Iterable[dict[str, Any]], fed: deque[dict[str, Any]]) -> Iter
     for record in records:
         fed.append(record)
         yield record["text"]
-
-
-def _note(sentence: str) -> None:
-    sys.stderr.write(f"polyvec: {sentence.translate(CONTROLS)}\n")
 
 
 def _update_index(folder: Path, encoder: "Encoder", place: Path | None, dim: int | None) -> "Index":
@@ -454,15 +455,15 @@ def _update_index(folder: Path, encoder: "Encoder", place: Path | None, dim: int
         with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
             update = target.update(lambda path: bar.update())
     except BusyError as busy:
-        _note(f"{busy}; searching it as it is")
+        note(f"{busy}; searching it as it is")
         return target
     for sentence in update.skipped:
-        _note(f"skipped {sentence}")
+        note(f"skipped {sentence}")
     if update.rebuilt:
-        _note(f"rebuilt the index, since {update.rebuilt}")
+        note(f"rebuilt the index, since {update.rebuilt}")
     news = f"{update.changed} new or changed, {update.removed} removed"
     size = f"{update.files} files, {update.chunks} passages ({news})"
-    _note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
+    note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
     return target
 
 
@@ -470,11 +471,7 @@ def _as_json(hit: "Hit", explain: bool) -> str:
     fields = asdict(hit)
     if not explain:
         del fields["parts"]
-    return _json_line(fields | {"score": round(hit.score, 6)})
-
-
-def _json_line(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json_line(fields | {"score": round(hit.score, 6)})
 
 
 def _as_text(hit: "Hit", folder: Path, explain: bool) -> str:

@@ -246,9 +246,9 @@ def rotary_angles(
 
 def rotate(x: Float[Tensor, "T H K"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "T H K"]:
     """Turn the pair (x[i], x[i + K/2]) by the i-th angle (the non-interleaved convention)."""
-    cos, sin = rotation
+    cos, sin = (part.to(x.dtype) for part in rotation)
     left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
 
 
 def attend(

@@ -1,8 +1,9 @@
-"""Texts in, vectors out: lines, JSON lines, npy and Parquet files, a window at a time.
+"""Texts in, vectors out: lines, JSON lines, CSV, npy and Parquet files, a window at a time.
 
 Axes in this file: N vectors, dim their size.
 """
 
+import csv
 import json
 import os
 import sys
@@ -22,14 +23,17 @@ Rows = Iterable[tuple[list[Record], Float32[np.ndarray, "N dim"]]]
 
 
 def read_records(paths: Iterable[Path]) -> Iterator[Record]:
-    """One record a line of each file; `-` is standard input.
+    """One record a line of each file, or a row of a .csv or .tsv file; `-` is standard input.
 
-    A line is the text itself, or in a .jsonl file a JSON string or an object with a "text".
-    Raises ValueError naming the line that is neither, or not UTF-8.
+    A line is the text itself, or in a .jsonl file a JSON string or an object with a "text". A
+    table's first row names its columns, of which one is "text".
+    Raises ValueError naming the line that is none of this, or not UTF-8.
     """
     for path in paths:
         if str(path) == "-":
             yield from _read_lines(sys.stdin.buffer, path)
+        elif path.suffix in (".csv", ".tsv"):
+            yield from _read_rows(path)
         else:
             with path.open("rb") as file:
                 yield from _read_lines(file, path)
@@ -46,6 +50,24 @@ def _read_lines(file: BinaryIO, path: Path) -> Iterator[Record]:
         if not isinstance(record.get("text"), str):
             raise ValueError(f'{path}, line {number}: needs a string, or an object with a "text"')
         yield record
+
+
+def _read_rows(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            names = [name.strip() for name in next(rows, [])]
+            if "text" not in names:
+                has = ", ".join(names) or "none"
+                raise ValueError(f'{path}: needs a column "text"; its first line has {has}')
+            for cells in rows:
+                if cells and len(cells) != len(names):
+                    wrong = f"has {len(cells)} cells, the first line {len(names)}"
+                    raise ValueError(f"{path}, line {rows.line_num}: {wrong}")
+                if cells:
+                    yield dict(zip(names, cells, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after line {rows.line_num}: {error}") from None
 
 
 def write_vectors(rows: Rows, output: Path | None, kind: str, dim: int) -> None:

@@ -38,6 +38,10 @@ from polyvec.pooling import pool_spans
 MAX_GROUP_TOKENS = 4_096
 """Enough for the matrix products to be at full speed; more would only cost memory."""
 
+KERNELS = 200
+"""Of each prepacked graph, kept for batch shapes that come again. OpenVINO's own 5,000 fill a
+gigabyte while a server meets ever new lengths; these level off, and cost no speed to speak of."""
+
 LAYERS_PER_GRAPH = 4
 """Prepacked blocks compile in pieces, so that only one piece at a time is held twice."""
 
@@ -163,6 +167,7 @@ class OpenVINOEngine:
     ) -> list[tuple[ov.InferRequest, dict[str, ov.Tensor]]]:
         """All blocks with their weights inside, in the type they are stored in."""
         steps = []
+        properties = properties | {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
         numbers = range(self.config.num_layers)
         for first in numbers[::LAYERS_PER_GRAPH]:
             layers = [

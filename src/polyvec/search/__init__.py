@@ -1,8 +1,27 @@
-"""Index a folder of files, and find passages by meaning and by words. Needs `polyvec[search]`."""
+"""Index a folder of files, and find passages by meaning and by words. Needs `polyvec[search]`.
+
+Beside it: what a folder is about (`topics`), and which label a text has (`labels`).
+"""
 
 from polyvec.search.asking import Hit
 from polyvec.search.duplicates import Group, find_duplicates
 from polyvec.search.fusion import Part
 from polyvec.search.index import BusyError, Index, Update
+from polyvec.search.labels import Classifier, classify, learn_examples, learn_names
+from polyvec.search.topics import Clusters, cluster_texts
 
-__all__ = ["BusyError", "Group", "Hit", "Index", "Part", "Update", "find_duplicates"]
+__all__ = [
+    "BusyError",
+    "Classifier",
+    "Clusters",
+    "Group",
+    "Hit",
+    "Index",
+    "Part",
+    "Update",
+    "classify",
+    "cluster_texts",
+    "find_duplicates",
+    "learn_examples",
+    "learn_names",
+]
