@@ -204,8 +204,8 @@ def test_a_word_that_all_clusters_share_is_salient_in_none(bundled):
 
 
 def test_a_word_that_every_text_of_its_language_has_is_less_salient_than_its_topic(bundled):
-    texts = ["der Garten", "der Garten", "der Hund", "the house", "the house", "the river"]
-    numbers = np.array([0] * 3 + [1] * 3)
+    texts = [*["der Garten"] * 3, "der Hund", *["the house"] * 3, "the river"]
+    numbers = np.array([0] * 4 + [1] * 4)
     words = salient_words(texts, numbers, bundled.tokenizer, count=1)
     assert words == [["garten"], ["house"]]
 

@@ -6,6 +6,7 @@ asked for, S chunks of a document, V numbers in a token's own vector.
 
 import importlib.util
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Literal
@@ -94,10 +95,12 @@ class Encoder:
         """
         folder = find_model(model)
         config, weights = load_checkpoint(folder)
-        tokenizer = Tokenizer.load(folder, config.max_tokens)
         merge_row = None if merge is None else task_row(config.tasks, merge)
-        engine = make_engine(config, weights, device, precision, merge_row)
-        return cls(config, tokenizer, engine, read_heads(weights))
+        # The engine compiles outside the interpreter; the tokenizer is read meanwhile.
+        with ThreadPoolExecutor(1) as beside:
+            engine = beside.submit(make_engine, config, weights, device, precision, merge_row)
+            tokenizer = Tokenizer.load(folder, config.max_tokens)
+            return cls(config, tokenizer, engine.result(), read_heads(weights))
 
     def encode(
         self,
@@ -428,13 +431,11 @@ def find_model(model: str | Path | None) -> Path:
 
 def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
     """The weights of the sparse and the multi-vector head, where there are any."""
-    names = [name for name in weights if name.startswith(("sparse.", "multi."))]
-    found = {}
-    for name in names:
-        weight = weights[name]
-        wide = weight.to_float() if isinstance(weight, Int8Matrix) else weight
-        found[name] = wide.astype(np.float32)
-    return found
+    return {
+        name: (weight.to_float() if isinstance(weight, Int8Matrix) else weight).astype(np.float32)
+        for name, weight in weights.items()
+        if name.startswith(("sparse.", "multi."))
+    }
 
 
 def _read_windows(

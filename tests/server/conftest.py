@@ -44,10 +44,15 @@ class Running:
         return check_error(answer)
 
     def wait_until_ready(self, seconds=60):
-        end = time.monotonic() + seconds
-        while self.http.get("/ready").status_code != 200:
-            assert time.monotonic() < end, "the engine does not come"
-            time.sleep(0.02)
+        wait_for(lambda: self.http.get("/ready").status_code == 200, seconds)
+
+
+def wait_for(condition, seconds=30):
+    """Return as soon as `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def check_error(answer):

@@ -36,7 +36,7 @@ def test_the_server_gives_the_librarys_vectors(server, library, task):
 
 def test_usage_counts_what_the_model_read(server, library):
     usage = server.embed(TEXTS, task="retrieval.query").json()["usage"]
-    prompts = [TASKS[0].prompt] * len(TEXTS)
+    prompts = [library.config.tasks[0].prompt] * len(TEXTS)
     expected = sum(len(text.ids) for text in library.tokenizer.encode(TEXTS, prompts))
     assert usage == {"total_tokens": expected, "prompt_tokens": expected}
 
@@ -124,7 +124,7 @@ def test_late_chunking_reads_the_chunks_as_one_document(server, library):
     document = " ".join(chunks)
     for task in (None, "retrieval.passage"):
         [states] = library.encode_tokens([document], task=task)
-        prompt = "" if task is None else TASKS[1].prompt
+        prompt = "" if task is None else library.config.tasks[1].prompt
         [tokens] = library.tokenizer.encode([document], [prompt])
         owner = [
             next(i for i in range(3) if end <= len(" ".join(chunks[: i + 1])))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from polyvec.server.batching import Scheduler, whole
 from polyvec.server.errors import ApiError
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from tests.server.conftest import check_error, serving
+from tests.server.conftest import check_error, serving, wait_for
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine
 from tests.server.test_faults_traffic import start
 
@@ -27,13 +26,6 @@ def faulty():
     limits = Limits(engine_seconds=8.0)
     with serving(make_engine=faulty_engine, limits=limits) as running:
         yield running
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def beside(server, bad):

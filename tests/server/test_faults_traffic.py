@@ -17,17 +17,10 @@ from polyvec.server import limits as limits_module
 from polyvec.server.endpoints import ENDPOINTS
 from polyvec.server.gate import OPEN
 from polyvec.server.limits import Bucket, Client, Clients, Limits, hash_key, plain_keys, read_keys
-from tests.server.conftest import MODEL, check_error, serving
+from tests.server.conftest import MODEL, check_error, serving, wait_for
 from tests.server.faults import SLOW, faulty_engine
 
 KEY = "pv-secret-key-é"
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

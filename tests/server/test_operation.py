@@ -13,7 +13,7 @@ from polyvec import Encoder
 from polyvec.server.cache import OVERHEAD, Cache, cache_key
 from polyvec.server.limits import Limits
 from polyvec.server.main import make_service
-from tests.server.conftest import MODEL, check_error, serving
+from tests.server.conftest import MODEL, check_error, serving, wait_for
 from tests.server.faults import SLOW, faulty_engine
 
 TEXTS = ["Where does the cat sleep?", "Brot backen", "Le pain doit refroidir."]
@@ -30,6 +30,8 @@ def test_every_request_has_a_line_in_the_log_without_its_text(server, caplog):
         body = {"model": MODEL, "input": ["something private", "and more"]}
         server.http.post("/v1/embeddings", json=body, headers={"x-request-id": "mine-1"})
         server.http.post("/v1/embeddings", json=body | {"task": "no"})
+        # A line is written after its answer has left.
+        wait_for(lambda: len(caplog.messages) == 2)
     [good, bad] = [json.loads(message) for message in caplog.messages]
     assert (good["status"], bad["status"]) == (200, 400)
     assert good["path"] == "/v1/embeddings" and good["request_id"] == "mine-1"
