@@ -92,7 +92,7 @@ PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 6.0, "zh": 5.0, "ja": 5.0}
 LANGUAGE_SHARES = {**dict.fromkeys([*TUNED, "zh", "ja"], 0.017), "en": 0.13}
 """Of distillation's texts; the other languages share what is left."""
 
-BACKBONE = Settings(steps=900, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=90)
+BACKBONE = Settings(steps=600, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=110)
 """Distillation of the whole backbone."""
 
 PRECISION = torch.bfloat16
