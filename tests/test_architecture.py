@@ -13,7 +13,7 @@ SOURCE = Path(polyvec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
-    ("tasks", "chunking", "config"),
+    ("tasks", "chunking", "config", "terminal"),
     ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub"),
     ("engines", "network"),
     ("encoder", "ranking"),

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,13 +114,19 @@ def test_a_mistake_is_one_sentence_and_status_2(polyvec, tiny_model, words, part
     assert part in err
 
 
-def test_a_missing_extra_is_named(polyvec, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    for name in [name for name in sys.modules if name.startswith("polyvec.search")]:
-        monkeypatch.delitem(sys.modules, name)
-    code, _, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
-    assert code == 2
-    assert "pip install 'polyvec[search]'" in err
+@pytest.mark.parametrize(
+    ("words", "module", "extra"),
+    [("search . fox", "lancedb", "search"), ("serve", "uvicorn", "server")],
+)
+def test_a_missing_extra_is_named(words, module, extra):
+    # A process of its own, in which no verb has been imported yet.
+    script = (
+        f"import sys; sys.modules[{module!r}] = None; from polyvec.cli import main; "
+        f"sys.argv[1:] = {words.split()}; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == f"polyvec: this needs {module}: pip install 'polyvec[{extra}]'\n"
 
 
 def test_search_prints_file_line_passage_and_score(polyvec, tiny_model, tmp_path):
@@ -190,6 +197,24 @@ def test_help_shows_examples_and_imports_no_engine():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert 'polyvec embed "Hello"' in run.stdout
+
+
+def test_every_verb_is_described_without_importing_its_room():
+    script = (
+        "import sys; from polyvec.cli import _run, app; _run(lambda: app(['--help'])); "
+        "sys.exit(any(name in sys.modules for name in ('lancedb', 'uvicorn', 'mteb')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for verb, words in [("search", "Find the passages"), ("dedupe", "Find files"), ("serve", "Se")]:
+        assert re.search(rf"{verb} +{words}", run.stdout)
+
+
+def test_the_help_of_search_shows_examples_and_options(polyvec):
+    code, out, _ = polyvec("search", "--help")
+    assert code == 0
+    assert 'polyvec search notes/ "how do I stop a nosebleed?"' in out
+    assert "--rerank" in out
 
 
 def test_standard_input_is_read_and_a_closed_pipe_is_no_error(tiny_model):
