@@ -161,6 +161,9 @@ def test_reranked_hits_are_in_the_order_of_maxsim(notes, many_headed):
     index = Index(notes, many_headed)
     index.update()
     hits = index.search("fox", top=2, rerank=3)
+    for rank, hit in enumerate(hits, 1):
+        assert (hit.parts["maxsim"].rank, hit.parts["maxsim"].share) == (rank, hit.score)
+        assert {part.share for name, part in hit.parts.items() if name != "maxsim"} == {0}
     query = many_headed.encode_multi("fox", task="retrieval.query")[0]
     texts = [
         "# Foxes\nThe quick brown fox.",
@@ -295,6 +298,46 @@ def test_another_dim_or_model_rebuilds_the_index_and_says_so(
     other = Index(notes, Encoder.load(tmp_path / "other"), dim=8)
     assert "another model" in other.update().rebuilt
     assert other.update().rebuilt == ""
+
+
+@pytest.mark.parametrize("quantise", ["int8", "binary"])
+def test_a_form_is_kept_with_the_index_and_made_of_floats_without_a_model(
+    notes, searcher, tmp_path, monkeypatch, quantise
+):
+    plain = Index(notes, searcher)
+    plain.update()
+    by_meaning = {"bm25": 0.0}
+    expected = {hit.start: hit.parts["dense"].score for hit in plain.search("fox", top=9)}
+    made = Index(notes, searcher, place=tmp_path / "made", quantise=quantise)
+    made.update()
+    changed = Index(notes, searcher, quantise=quantise)
+    with pytest.raises(ValueError, match=f"its vectors are float, not {quantise}"):
+        changed.search("fox")
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "_rows", None)
+        update = changed.update()
+    assert (update.rebuilt, update.changed) == (f"its vectors are float, not {quantise}", 0)
+    for index in (made, changed, Index(notes, searcher)):
+        assert index.quantise == quantise
+        assert index.update().rebuilt == ""
+        hits = index.search("fox", top=9, weights=by_meaning)
+        found = {hit.start: hit.parts["dense"].score for hit in hits}
+        assert found == pytest.approx(expected, abs=0.02)
+        assert [hit.path for hit in index.near(notes / "fox.md")] == ["sub/fuchs.txt"]
+        assert {hit.path for hit in index.search("fox", path="*.md")} == {"fox.md"}
+    assert rows(changed) == rows(made)
+    (notes / "new.txt").write_text("Another fox.")
+    assert changed.update().changed == 1
+    assert len(changed.search("fox", top=9)) == 4
+    back = Index(notes, searcher, quantise="float")
+    assert "not float" in back.update().rebuilt
+    assert back.search("fox", top=9)[0].parts["dense"].score
+
+
+def test_a_dim_is_kept_with_the_index(notes, searcher):
+    Index(notes, searcher, dim=16).update()
+    index = Index(notes, searcher)
+    assert (index.dim, index.update().rebuilt) == (16, "")
 
 
 def test_one_process_writes_and_others_read(notes, searcher):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from polyvec.encoder import Encoder
 from polyvec.search import BusyError, Hit, Index, find_duplicates
+from polyvec.search.vectors import Quantise
 from polyvec.terminal import json_line, note, plain
 
 
@@ -34,6 +35,7 @@ def search(
     explain: Annotated[bool, Parameter(negative=())] = False,
     index: Path | None = None,
     dim: int | None = None,
+    quantise: Quantise | None = None,
     model: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -59,13 +61,19 @@ def search(
         How much a component counts, 0 for not at all: --weight.bm25 0.5. They are dense (meaning,
         1), bm25 (words, 0.1) and, where the model has it, sparse (learned words, 0).
     rerank
-        Put so many first passages in order by their tokens' vectors (MaxSim).
+        Put so many first passages, and at least those shown, in order by their tokens' vectors
+        (MaxSim).
     explain
         Show what each component said of a passage: its rank, its score, its share of the whole.
     index
         Where to keep the index; by default in DIR/.polyvec.
     dim
-        Numbers in each vector, one of the model's Matryoshka sizes; by default all.
+        Numbers in each vector, one of the model's Matryoshka sizes; by default as the index is,
+        and all in a new one.
+    quantise
+        How vectors are kept: float, int8 (a quarter of the size), or binary (found by a bit a
+        number, then compared by int8: the quickest). By default as the index is, and float in a
+        new one.
     model
         A model folder or a name on the Hugging Face hub; by default the bundled model.
     json
@@ -81,7 +89,8 @@ def search(
     if question is not None and not question.strip():
         raise ValueError("the question is empty")
     _quieten_lancedb()
-    target = _update_index(folder, Encoder.load(model), index, dim)
+    target = Index(folder, Encoder.load(model), place=index, dim=dim, quantise=quantise)
+    _update(target)
     started = time.perf_counter()
     if near is not None:
         hits = target.near(near, top=top, path=path, since=since)
@@ -143,16 +152,15 @@ def _quieten_lancedb() -> None:
     os.environ.setdefault("LANCEDB_LOG", "error")
 
 
-def _update_index(folder: Path, encoder: Encoder, place: Path | None, dim: int | None) -> Index:
-    """The folder's index, up to date unless another process is at it."""
+def _update(target: Index) -> None:
+    """Bring the index up to date, unless another process is at it, and tell what that did."""
     started = time.perf_counter()
-    target = Index(folder, encoder, place=place, dim=dim)
     try:
         with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
             update = target.update(lambda path: bar.update())
     except BusyError as busy:
         note(f"{busy}; searching it as it is")
-        return target
+        return
     for sentence in update.skipped:
         note(f"skipped {sentence}")
     if update.rebuilt:
@@ -160,7 +168,6 @@ def _update_index(folder: Path, encoder: Encoder, place: Path | None, dim: int |
     news = f"{update.changed} new or changed, {update.removed} removed"
     size = f"{update.files} files, {update.chunks} passages ({news})"
     note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
-    return target
 
 
 def _as_json(hit: Hit, explain: bool) -> str:
