@@ -31,6 +31,7 @@ EXTRAS = {
     "tensorboard": "train",
     "torch": "torch",
     "uvicorn": "server",
+    "watchfiles": "search",
 }
 """Which extra brings a module that may be missing."""
 
@@ -45,6 +46,8 @@ polyvec search notes/ "how do I stop a nosebleed?"
 polyvec search notes/ "pain au levain" --top 3 --path "*.md" --since 2026-01-31 --json
 
 polyvec search notes/ --near notes/bread.txt
+
+polyvec search notes/ --watch
 """,
     "dedupe": """\
 Find files of a folder that say the same, in other words or another language too.
@@ -279,6 +282,8 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
 
 def main() -> None:
     """Run the command line and end the process: 0, or 2 after one sentence on standard error."""
+    # LanceDB reports every table it creates as a warning, unless told before it is imported.
+    os.environ.setdefault("LANCEDB_LOG", "error")
     sys.exit(_run(lambda: app(sys.argv[1:], print_error=False, exit_on_error=False)))
 
 

@@ -90,11 +90,11 @@ class Update:
     chunks: int = 0
     """Passages in the index now."""
 
-    changed: int = 0
-    """Files that were new or had another content."""
+    changed: list[str] = field(default_factory=list)
+    """Paths of files that were new or had another content."""
 
-    removed: int = 0
-    """Files of which nothing was left in the folder."""
+    removed: list[str] = field(default_factory=list)
+    """Paths of files that are no longer in the folder, or can no longer be read."""
 
     skipped: list[str] = field(default_factory=list)
     """One sentence for each file that could not be read."""
@@ -288,7 +288,7 @@ class Index:
                 # An empty file has no row to keep its digest in, so it is never news.
                 if cut.chunks or path in known:
                     waiting.append(cut)
-                    done.changed += 1
+                    done.changed.append(path)
                 if sum(len(cut.chunks) for cut in waiting) >= COMMIT_CHUNKS:
                     self._commit(table, waiting)
                     waiting = []
@@ -296,7 +296,7 @@ class Index:
         gone = sorted(known.keys() - seen)
         if waiting or gone:
             self._commit(table, waiting, gone)
-        done.removed = len(gone)
+        done.removed = gone
         if done.changed or gone or done.rebuilt:
             # It also takes the new rows into the index of words.
             table.optimize(cleanup_older_than=KEEP_MOMENTS if done.rebuilt else KEEP_VERSIONS)

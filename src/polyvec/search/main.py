@@ -3,9 +3,9 @@
 Their descriptions and examples are in `cli.py`, so that `polyvec --help` need not come here.
 """
 
-import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 from polyvec.encoder import Encoder
-from polyvec.search import BusyError, Hit, Index, find_duplicates
+from polyvec.search import BusyError, Hit, Index, Update, find_duplicates
 from polyvec.search.vectors import Quantise
 from polyvec.terminal import json_line, note, plain
 
@@ -33,6 +33,7 @@ def search(
     weight: dict[str, float] | None = None,
     rerank: int = 0,
     explain: Annotated[bool, Parameter(negative=())] = False,
+    watch: Annotated[bool, Parameter(negative=())] = False,
     index: Path | None = None,
     dim: int | None = None,
     quantise: Quantise | None = None,
@@ -65,6 +66,9 @@ def search(
         (MaxSim).
     explain
         Show what each component said of a passage: its rank, its score, its share of the whole.
+    watch
+        Keep the index up to date as files change and tell what changed, until Ctrl-C. The question
+        is answered again after every change; more of them are read from standard input, one a line.
     index
         Where to keep the index; by default in DIR/.polyvec.
     dim
@@ -84,24 +88,35 @@ def search(
         raise ValueError(f"--top is {top}, must be at least 1")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    if (question is None) == (near is None):
+    if question is not None and near is not None:
+        raise ValueError("give a QUESTION or --near FILE, not both")
+    if question is None and near is None and not watch:
         raise ValueError("give a QUESTION, or --near FILE")
     if question is not None and not question.strip():
         raise ValueError("the question is empty")
-    _quieten_lancedb()
     target = Index(folder, Encoder.load(model), place=index, dim=dim, quantise=quantise)
-    _update(target)
-    started = time.perf_counter()
-    if near is not None:
-        hits = target.near(near, top=top, path=path, since=since)
+
+    def answer(asked: str | None) -> None:
+        started = time.perf_counter()
+        if asked is not None:
+            hits = target.search(
+                asked, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
+            )
+        elif near is not None:
+            hits = target.near(near, top=top, path=path, since=since)
+        else:
+            return
+        note(f"answered in {time.perf_counter() - started:.3f} s")
+        for hit in hits:
+            sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, folder, explain))
+        # A watcher's reader waits for each answer.
+        sys.stdout.flush()
+
+    if watch:
+        _watch(target, question, answer)
     else:
-        assert question is not None
-        hits = target.search(
-            question, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
-        )
-    note(f"answered in {time.perf_counter() - started:.3f} s")
-    for hit in hits:
-        sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, folder, explain))
+        _update(target)
+        answer(question)
 
 
 def dedupe(
@@ -128,8 +143,7 @@ def dedupe(
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    _quieten_lancedb()
-    with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
+    with _progress() as bar:
         groups = find_duplicates(
             folder,
             Encoder.load(model),
@@ -147,27 +161,64 @@ def dedupe(
     note(f"{copies} copies of {len(groups)} files")
 
 
-def _quieten_lancedb() -> None:
-    """It reports every table that it creates as a warning, unless told before its first."""
-    os.environ.setdefault("LANCEDB_LOG", "error")
-
-
 def _update(target: Index) -> None:
     """Bring the index up to date, unless another process is at it, and tell what that did."""
     started = time.perf_counter()
     try:
-        with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
+        with _progress() as bar:
             update = target.update(lambda path: bar.update())
     except BusyError as busy:
         note(f"{busy}; searching it as it is")
-        return
+    else:
+        _tell_update(update, time.perf_counter() - started)
+
+
+def _watch(target: Index, question: str | None, answer: Callable[[str | None], None]) -> None:
+    """Keep the index up to date and answer questions, until interrupted."""
+    from polyvec.search.watching import follow, read_questions
+
+    started = time.perf_counter()
+    told = set[str]()
+    try:
+        with _progress() as bar:
+            events = follow(target, read_questions(), lambda path: bar.update())
+            first = next(events)
+        if isinstance(first, Update):
+            _tell_update(first, time.perf_counter() - started)
+            told.update(first.skipped)
+        else:
+            note(f"{first}; searching it as it is")
+        note(f"watching {target.folder}; Ctrl-C ends it")
+        answer(question)
+        for event in events:
+            if not isinstance(event, Update):
+                answer(str(event))
+                continue
+            for path in event.changed:
+                note(f"changed {target.folder / path}")
+            for path in event.removed:
+                note(f"removed {target.folder / path}")
+            for sentence in event.skipped:
+                if sentence not in told:
+                    note(f"skipped {sentence}")
+            told = set(event.skipped)
+            answer(question)
+    except KeyboardInterrupt:
+        note("stopped watching")
+
+
+def _progress() -> tqdm:
+    return tqdm(unit="file", delay=0.5, leave=False, disable=None)
+
+
+def _tell_update(update: Update, seconds: float) -> None:
     for sentence in update.skipped:
         note(f"skipped {sentence}")
     if update.rebuilt:
         note(f"rebuilt the index, since {update.rebuilt}")
-    news = f"{update.changed} new or changed, {update.removed} removed"
+    news = f"{len(update.changed)} new or changed, {len(update.removed)} removed"
     size = f"{update.files} files, {update.chunks} passages ({news})"
-    note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
+    note(f"indexed {size} in {seconds:.2f} s")
 
 
 def _as_json(hit: Hit, explain: bool) -> str:
