@@ -96,7 +96,7 @@ def score_task(task: AbsTask, encoder: Encoder, most: int | None) -> dict[str, f
     """The mean nDCG@10 of every column that the model has the heads for."""
     task.load_data()
     assert task.dataset is not None
-    split: dict[str, Any] = next(iter(task.dataset.values()))["test"]
+    split: Any = next(iter(task.dataset.values()))["test"]
     documents = {row["id"]: f"{row['title']}\n{row['text']}".strip() for row in split["corpus"]}
     relevant: Mapping[str, Mapping[str, int]] = split["relevant_docs"]
     asked = {row["id"]: row["text"] for row in split["queries"] if row["id"] in relevant}

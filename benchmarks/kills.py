@@ -16,7 +16,6 @@ from pathlib import Path
 import lancedb
 import numpy as np
 
-from benchmarks.corpora import read_passages
 from polyvec import Encoder
 from polyvec.search import Index
 from polyvec.search.files import list_files, read_file
@@ -24,13 +23,15 @@ from polyvec.search.index import TABLE
 from polyvec.search.passages import cut_file, titled_texts
 
 PASSAGES = 4_000
-FILES = 200
+"""At most; the model reads them again and again."""
+
+FILES = 100
 SCRIPT = """
 import sys
 from pathlib import Path
 from polyvec import Encoder
 from polyvec.search import Index, index
-index.COMMIT_CHUNKS = 100
+index.COMMIT_CHUNKS = 32
 target = Index(Path(sys.argv[1]), Encoder.load())
 target.update(lambda path: print(path, flush=True))
 """
@@ -40,43 +41,42 @@ SAMPLE = 50
 """Passages of which the vector is made again in the end."""
 
 
-def kill_often(folder: Path, data: Path, encoder: Encoder, kills: int, rate: float) -> str:
+def kill_often(folder: Path, texts: list[str], encoder: Encoder, kills: int, rate: float) -> str:
     """What came of it, as a sentence; `rate` is about how many passages are indexed a second.
 
-    Raises ValueError if an index does not open, or holds other passages than it should.
+    Of `texts`, `FILES` at least, the first `PASSAGES` are indexed in `folder`, which is made.
+
+    Raises ValueError if the index does not open, or holds other passages than it should.
     """
     folder.mkdir()
-    texts = read_passages(data, PASSAGES)
+    texts = texts[:PASSAGES]
     chance = random.Random(0)
     for number in range(FILES):
         write_file(folder, texts, number, 0)
     index = Index(folder, encoder)
-    # So that all kills together take the time of some two whole runs, and starting the processes.
-    longest = 4 * PASSAGES / rate / kills
-    reached = []
+    # Half of the files are new each time, so this is about what a run that is not killed takes.
+    longest = len(texts) / rate / 2
+    late = 0
     for kill in range(1, kills + 1):
-        for number in chance.sample(range(FILES), FILES // 10):
+        for number in chance.sample(range(FILES), FILES // 2):
             write_file(folder, texts, number, kill)
         with run(folder) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(chance.uniform(0, longest))
             process.kill()
-            told = process.stdout.read().count(b"\n")
-        reached.append(told)
+        late += process.returncode == 0
         check_unique(index)
-        if not index.search(texts[0]) and told:
-            raise ValueError(f"after kill {kill} the index answers nothing")
+        index.search(texts[0])
     with run(folder) as process:
         process.communicate()
     if process.returncode:
         raise ValueError(f"the last run ended with status {process.returncode}")
     count = check_whole(index)
-    finished = sum(told == FILES - 1 for told in reached)
     return (
-        f"An indexing process was killed {kills} times ({finished} times when it had read all its "
-        f"files). The index opened after each; a last run left {count:,} passages, none twice, "
-        "none lost, the vectors of a sample right."
+        f"An indexing process was killed {kills} times, {late} of them too late. The index opened "
+        f"after each; a last run left {count:,} passages, none twice, none lost, the vectors of a "
+        "sample right."
     )
 
 

@@ -1,7 +1,7 @@
 """What searching many passages costs: indexing, answering, and the index's size in each form.
 
 `python -m benchmarks.search`: 100,000 passages in many languages with the bundled model, and 20
-kills of an indexing process; `--passages 2000 --kills 3 --no-write` to try it. The model reads each
+kills of an indexing process; `--passages 400 --kills 3 --no-write` to try it. The model reads each
 passage once: the index of floats is copied, and its vectors are made smaller.
 """
 
@@ -41,7 +41,8 @@ def main(
     asked = read_questions(data, questions)
     with tempfile.TemporaryDirectory() as root:
         folder, first = Path(root) / "texts", Path(root) / "float"
-        write_rows(folder, read_passages(data, passages))
+        texts = read_passages(data, passages)
+        write_rows(folder, texts)
         index = Index(folder, encoder, place=first)
         started = time.perf_counter()
         update = index.update()
@@ -57,7 +58,7 @@ def main(
             index = Index(folder, encoder, place=place, quantise=form)
             changing = timed(index.update)
             rows.append(measure(form, index, update.chunks, asked, changing))
-        tried = "" if not kills else kill_often(Path(root) / "killed", data, encoder, kills, rate)
+        tried = "" if not kills else kill_often(Path(root) / "killed", texts, encoder, kills, rate)
     text = "\n\n".join(
         [
             "## Search",

@@ -75,9 +75,8 @@ def search(
         Numbers in each vector, one of the model's Matryoshka sizes; by default as the index is,
         and all in a new one.
     quantise
-        How vectors are kept: float, int8 (a quarter of the size), or binary (found by a bit a
-        number, then compared by int8: the quickest). By default as the index is, and float in a
-        new one.
+        How vectors are kept: float, int8 (a quarter of the size), or binary (int8, and found by a
+        bit a number). By default as the index is, and float in a new one.
     model
         A model folder or a name on the Hugging Face hub; by default the bundled model.
     json
