@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_failed_run_leaves_an_older_output_as_it_was(polyvec, tiny_model, tmp_
         (["search", "."], "QUESTION"),
         (["search", ".", " "], "empty"),
         (["search", ".", "a", "--top", "0"], "--top"),
-        (["search", ".", "a", "--near", "b"], "--near"),
+        (["search", ".", "a", "--near", "b"], "not both"),
         (["dedupe", "/no/where"], "/no/where"),
         (["info", "/no/where"], "/no/where"),
         (["export", "/no/where", "here"], "/no/where"),
@@ -123,13 +124,19 @@ def test_a_mistake_is_one_sentence_and_status_2(polyvec, tiny_model, words, part
     assert part in err
 
 
-def test_a_missing_extra_is_named(polyvec, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    for name in [name for name in sys.modules if name.startswith("polyvec.search")]:
-        monkeypatch.delitem(sys.modules, name)
-    code, _, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
-    assert code == 2
-    assert "pip install 'polyvec[search]'" in err
+@pytest.mark.parametrize(
+    ("words", "module", "extra"),
+    [("search . fox", "lancedb", "search"), ("serve", "uvicorn", "server")],
+)
+def test_a_missing_extra_is_named(words, module, extra):
+    # A process of its own, in which no verb has been imported yet.
+    script = (
+        f"import sys; sys.modules[{module!r}] = None; from polyvec.cli import main; "
+        f"sys.argv[1:] = {words.split()}; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == f"polyvec: this needs {module}: pip install 'polyvec[{extra}]'\n"
 
 
 def test_search_prints_file_line_passage_and_score(polyvec, tiny_model, tmp_path):
@@ -159,6 +166,85 @@ def test_search_explains_filters_and_compares_files(polyvec, tiny_model, tmp_pat
     assert out == ""
     near = ["search", tmp_path, "--near", tmp_path / "fox.md", "--model", tiny_model, "--json"]
     assert json.loads(polyvec(*near)[1])["path"] == "copy.txt"
+
+
+def test_the_first_search_of_a_folder_tells_only_what_polyvec_says(tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    words = ["search", str(tmp_path), "fox", "--model", str(tiny_model)]
+    run = subprocess.run([*MAIN, *words], capture_output=True, text=True)
+    assert all(line.startswith("polyvec: ") for line in run.stderr.splitlines())
+
+
+def read_until(stream, part):
+    """Lines up to the one that has the part; all there are, if none has."""
+    told = []
+    for line in stream:
+        told.append(line)
+        if part in line:
+            break
+    return "".join(told)
+
+
+@pytest.mark.timeout(120)
+def test_a_watched_folder_answers_from_files_as_they_are_now(tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    (tmp_path / "old.md").write_text("The lazy dog.\n")
+    command = ["search", tmp_path, "--watch", "--weight.dense", "0", "--model", tiny_model]
+    run = subprocess.Popen(
+        [*MAIN, *map(str, command)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert run.stdin and run.stdout and run.stderr
+    assert "2 files" in read_until(run.stderr, "watching")
+    run.stdin.write("dog\n")
+    run.stdin.flush()
+    assert "old.md:1" in run.stdout.readline()
+    (tmp_path / "ignored.png").write_text("dog")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "new.md").write_text("\nThe brown snow.\n")
+    assert f"changed {tmp_path}/sub/new.md" in read_until(run.stderr, "changed")
+    run.stdin.write("snow\n")
+    run.stdin.flush()
+    assert "sub/new.md:2" in read_until(run.stdout, ".md:")
+    (tmp_path / "old.md").unlink()
+    assert f"removed {tmp_path}/old.md" in read_until(run.stderr, "removed")
+    run.stdin.write("dog\n")
+    # At the end of the questions it goes on watching.
+    run.stdin.close()
+    read_until(run.stderr, "answered")
+    (tmp_path / "fox.md").write_text("A fox jumps.\n")
+    assert "changed" in read_until(run.stderr, "changed")
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(timeout=30) == 0
+    assert run.stderr.read() == "polyvec: stopped watching\n"
+    assert ".md:" not in run.stdout.read()
+    run.stdout.close()
+    run.stderr.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_standing_question_is_answered_again_after_each_change(tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    command = ["search", tmp_path, "dog", "--watch", "--weight.dense", "0", "--json"]
+    run = subprocess.Popen(
+        [*MAIN, *map(str, command), "--model", str(tiny_model)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert run.stdout and run.stderr
+    read_until(run.stderr, "answered")
+    (tmp_path / "dog.txt").write_text("The lazy dog.\n")
+    assert json.loads(run.stdout.readline())["path"] == "dog.txt"
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    assert run.returncode == 0
 
 
 def test_dedupe_lists_copies_below_the_file_they_copy(polyvec, tiny_model, tmp_path):
@@ -200,6 +286,24 @@ def test_help_shows_examples_and_imports_no_engine():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert 'polyvec embed "Hello"' in run.stdout
+
+
+def test_every_verb_is_described_without_importing_its_room():
+    script = (
+        "import sys; from polyvec.cli import _run, app; _run(lambda: app(['--help'])); "
+        "sys.exit(any(name in sys.modules for name in ('lancedb', 'uvicorn', 'mteb')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for verb, words in [("search", "Find the passages"), ("dedupe", "Find files"), ("serve", "Se")]:
+        assert re.search(rf"{verb} +{words}", run.stdout)
+
+
+def test_the_help_of_search_shows_examples_and_options(polyvec):
+    code, out, _ = polyvec("search", "--help")
+    assert code == 0
+    assert 'polyvec search notes/ "how do I stop a nosebleed?"' in out
+    assert "--rerank" in out
 
 
 def test_standard_input_is_read_and_a_closed_pipe_is_no_error(tiny_model):

@@ -52,7 +52,7 @@ def fresh(folder, searcher, tmp_path):
 def test_a_passage_is_found_by_its_own_words_with_file_and_line(notes, searcher):
     index = Index(notes, searcher)
     update = index.update()
-    assert (update.files, update.chunks, update.changed) == (2, 3, 2)
+    assert (update.files, update.chunks, update.changed) == (2, 3, ["fox.md", "sub/fuchs.txt"])
     hits = index.search("It sleeps there.", top=3)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     den = next(hit for hit in hits if "sleeps" in hit.text)
@@ -161,6 +161,9 @@ def test_reranked_hits_are_in_the_order_of_maxsim(notes, many_headed):
     index = Index(notes, many_headed)
     index.update()
     hits = index.search("fox", top=2, rerank=3)
+    for rank, hit in enumerate(hits, 1):
+        assert (hit.parts["maxsim"].rank, hit.parts["maxsim"].share) == (rank, hit.score)
+        assert {part.share for name, part in hit.parts.items() if name != "maxsim"} == {0}
     query = many_headed.encode_multi("fox", task="retrieval.query")[0]
     texts = [
         "# Foxes\nThe quick brown fox.",
@@ -236,11 +239,11 @@ def test_only_what_changed_is_indexed_again(notes, searcher, monkeypatch, tmp_pa
         return encode(self, texts, **options)
 
     monkeypatch.setattr(Encoder, "encode", spy)
-    assert index.update().changed == 0
+    assert index.update().changed == []
     assert encoded == []
     (notes / "new.txt").write_text("A new file.")
     (notes / "sub" / "fuchs.txt").write_text("Der Fuchs schläft.")
-    assert index.update().changed == 2
+    assert index.update().changed == ["new.txt", "sub/fuchs.txt"]
     assert sorted(encoded) == ["A new file.", "Der Fuchs schläft."]
     monkeypatch.undo()
     assert rows(index) == fresh(notes, searcher, tmp_path)
@@ -254,9 +257,10 @@ def test_deleted_shortened_and_emptied_files_leave_nothing_behind(notes, searche
     (notes / "fox.md").write_text("")
     (notes / "sub" / "fuchs.txt").unlink()
     update = index.update()
-    assert (update.files, update.chunks, update.changed, update.removed) == (1, 1, 2, 1)
+    assert (update.files, update.chunks) == (1, 1)
+    assert (update.changed, update.removed) == (["fox.md", "it's.txt"], ["sub/fuchs.txt"])
     assert rows(index) == fresh(notes, searcher, tmp_path)
-    assert index.update().changed == 0
+    assert index.update().changed == []
 
 
 def test_what_is_not_text_is_reported_and_the_rest_is_indexed(notes, searcher):
@@ -297,6 +301,46 @@ def test_another_dim_or_model_rebuilds_the_index_and_says_so(
     assert other.update().rebuilt == ""
 
 
+@pytest.mark.parametrize("quantise", ["int8", "binary"])
+def test_a_form_is_kept_with_the_index_and_made_of_floats_without_a_model(
+    notes, searcher, tmp_path, monkeypatch, quantise
+):
+    plain = Index(notes, searcher)
+    plain.update()
+    by_meaning = {"bm25": 0.0}
+    expected = {hit.start: hit.parts["dense"].score for hit in plain.search("fox", top=9)}
+    made = Index(notes, searcher, place=tmp_path / "made", quantise=quantise)
+    made.update()
+    changed = Index(notes, searcher, quantise=quantise)
+    with pytest.raises(ValueError, match=f"its vectors are float, not {quantise}"):
+        changed.search("fox")
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "_rows", None)
+        update = changed.update()
+    assert (update.rebuilt, update.changed) == (f"its vectors are float, not {quantise}", [])
+    for index in (made, changed, Index(notes, searcher)):
+        assert index.quantise == quantise
+        assert index.update().rebuilt == ""
+        hits = index.search("fox", top=9, weights=by_meaning)
+        found = {hit.start: hit.parts["dense"].score for hit in hits}
+        assert found == pytest.approx(expected, abs=0.02)
+        assert [hit.path for hit in index.near(notes / "fox.md")] == ["sub/fuchs.txt"]
+        assert {hit.path for hit in index.search("fox", path="*.md")} == {"fox.md"}
+    assert rows(changed) == rows(made)
+    (notes / "new.txt").write_text("Another fox.")
+    assert changed.update().changed == ["new.txt"]
+    assert len(changed.search("fox", top=9)) == 4
+    back = Index(notes, searcher, quantise="float")
+    assert "not float" in back.update().rebuilt
+    assert back.search("fox", top=9)[0].parts["dense"].score
+
+
+def test_a_dim_is_kept_with_the_index(notes, searcher):
+    Index(notes, searcher, dim=16).update()
+    index = Index(notes, searcher)
+    assert (index.dim, index.update().rebuilt) == (16, "")
+
+
 def test_one_process_writes_and_others_read(notes, searcher):
     index = Index(notes, searcher)
     index.update()
@@ -315,7 +359,7 @@ def test_the_index_of_another_folder_is_refused(notes, searcher, tmp_path):
 def test_an_index_inside_its_folder_moves_with_it(notes, searcher, tmp_path):
     Index(notes, searcher).update()
     moved = notes.rename(tmp_path / "moved")
-    assert Index(moved, searcher).update().changed == 0
+    assert Index(moved, searcher).update().changed == []
 
 
 def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_completes(
@@ -345,7 +389,7 @@ def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_comple
         run.communicate()
         assert run.returncode == -signal.SIGKILL
         assert index.search("Note 1.", top=3)
-    left = index.update().changed
+    left = len(index.update().changed)
     assert 0 < left < 42
     assert rows(index) == fresh(notes, searcher, tmp_path)
     found = index.search("7", top=99, weights={"dense": 0.0})

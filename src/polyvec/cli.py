@@ -2,21 +2,14 @@
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from polyvec.terminal import CONTROLS, json_line, note
-
-if TYPE_CHECKING:
-    from polyvec.encoder import Encoder
-    from polyvec.search import Hit, Index
+from polyvec.terminal import json_line, note, plain
 
 EXTRAS = {
     "bm25s": "train",
@@ -38,8 +31,50 @@ EXTRAS = {
     "tensorboard": "train",
     "torch": "torch",
     "uvicorn": "server",
+    "watchfiles": "search",
 }
 """Which extra brings a module that may be missing."""
+
+SEARCHING = {
+    "search": """\
+Find the passages of a folder's files that answer a question, by meaning and by words.
+
+The folder is indexed first; later calls index only what has changed.
+
+polyvec search notes/ "how do I stop a nosebleed?"
+
+polyvec search notes/ "pain au levain" --top 3 --path "*.md" --since 2026-01-31 --json
+
+polyvec search notes/ --near notes/bread.txt
+
+polyvec search notes/ --watch
+""",
+    "dedupe": """\
+Find files of a folder that say the same, in other words or another language too.
+
+Nothing is deleted: groups are listed, each copy with its likeness to the group's first file.
+
+polyvec dedupe notes/
+
+polyvec dedupe notes/ --threshold 0.9 --json
+""",
+    "cluster": """\
+Find what a folder is about: its passages in clusters, each with the words that set it apart.
+
+polyvec cluster notes/ --map topics.html
+
+polyvec cluster notes/ --each file --min-size 5 --json
+""",
+    "classify": """\
+Give each text a label: by the labels' names alone, or as in a file of labelled examples.
+
+polyvec classify "They won the final 3:1" --labels sport --labels politics
+
+polyvec classify --input mails.csv --examples labelled.csv --json
+""",
+}
+"""The help of verbs in `search/main.py`. It stands here since `polyvec --help` shows its first
+lines, and must not take the seconds that LanceDB needs to be imported."""
 
 app = App(
     name="polyvec",
@@ -63,13 +98,9 @@ for verb in (
 ):
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.eval.main:{verb.replace('-', '_')}", name=verb)
-app.command("polyvec.server.main:serve", name="serve")
-# Said here too, since a name to import has nothing to say in the list of verbs.
-for verb, says in (
-    ("cluster", "Find what a folder is about.\n\npolyvec cluster notes/ --map topics.html"),
-    ("classify", 'Give each text a label.\n\npolyvec classify "They won 3:1" -l sport -l politics'),
-):
-    app.command(f"polyvec.search.main:{verb}", name=verb, help=says)
+app.command("polyvec.server.main:serve", name="serve", help="Serve models: the embeddings API.")
+for verb, told in SEARCHING.items():
+    app.command(f"polyvec.search.main:{verb}", name=verb, help=told)
 app.command(training := App(name="train", help="Train models, and add tasks to them."))
 for verb in ("recipe", "adapter", "negatives", "failures"):
     training.command(f"polyvec.train.main:{verb}", name=verb)
@@ -136,149 +167,6 @@ def embed(
 
 
 @app.command
-def search(
-    folder: Annotated[Path, Parameter(name="DIR")],
-    question: str | None = None,
-    /,
-    *,
-    top: int = 5,
-    near: Path | None = None,
-    path: str | None = None,
-    since: datetime | None = None,
-    by: Literal["ranks", "scores"] = "scores",
-    weight: dict[str, float] | None = None,
-    rerank: int = 0,
-    explain: Annotated[bool, Parameter(negative=())] = False,
-    index: Path | None = None,
-    dim: int | None = None,
-    model: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Find the passages of a folder's files that answer a question, by meaning and by words.
-
-    The folder is indexed first; later calls index only what has changed.
-
-    polyvec search notes/ "how do I stop a nosebleed?"
-
-    polyvec search notes/ "pain au levain" --top 3 --path "*.md" --since 2026-01-31 --json
-
-    polyvec search notes/ --near notes/bread.txt
-
-    Parameters
-    ----------
-    folder
-        The folder; text, Markdown, source code, HTML, PDF, CSV and JSON lines are searched.
-    question
-        What to look for, in any of the model's languages.
-    top
-        Passages to show.
-    near
-        Instead of a question, a file: the other files most like it are shown.
-    path
-        Only files whose path below DIR fits this, as in "*.md" or "letters/*".
-    since
-        Only files written since this date.
-    by
-        How components are put together: by their scores, or by their rankings.
-    weight
-        How much a component counts, 0 for not at all: --weight.bm25 0.5. They are dense (meaning,
-        1), bm25 (words, 0.1) and, where the model has it, sparse (learned words, 0).
-    rerank
-        Put so many first passages in order by their tokens' vectors (MaxSim).
-    explain
-        Show what each component said of a passage: its rank, its score, its share of the whole.
-    index
-        Where to keep the index; by default in DIR/.polyvec.
-    dim
-        Numbers in each vector, one of the model's Matryoshka sizes; by default all.
-    model
-        A model folder or a name on the Hugging Face hub; by default the bundled model.
-    json
-        Print one JSON object a passage.
-
-    """
-    if top < 1:
-        raise ValueError(f"--top is {top}, must be at least 1")
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    if (question is None) == (near is None):
-        raise ValueError("give a QUESTION, or --near FILE")
-    if question is not None and not question.strip():
-        raise ValueError("the question is empty")
-    # LanceDB reports every table it creates as a warning.
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    from polyvec.encoder import Encoder
-
-    target = _update_index(folder, Encoder.load(model), index, dim)
-    started = time.perf_counter()
-    if near is not None:
-        hits = target.near(near, top=top, path=path, since=since)
-    else:
-        assert question is not None
-        hits = target.search(
-            question, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
-        )
-    note(f"answered in {time.perf_counter() - started:.3f} s")
-    for hit in hits:
-        sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, folder, explain))
-
-
-@app.command
-def dedupe(
-    folder: Annotated[Path, Parameter(name="DIR")],
-    /,
-    *,
-    threshold: float = 0.95,
-    model: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Find files of a folder that say the same, in other words or another language too.
-
-    Nothing is deleted: groups are listed, each copy with its likeness to the group's first file.
-
-    polyvec dedupe notes/
-
-    polyvec dedupe notes/ --threshold 0.9 --json
-
-    Parameters
-    ----------
-    folder
-        The folder; the kinds of files that `polyvec search` reads.
-    threshold
-        From which cosine on two files are taken to say the same.
-    model
-        A model folder or a name on the Hugging Face hub; by default the bundled model.
-    json
-        Print one JSON object a group.
-
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    from tqdm import tqdm
-
-    from polyvec.encoder import Encoder
-    from polyvec.search import find_duplicates
-
-    with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
-        groups = find_duplicates(
-            folder,
-            Encoder.load(model),
-            threshold=threshold,
-            skipped=lambda sentence: note(f"skipped {sentence}"),
-            progress=lambda path: bar.update(),
-        )
-    for group in groups:
-        if json:
-            sys.stdout.write(json_line(asdict(group)))
-        else:
-            copies = [f"{score:.2f}  {folder / path}\n" for path, score in group.copies]
-            sys.stdout.write("".join([f"      {folder / group.path}\n", *copies]) + "\n")
-    copies = sum(len(group.copies) for group in groups)
-    note(f"{copies} copies of {len(groups)} files")
-
-
-@app.command
 def rerank(
     query: str,
     file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)],
@@ -337,7 +225,7 @@ def rerank(
             sys.stdout.write(json_line(found))
         else:
             text = " ".join(record["text"].split())
-            sys.stdout.write(f"{one.score:.3f}  {text}".translate(CONTROLS) + "\n")
+            sys.stdout.write(plain(f"{one.score:.3f}  {text}\n"))
 
 
 @app.command
@@ -409,6 +297,8 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
 
 def main() -> None:
     """Run the command line and end the process: 0, or 2 after one sentence on standard error."""
+    # LanceDB reports every table it creates as a warning, unless told before it is imported.
+    os.environ.setdefault("LANCEDB_LOG", "error")
     sys.exit(_run(lambda: app(sys.argv[1:], print_error=False, exit_on_error=False)))
 
 
@@ -424,11 +314,13 @@ def _run(command: Callable[[], object]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+    except ImportError as error:
+        # Cyclopts tells of a room that it cannot import; the reason is the cause.
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        package = (missing.name or "").split(".")[0]
+        if package not in EXTRAS:
             raise
-        note(f"this needs {error.name}: pip install 'polyvec[{extra}]'")
+        note(f"this needs {package}: pip install 'polyvec[{EXTRAS[package]}]'")
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         note(f"{name}{error.strerror or error}")
@@ -441,52 +333,6 @@ def _feed(records: Iterable[dict[str, Any]], fed: deque[dict[str, Any]]) -> Iter
     for record in records:
         fed.append(record)
         yield record["text"]
-
-
-def _update_index(folder: Path, encoder: "Encoder", place: Path | None, dim: int | None) -> "Index":
-    """The folder's index, up to date unless another process is at it."""
-    from tqdm import tqdm
-
-    from polyvec.search import BusyError, Index
-
-    started = time.perf_counter()
-    target = Index(folder, encoder, place=place, dim=dim)
-    try:
-        with tqdm(unit="file", delay=0.5, leave=False, disable=None) as bar:
-            update = target.update(lambda path: bar.update())
-    except BusyError as busy:
-        note(f"{busy}; searching it as it is")
-        return target
-    for sentence in update.skipped:
-        note(f"skipped {sentence}")
-    if update.rebuilt:
-        note(f"rebuilt the index, since {update.rebuilt}")
-    news = f"{update.changed} new or changed, {update.removed} removed"
-    size = f"{update.files} files, {update.chunks} passages ({news})"
-    note(f"indexed {size} in {time.perf_counter() - started:.2f} s")
-    return target
-
-
-def _as_json(hit: "Hit", explain: bool) -> str:
-    fields = asdict(hit)
-    if not explain:
-        del fields["parts"]
-    return json_line(fields | {"score": round(hit.score, 6)})
-
-
-def _as_text(hit: "Hit", folder: Path, explain: bool) -> str:
-    lines = [line.strip() for line in hit.text.strip().splitlines() if line.strip()]
-    place = f":{hit.line}" if hit.page is None else f", page {hit.page}"
-    head = f"{hit.score:.2f}  {folder / hit.path}{place}"
-    if explain:
-        lines = [
-            *(
-                f"{name:6} no. {part.rank:<3} {part.score:8.3f}  adds {part.share:.3f}"
-                for name, part in hit.parts.items()
-            ),
-            *lines,
-        ]
-    return "\n".join([head, *(f"    {line}" for line in lines), ""]).translate(CONTROLS) + "\n"
 
 
 def _version() -> str:

@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from lancedb.query import LanceQueryBuilder, LanceVectorQueryBuilder, MatchQuery
+from lancedb.query import MatchQuery
 from lancedb.table import Table
 
 from polyvec.encoder import Encoder
 from polyvec.heads import Sparse, maxsim
 from polyvec.search.fusion import Key, Part
+from polyvec.search.vectors import Quantise, Row, collect, find_nearest
 
 QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
 
@@ -26,9 +26,6 @@ CANDIDATES = 100
 WEIGHTS = {"dense": 1.0, "bm25": 0.1, "sparse": 0.0}
 """How much each component counts, where nothing is said of it. Words count little, since a question
 in another language than the files shares only the wrong ones with them."""
-
-Row = Mapping[str, Any]
-"""A passage as the table has it, and its "score" by the component that found it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,7 @@ def find_candidates(
     question: str,
     *,
     vector: Float32[np.ndarray, " dim"],
+    quantise: Quantise,
     names: Sequence[str],
     depth: int,
     where: str,
@@ -76,7 +74,7 @@ def find_candidates(
     for name in ("dense", "bm25"):
         if name in names or "sparse" in names:
             found = (
-                find_nearest(table, vector, depth=depth, where=where)
+                find_nearest(table, vector, quantise=quantise, depth=depth, where=where)
                 if name == "dense"
                 else find_matching(table, question, depth=depth, where=where)
             )
@@ -88,33 +86,11 @@ def find_candidates(
     return rows, {name: scores[name] for name in names}
 
 
-def find_nearest(
-    table: Table, vector: Float32[np.ndarray, " dim"], *, depth: int, where: str
-) -> list[Row]:
-    """The `depth` rows of the highest cosines, the highest first."""
-    query = table.search(vector, vector_column_name="vector")
-    assert isinstance(query, LanceVectorQueryBuilder)
-    rows = _collect(table, query.distance_type("dot"), "_distance", depth, where)
-    # LanceDB's dot distance is 1 - dot.
-    return [{**row, "score": 1 - row["score"]} for row in rows]
-
-
 def find_matching(table: Table, question: str, *, depth: int, where: str) -> list[Row]:
     """The `depth` rows that match the question's words best by BM25; all share one at least."""
     # A plain string would do, were its syntax told. Pyright does not see the defaults.
     query = table.search(MatchQuery(question, "text"), query_type="fts")  # pyright: ignore
-    return _collect(table, query, "_score", depth, where)
-
-
-def _collect(
-    table: Table, query: LanceQueryBuilder, score: str, depth: int, where: str
-) -> list[Row]:
-    unseen = {"digest", "modified", "vector"}
-    columns = [name for name in table.schema.names if name not in unseen]
-    if where:
-        query = query.where(where)
-    rows = query.limit(depth).select([*columns, score]).to_arrow()
-    return rows.rename_columns([*columns, "score"]).to_pylist()
+    return collect(table, query, "_score", depth, where).to_pylist()
 
 
 def _weigh(encoder: Encoder, question: str, rows: Mapping[Key, Row]) -> dict[Key, float]:
@@ -133,14 +109,19 @@ def _weigh(encoder: Encoder, question: str, rows: Mapping[Key, Row]) -> dict[Key
 
 
 def rerank(encoder: Encoder, question: str, hits: Sequence[Hit], titled: list[str]) -> list[Hit]:
-    """The hits by MaxSim of the question's tokens and those of their text with its headings."""
+    """The hits by MaxSim of the question's tokens and those of their text with its headings.
+
+    What other components said stays among a hit's parts, with a share of 0.
+    """
     asked = encoder.encode_multi([question], task=QUERY, progress=False)[0]
     scores = maxsim(asked, encoder.encode_multi(titled, task=PASSAGE, progress=False)).tolist()
     order = sorted(range(len(hits)), key=lambda place: -scores[place])
     found = []
     for rank, place in enumerate(order, 1):
         part = Part(rank, scores[place], scores[place])
-        parts = hits[place].parts | {"maxsim": part}
+        # The fused score no longer counts, and so nor do the shares of it.
+        said = {name: replace(old, share=0.0) for name, old in hits[place].parts.items()}
+        parts = said | {"maxsim": part}
         found.append(replace(hits[place], score=scores[place], parts=parts))
     return found
 

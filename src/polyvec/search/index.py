@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import filelock
 import lancedb
@@ -33,10 +34,8 @@ from polyvec.search.asking import (
     PASSAGE,
     QUERY,
     Hit,
-    Row,
     choose_weights,
     find_candidates,
-    find_nearest,
     make_hit,
     quote,
     where_sql,
@@ -44,6 +43,14 @@ from polyvec.search.asking import (
 from polyvec.search.files import list_files, read_file
 from polyvec.search.fusion import By, Part, fuse, total
 from polyvec.search.passages import Cut, cut_file, titled_texts
+from polyvec.search.vectors import (
+    Quantise,
+    Row,
+    find_nearest,
+    pack_vectors,
+    unpack_vectors,
+    vector_types,
+)
 
 FORMAT = 2
 """Changes with the columns and with how texts are cut; an index of another format is rebuilt."""
@@ -53,6 +60,9 @@ COMMIT_CHUNKS = 1_024
 
 KEEP_VERSIONS = timedelta(hours=1)
 """Older states of the table stay for readers that have just opened them."""
+
+KEEP_MOMENTS = timedelta(seconds=10)
+"""After a table was made anew, its older states are of no use, and may be much larger."""
 
 TABLE = "chunks"
 
@@ -80,11 +90,11 @@ class Update:
     chunks: int = 0
     """Passages in the index now."""
 
-    changed: int = 0
-    """Files that were new or had another content."""
+    changed: list[str] = field(default_factory=list)
+    """Paths of files that were new or had another content."""
 
-    removed: int = 0
-    """Files of which nothing was left in the folder."""
+    removed: list[str] = field(default_factory=list)
+    """Paths of files that are no longer in the folder, or can no longer be read."""
 
     skipped: list[str] = field(default_factory=list)
     """One sentence for each file that could not be read."""
@@ -101,11 +111,22 @@ class Index:
     """Passages of a folder's files, with a vector each."""
 
     def __init__(
-        self, folder: Path, encoder: Encoder, *, place: Path | None = None, dim: int | None = None
+        self,
+        folder: Path,
+        encoder: Encoder,
+        *,
+        place: Path | None = None,
+        dim: int | None = None,
+        quantise: Quantise | None = None,
     ) -> None:
         """The index of `folder`, kept in `place` or else in `folder/.polyvec`.
 
-        Raises ValueError if there is no such folder.
+        `dim` and `quantise` say how many numbers a vector has, one of the model's Matryoshka
+        sizes, and in which form they are kept, see `vectors`. They stay as they are in an index
+        that there is, and are all of the model's numbers and "float" in a new one.
+
+        Raises ValueError if there is no such folder, for a form that is none, and if the index
+        is damaged.
         """
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
@@ -113,7 +134,10 @@ class Index:
         self.place = place or folder / ".polyvec"
         inside = self.place.resolve().is_relative_to(folder.resolve())
         self.encoder = encoder
-        self.dim = dim or encoder.config.width
+        kept = self._settings(self._open())
+        kept_dim = kept.get("dim") if kept.get("dim") in encoder.config.dims else None
+        self.dim: int = dim or kept_dim or encoder.config.width
+        self.quantise: Quantise = quantise or kept.get("quantise", "float")
         self.sparse = encoder.config.sparse_head
         self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
         columns = {
@@ -127,13 +151,14 @@ class Index:
             # Headings, then the passage: what is embedded, and whose words are indexed.
             "text": pa.string(),
             "titles": pa.int32(),
-            "vector": pa.list_(pa.float32(), self.dim),
+            **vector_types(self.quantise, self.dim),
         }
         if self.sparse:
             columns |= {"tokens": pa.list_(pa.int32()), "weights": pa.list_(pa.float32())}
         space = {
             "format": FORMAT,
             "dim": self.dim,
+            "quantise": self.quantise,
             "sparse": self.sparse,
             "probe": self.probe.tolist(),
             # An index inside its folder may move with it.
@@ -171,10 +196,11 @@ class Index:
     ) -> list[Hit]:
         """The `top` passages that answer the question best, best first.
 
-        `weights` say how much each of dense, bm25 and sparse counts (all the model has, alike);
-        `by` how they are put together, see `fusion.fuse`. The first `rerank` passages, if any,
-        are put in order by MaxSim instead. `path` is a pattern of paths, in which `*` stands for
-        any characters and `?` for one; `since` leaves out files written earlier.
+        `weights` say how much each of dense, bm25 and sparse counts, where it is not as in
+        `asking.WEIGHTS`; `by` how they are put together, see `fusion.fuse`. If there is a
+        `rerank`, so many first passages, and at least `top`, are put in order by MaxSim instead.
+        `path` is a pattern of paths, in which `*` stands for any characters and `?` for one;
+        `since` leaves out files written earlier.
 
         Raises ValueError if there is no index yet, or if another model made it, for a component
         that is none, and for one whose head the model lacks.
@@ -190,6 +216,7 @@ class Index:
                 self.encoder,
                 question,
                 vector=self._encode([question], QUERY)[0],
+                quantise=self.quantise,
                 names=list(chosen),
                 depth=max(CANDIDATES, 2 * wanted),
                 where=where_sql(path, since),
@@ -224,7 +251,7 @@ class Index:
             table = self._ready()
             # Until enough files are among the nearest passages, or all passages are.
             while True:
-                found = find_nearest(table, mean, depth=depth, where=where)
+                found = find_nearest(table, mean, quantise=self.quantise, depth=depth, where=where)
                 for row in found:
                     best.setdefault(row["path"], row)
                 if len(best) >= top or len(found) < depth:
@@ -239,9 +266,9 @@ class Index:
         done = Update()
         table = self._open()
         if table is not None:
-            done.rebuilt = self._mismatch(table)
+            done.rebuilt = self._mismatch(table) or self._other_form(table)
         if table is None or done.rebuilt:
-            table = self._create()
+            table = self._create(self._requantised(table))
         known = self._digests(table)
         seen = set[str]()
         waiting: list[Cut] = []
@@ -261,7 +288,7 @@ class Index:
                 # An empty file has no row to keep its digest in, so it is never news.
                 if cut.chunks or path in known:
                     waiting.append(cut)
-                    done.changed += 1
+                    done.changed.append(path)
                 if sum(len(cut.chunks) for cut in waiting) >= COMMIT_CHUNKS:
                     self._commit(table, waiting)
                     waiting = []
@@ -269,10 +296,10 @@ class Index:
         gone = sorted(known.keys() - seen)
         if waiting or gone:
             self._commit(table, waiting, gone)
-        done.removed = len(gone)
-        if done.changed or gone:
+        done.removed = gone
+        if done.changed or gone or done.rebuilt:
             # It also takes the new rows into the index of words.
-            table.optimize(cleanup_older_than=KEEP_VERSIONS)
+            table.optimize(cleanup_older_than=KEEP_MOMENTS if done.rebuilt else KEEP_VERSIONS)
         done.chunks = table.count_rows()
         done.files = len(self._digests(table))
         return done
@@ -311,8 +338,7 @@ class Index:
             columns["weights"] = pa.ListArray.from_arrays(ends, pa.array(both.sparse.data))
         else:
             vectors = self._encode(texts, PASSAGE)
-        flat = pa.array(vectors.ravel())
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, self.dim)
+        columns |= pack_vectors(vectors, self.quantise)
         plain = [field for field in self.schema if field.name not in columns]
         table = pa.Table.from_pylist(rows, schema=pa.schema(plain))
         for name, column in columns.items():
@@ -325,27 +351,31 @@ class Index:
     def _open(self) -> Table | None:
         if not (self.place / f"{TABLE}.lance" / "_versions").is_dir():
             return None
-        return lancedb.connect(self.place).open_table(TABLE)
+        with _explain_damage(self.place):
+            return lancedb.connect(self.place).open_table(TABLE)
 
     def _ready(self) -> Table:
         """The table, to be searched."""
         table = self._open()
-        reason = "it does not exist" if table is None else self._mismatch(table)
+        if table is None:
+            reason = "it does not exist"
+        else:
+            reason = self._mismatch(table) or self._other_form(table)
         if table is None or reason:
             raise ValueError(f"the index {self.place} must be updated first: {reason}")
         return table
 
-    def _create(self) -> Table:
-        """An empty table, in place of any other."""
+    def _create(self, rows: pa.RecordBatchReader | None = None) -> Table:
+        """A table of these rows, in place of any other."""
         (self.place / f"{TABLE}.lance").mkdir(exist_ok=True)
         database = lancedb.connect(self.place)
-        table = database.create_table(TABLE, schema=self.schema, mode="overwrite")
+        table = database.create_table(TABLE, rows, schema=self.schema, mode="overwrite")
         table.create_index("text", config=WORDS)
         return table
 
     def _mismatch(self, table: Table) -> str:
         """Why the table cannot be searched with this model; "" if it can."""
-        space = json.loads((table.schema.metadata or {}).get(SPACE.encode(), b"{}"))
+        space = self._settings(table)
         if space.get("format") != FORMAT:
             return "it was made by another version of polyvec"
         mine = json.loads((self.schema.metadata or {})[SPACE.encode()])
@@ -363,6 +393,33 @@ class Index:
         if not table.list_indices():
             return "making it was broken off at the start"
         return ""
+
+    def _other_form(self, table: Table) -> str:
+        """How the form of the table's vectors is another than is wanted; "" if it is not."""
+        form = self._settings(table).get("quantise", "float")
+        return "" if form == self.quantise else f"its vectors are {form}, not {self.quantise}"
+
+    def _requantised(self, table: Table | None) -> pa.RecordBatchReader | None:
+        """A table's rows with vectors in the form wanted, if its vectors can be made so."""
+        if table is None or self._mismatch(table):
+            return None
+        if self._settings(table).get("quantise", "float") != "float":
+            return None
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in table.search().limit(None).to_batches():
+                columns = {name: batch[name] for name in batch.schema.names}
+                columns |= pack_vectors(unpack_vectors(batch["vector"]), self.quantise)
+                arrays = [columns[name] for name in self.schema.names]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+        return pa.RecordBatchReader.from_batches(self.schema, batches())
+
+    @staticmethod
+    def _settings(table: Table | None) -> dict[str, Any]:
+        """What the table's metadata says of how it was made."""
+        metadata = {} if table is None else table.schema.metadata or {}
+        return json.loads(metadata.get(SPACE.encode(), b"{}"))
 
     def _digests(self, table: Table) -> dict[str, str]:
         """Every indexed file's digest."""
