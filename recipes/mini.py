@@ -369,10 +369,10 @@ def adapter_settings(steps: int, rate: float) -> Settings:
 
 
 ADAPTERS = {
-    "text-matching": adapter_settings(300, 1e-3),
-    "retrieval": adapter_settings(300, 1e-3),
-    "classification": adapter_settings(210, 5e-4),
-    "separation": adapter_settings(150, 5e-4),
+    "text-matching": adapter_settings(240, 1e-3),
+    "retrieval": adapter_settings(210, 1e-3),
+    "classification": adapter_settings(165, 5e-4),
+    "separation": adapter_settings(105, 5e-4),
 }
 """The two retrieval adapters are trained together."""
 
@@ -708,8 +708,8 @@ def ship(out: Path) -> None:
                         scale = STRENGTH.get(name, 1.0) if key.endswith("lora_b") else 1.0
                         bank[key][row] = scale * trained[key][row]
     weights = {name: parameter.numpy() for name, parameter in bank.items()}
-    save_compact(out / "model", replace(CONFIG, rope_base=20_000.0), weights)
-    shutil.copy(out / "tokenizer.json", out / "model")
+    files = {"tokenizer.json": (out / "tokenizer.json").read_bytes()}
+    save_compact(out / "model", replace(CONFIG, rope_base=20_000.0), weights, files=files)
 
 
 def main(data: Path, out: Path, adapters: list[str]) -> None:
