@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from polyvec.train.metrics import read_records
@@ -30,14 +31,16 @@ def plot_run(folder: Path) -> Path:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         names = [panel] if panel in curves else sorted({*curves} - {*PANELS})
-        for name in names:
+        for number, name in enumerate(names):
             steps, values = (np.array(side) for side in zip(*curves[name], strict=True))
             if name == panel:
                 axes.plot(steps, values, alpha=0.25, linewidth=0.8)
                 axes.plot(*running_mean(steps, values), color="C0")
             else:
-                axes.plot(steps, values, marker="o", label=name)
-                axes.legend(fontsize="small")
+                # Twenty colours, so that lines are told apart; beside the plot they hide none.
+                color = colormaps["tab20"](number % 20)
+                axes.plot(steps, values, marker="o", color=color, label=name)
+                axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     path = folder / "run.png"
     figure.savefig(path, dpi=110)
     return path
