@@ -392,8 +392,8 @@ HEAD_SETTINGS = Settings(steps=80, learning_rate=1e-3, save_every=40)
 """Last of all, behind the finished retrieval adapters."""
 
 STRENGTH = {"text-matching": 0.7, "separation": 0.4}
-"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it finds
-fewer translations, or no better clusters (docs/log.md)."""
+"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it
+finds fewer translations, or no better clusters (docs/log.md)."""
 
 ADAPTER_TOKENS = 3_072
 """A step's tokens, both sides of its pairs together."""
