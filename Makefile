@@ -5,12 +5,12 @@ BIN := .venv/bin
 
 # Each answer lies in another file; three questions are in another language than their answer.
 demo: .venv/demo
-	$(BIN)/polyvec search docs/ "which engine runs on a machine without a GPU?" --top 1
-	$(BIN)/polyvec search docs/ "how can one batch hold texts of several tasks?" --top 1
+	$(BIN)/polyvec search docs/ "how do I teach the model a task of my own?" --top 1
+	$(BIN)/polyvec search docs/ "how does one batch mix several tasks?" --top 1
 	$(BIN)/polyvec search examples/notes/ "how do I stop a nosebleed?" --top 1
 	$(BIN)/polyvec search examples/notes/ "repair a flat bicycle tyre" --top 1
 	$(BIN)/polyvec search examples/notes/ "¿qué no debe comer un gato?" --top 1
-	$(BIN)/polyvec search examples/notes/ "rules for bathing in a hot spring" --top 1
+	$(BIN)/polyvec search examples/notes/ "bathing etiquette in Japan" --top 1
 	$(BIN)/polyvec search examples/notes/ "where do I put the key when I leave?" --top 1
 
 test: .venv/dev
