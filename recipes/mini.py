@@ -252,8 +252,10 @@ def make_start(teaches: Teacher, kept: list[int], rows: Rows, file: Path) -> Net
     align_rotary(network, token_ids(tokenizer_of(teaches, kept), sample, max_tokens=64))
     made = np.load(file)
     # A pooled output is about as long as the last norm makes it; `mean` is of unit vectors.
-    length = float(network.layers[-1].ffn_norm.weight.square().sum().sqrt())
-    network.layers[-1].ffn_norm.bias.sub_(torch.from_numpy(made["mean"]) * length)
+    last = own[f"layers.{CONFIG.num_layers - 1}.ffn_norm.weight"]
+    length = float(last.square().sum().sqrt())
+    bias = own[f"layers.{CONFIG.num_layers - 1}.ffn_norm.bias"]
+    bias.sub_(torch.from_numpy(made["mean"]) * length)
     permute_width(network, made["order"])
     return network
 
