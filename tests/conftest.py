@@ -1,5 +1,6 @@
 """What the tests share: a tiny seeded model with a tiny tokenizer, and each engine over it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from polyvec import Encoder, ModelConfig
+from polyvec import Encoder, ModelConfig, cli
 from polyvec.checkpoint import Weights, save_checkpoint
 from polyvec.engines import Engine
 from polyvec.engines.openvino import OpenVINOEngine
@@ -152,3 +153,18 @@ def encoder(tiny_config: ModelConfig, tiny_model: Path, engine: Engine) -> Encod
 def rng() -> np.random.Generator:
     """Seeded random numbers."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run_verb(tiny_model, monkeypatch, capfd):
+    """Run a verb with the tiny model: exit status, output, complaints."""
+
+    def run(verb: str, *words: object) -> tuple[object, str, str]:
+        line = ["polyvec", verb, *map(str, words), "--model", str(tiny_model)]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capfd.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run

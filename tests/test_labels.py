@@ -1,10 +1,11 @@
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
-from polyvec import Encoder, cli
+from polyvec import Encoder
 from polyvec.search.labels import classify, learn_examples, learn_names
 
 
@@ -19,18 +20,9 @@ def bundled():
 
 
 @pytest.fixture
-def polyvec(tiny_model, monkeypatch, capfd):
+def polyvec(run_verb):
     """Run `polyvec classify` with the tiny model: exit status, output, complaints."""
-
-    def run(*words):
-        line = ["polyvec", "classify", *map(str, words), "--model", str(tiny_model)]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capfd.readouterr()
-        return end.value.code, said.out, said.err
-
-    return run
+    return partial(run_verb, "classify")
 
 
 def test_shares_of_a_text_sum_to_one_in_the_order_of_the_names(tiny):

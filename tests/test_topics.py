@@ -1,6 +1,6 @@
 import json
 import re
-import sys
+from functools import partial
 from html.parser import HTMLParser
 from random import Random
 from xml.etree import ElementTree
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from polyvec import Encoder, cli
+from polyvec import Encoder
 from polyvec.search.maps import find_fonts, first_words, render_page, write_map
 from polyvec.search.topics import (
     Clusters,
@@ -71,18 +71,9 @@ def notes(tmp_path):
 
 
 @pytest.fixture
-def polyvec(tiny_model, monkeypatch, capfd):
+def polyvec(run_verb):
     """Run `polyvec cluster` with the tiny model: exit status, output, complaints."""
-
-    def run(*words):
-        line = ["polyvec", "cluster", *map(str, words), "--model", str(tiny_model)]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capfd.readouterr()
-        return end.value.code, said.out, said.err
-
-    return run
+    return partial(run_verb, "cluster")
 
 
 def blobs(rng, *sizes, spread=0.05, dim=32):
