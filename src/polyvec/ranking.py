@@ -62,9 +62,12 @@ def rerank(
     if isinstance(candidates, str):
         raise ValueError("candidates is one text; put it in a list")
     asks, answers = task if isinstance(task, tuple) else (task, task)
-    texts, tasks = [query, *candidates], [asks, *[answers] * len(candidates)]
+    # Each text once: what a text's neighbours in a batch do to its last bits is no reason to prefer it.
+    places = {text: place for place, text in enumerate(dict.fromkeys(candidates))}
+    texts, tasks = [query, *places], [asks, *[answers] * len(places)]
     found = encoder.encode_all(texts, task=tasks, outputs=[*weights])
-    scores: dict[Kind, Float32[np.ndarray, " C"]] = {k: _score(found, k) for k in weights}
+    order = [places[text] for text in candidates]
+    scores: dict[Kind, Float32[np.ndarray, " C"]] = {k: _score(found, k)[order] for k in weights}
     total = sum(weights[kind] * part for kind, part in scores.items())
     assert isinstance(total, np.ndarray)
     return [

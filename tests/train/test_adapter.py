@@ -152,7 +152,7 @@ def test_the_new_task_encodes_at_once_and_the_others_as_before(
 def test_it_learns(compact_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "rows.csv", make_rows("classification", 200))
     outcome = make_adapter(
-        compact_model, data, tmp_path / "out", options(epochs=8, learning_rate=0.02)
+        compact_model, data, tmp_path / "out", options(epochs=16, learning_rate=0.02)
     )
     assert outcome.scores["mine"] > outcome.scores["none"] + 0.1
     lines = (tmp_path / "out.run/metrics.jsonl").read_text().splitlines()
