@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from polyvec import outputs
 from polyvec.batch import Batch, make_batch, pack
-from polyvec.checkpoint import Int8Matrix, Weights, load_checkpoint
+from polyvec.checkpoint import Weights, load_checkpoint, to_float
 from polyvec.chunking import Semantic, Sentences, group_sentences, split_sentences
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine, make_engine
@@ -432,7 +432,7 @@ def find_model(model: str | Path | None) -> Path:
 def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
     """The weights of the sparse and the multi-vector head, where there are any."""
     return {
-        name: (weight.to_float() if isinstance(weight, Int8Matrix) else weight).astype(np.float32)
+        name: to_float(weight)
         for name, weight in weights.items()
         if name.startswith(("sparse.", "multi."))
     }

@@ -62,7 +62,7 @@ def rerank(
     if isinstance(candidates, str):
         raise ValueError("candidates is one text; put it in a list")
     asks, answers = task if isinstance(task, tuple) else (task, task)
-    # Each text once: what a text's neighbours in a batch do to its last bits is no reason to prefer it.
+    # Each text once: what its neighbours in a batch do to its last bits is no reason to prefer it.
     places = {text: place for place, text in enumerate(dict.fromkeys(candidates))}
     texts, tasks = [query, *places], [asks, *[answers] * len(places)]
     found = encoder.encode_all(texts, task=tasks, outputs=[*weights])

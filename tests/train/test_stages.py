@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyvec.config import ModelConfig
 from polyvec.network import Network
+from polyvec.train.data import bury
 from polyvec.train.loop import Work
 from polyvec.train.masking import Vocabulary, hide_words
 from polyvec.train.stages import (
@@ -35,6 +36,8 @@ TEXTS = [
 PLAN = [np.arange(8), np.arange(4, 12)]
 GROUPS = np.arange(24) // 2
 
+DOCUMENTS, SPANS = bury(TEXTS, head=1, parts=3, seed=0)
+
 Stage = Callable[[Network, int | None], Work]
 
 STAGES: dict[str, Stage] = {
@@ -58,6 +61,9 @@ STAGES: dict[str, Stage] = {
         negatives=[TEXTS[i : i + 3] for i in range(24)],
         num_negatives=2,
         max_tokens=most,
+    ),
+    "spans": lambda net, most: contrast(
+        net, TEXTS, DOCUMENTS, GROUPS, PLAN, rows=(0, 1), spans=SPANS, max_tokens=most
     ),
     "ordering": lambda net, most: ordering(
         net,
@@ -164,3 +170,25 @@ def test_each_text_is_read_by_its_own_adapter() -> None:
     for i, row in enumerate(rows):
         alone = embed(network, [TEXTS[i]], row)[0]
         torch.testing.assert_close(mixed[i], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_span_s_vector_is_the_mean_of_its_tokens_in_the_document() -> None:
+    network = make_network()
+    vectors = embed(network, DOCUMENTS, 1, SPANS)
+    for vector, document, (start, end) in zip(vectors, DOCUMENTS, SPANS, strict=True):
+        states = network(torch.tensor(document), torch.tensor([len(document)]), torch.tensor([1]))
+        torch.testing.assert_close(vector, states[start:end].mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_buried_passage_is_whole_in_its_span(parts: int) -> None:
+    documents, spans = bury(TEXTS, head=3, parts=parts, seed=parts)
+    places = set()
+    for text, document, (start, end) in zip(TEXTS, documents, spans, strict=True):
+        found = document[start:end].tolist()
+        assert document[:3].tolist() == text[:3].tolist()
+        assert document[-1] == 2 and (document == 2).sum() == 1
+        first, last = start == 0, end == len(document)
+        assert found == text[0 if first else 3 : None if last else -1].tolist()
+        places.add((first, last))
+    assert len(places) == {1: 1, 2: 2, 5: 3}[parts]

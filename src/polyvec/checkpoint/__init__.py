@@ -46,6 +46,7 @@ from polyvec.checkpoint.storage import (
     read_json,
     read_tensors,
     replace_folder,
+    to_float,
     write_file,
     write_json,
     write_tensors,
@@ -61,6 +62,7 @@ __all__ = [
     "quantise_rows",
     "save_checkpoint",
     "save_compact",
+    "to_float",
     "weight_shapes",
 ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyvec.checkpoint import Int8Matrix, Weights, save_checkpoint
+from polyvec.checkpoint import Int8Matrix, Weights, save_checkpoint, to_float
 from polyvec.config import ModelConfig
 from polyvec.tasks import task_row
 
@@ -22,7 +22,7 @@ def merge_task(
         if ".lora_" in name:
             merged[name] = _bank(weight)[:0]
             continue
-        full = weight.to_float() if isinstance(weight, Int8Matrix) else weight.astype(np.float32)
+        full = to_float(weight)
         module = name.removesuffix(".weight")
         if f"{module}.lora_a" in weights:
             a, b = (_bank(weights[f"{module}.lora_{side}"])[row] for side in "ab")

@@ -54,6 +54,13 @@ class Int8Matrix:
         return self.values * self.scales[:, None]
 
 
+def to_float(weight: np.ndarray | Int8Matrix) -> np.ndarray:
+    """A weight in float32; the same memory if it is that already."""
+    if isinstance(weight, Int8Matrix):
+        return weight.to_float()
+    return np.ascontiguousarray(weight, np.float32)
+
+
 class Stored(NamedTuple):
     """A tensor and the file it came from, for error messages."""
 

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from polyvec.batch import Batch, select, split_by_length
-from polyvec.checkpoint import Int8Matrix, Weights, forget_pages
+from polyvec.checkpoint import Int8Matrix, Weights, forget_pages, to_float
 from polyvec.config import ModelConfig
 from polyvec.engines.openvino_graph import LINEARS, build_layers, layer_names, make_input
 from polyvec.engines.quiet import ops, ov
@@ -77,6 +77,7 @@ class OpenVINOEngine:
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         bf16 = precision == "auto" and has_bf16
         self.config = config
+        self._bf16 = bf16
         self.rope_base = config.rope_base
         """May be set at any time: 10,000 while training, the config's when encoding."""
         self.merge_row = merge_row
@@ -147,8 +148,8 @@ class OpenVINOEngine:
         names = layer_names(adapters=adapters)
         layers = []
         for layer in range(self.config.num_layers):
-            layers.append({name: _to_float(self._layer_weight(layer, name)) for name in names})
-            forget_pages(self._weights[f"layers.{layer}.{name}"] for name in names)
+            layers.append({name: to_float(self._layer_weight(layer, name)) for name in names})
+            forget_pages(self._weights.values())
         parameters = {name: make_input(name, list(layers[0][name].shape)) for name in names}
         model = build_layers(
             self.config, [parameters.__getitem__], list(parameters.values()), adapters=adapters
@@ -169,13 +170,14 @@ class OpenVINOEngine:
         """All blocks with their weights inside, in the type they are stored in."""
         properties = properties | {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
         numbers = range(self.config.num_layers)
+        widen = not isinstance(self._weights["layers.0.up.weight"], Int8Matrix)
 
         def compile_from(first: int) -> tuple[ov.InferRequest, dict[str, ov.Tensor]]:
             layers = [
                 lambda name, layer=layer: self._constant(layer, name)
                 for layer in numbers[first : first + LAYERS_PER_GRAPH]
             ]
-            model = build_layers(self.config, layers, [], adapters=adapters)
+            model = build_layers(self.config, layers, [], adapters=adapters, widen=widen)
             compiled = core.compile_model(model, "CPU", properties)
             # Read again only if the plugin packs anew; then they come back from the file.
             forget_pages(self._weights.values())
@@ -186,32 +188,42 @@ class OpenVINOEngine:
             return list(pool.map(compile_from, numbers[::LAYERS_PER_GRAPH]))
 
     def _constant(self, layer: int, name: str) -> ov.Node:
-        """A float32 node over a block's weight in the type it is stored in."""
+        """A node over a block's weight in the type it is stored in."""
         weight = self._layer_weight(layer, name)
         # A constant over shared memory does not keep it alive: only what `_weights` holds may be
-        # shared. That is all of a model's bulk, and it stays the file's memory map.
-        shared = weight is self._weights[f"layers.{layer}.{name}"]
+        # shared. That is most of a model's bulk, and it stays the file's memory map.
+        shared = weight is self._weights.get(f"layers.{layer}.{name}")
         if isinstance(weight, Int8Matrix):
             values = ops.constant(_share(weight.values), shared_memory=shared)
             return ops.multiply(ops.convert(values, "f32"), ops.constant(weight.scales[:, None]))
         constant = ops.constant(_share(weight), shared_memory=shared)
-        return constant if weight.dtype == np.float32 else ops.convert(constant, "f32")
+        # A matrix that is made float32 here would stay in memory as that, beside its packed copy.
+        as_it_is = self._bf16 and weight.dtype == ml_dtypes.bfloat16 and weight.ndim == 2
+        return constant if as_it_is else ops.convert(constant, "f32")
 
     def _layer_weight(self, layer: int, name: str) -> np.ndarray | Int8Matrix:
         """A block's weight in the shape the graph wants, with the adapter merged if asked."""
-        key = f"layers.{layer}.{name}"
-        weight = self._weights[key]
         linear, part = name.rsplit(".", 1)
+        if part == "wide":
+            stored = self._layer_weight(layer, f"{linear}.weight")
+            # 8-bit weights are float32 by the time they are inputs.
+            weight = to_float(stored) if isinstance(stored, Int8Matrix) else stored
+            kind = np.promote_types(
+                weight.dtype, self._weights[f"layers.{layer}.{linear}.lora_b"].dtype
+            )
+            up = self._layer_weight(layer, f"{linear}.lora_b")
+            return np.concatenate([weight.astype(kind), up.astype(kind)], 1)
+        weight = self._weights[f"layers.{layer}.{name}"]
         if part == "lora_a":
-            return _to_float(weight).reshape(-1, weight.shape[-1])
+            return to_float(weight).reshape(-1, weight.shape[-1])
         if part == "lora_b":
-            return np.moveaxis(_to_float(weight), 0, 1).reshape(weight.shape[1], -1)
+            return np.moveaxis(to_float(weight), 0, 1).reshape(weight.shape[1], -1)
         if part == "weight" and linear in LINEARS and self.merge_row is not None:
             a_RI, b_OR = (
-                _to_float(self._weights[f"layers.{layer}.{linear}.lora_{side}"])[self.merge_row]
+                to_float(self._weights[f"layers.{layer}.{linear}.lora_{side}"])[self.merge_row]
                 for side in "ab"
             )
-            merged = _to_float(weight) + self.config.adapter_scale * (b_OR @ a_RI)
+            merged = to_float(weight) + self.config.adapter_scale * (b_OR @ a_RI)
             # A merged bf16 weight stays bf16: in float32 the model would outgrow its file.
             stored_bf16 = not isinstance(weight, Int8Matrix) and weight.dtype == ml_dtypes.bfloat16
             return merged.astype(ml_dtypes.bfloat16) if stored_bf16 else merged
@@ -230,12 +242,12 @@ def embed_tokens(batch: Batch, weights: Weights, config: ModelConfig) -> Float32
         for name, ids in (("word", batch.token_ids[mine]), ("token_type", np.zeros_like(mine))):
             a_AVR, b_ARD = (weights[f"embeddings.{name}.lora_{side}"] for side in "ab")
             assert isinstance(a_AVR, np.ndarray) and isinstance(b_ARD, np.ndarray)
-            low_TR, up_RD = _to_float(a_AVR[row][ids]), _to_float(b_ARD[row])
-            x[mine] += config.adapter_scale * (low_TR @ up_RD)
+            low_TR, up_RD = to_float(a_AVR[row][ids]), to_float(b_ARD[row])
+            x[mine] += np.einsum("tr,rd->td", config.adapter_scale * low_TR, up_RD)
     x -= x.mean(1, keepdims=True)
     x /= np.sqrt(np.square(x).mean(1, keepdims=True) + np.float32(config.layer_norm_eps))
-    x *= _to_float(weights["embeddings.norm.weight"])
-    x += _to_float(weights["embeddings.norm.bias"])
+    x *= to_float(weights["embeddings.norm.weight"])
+    x += to_float(weights["embeddings.norm.bias"])
     return x
 
 
@@ -271,13 +283,6 @@ def _rows(matrix: np.ndarray | Int8Matrix, ids: Int32[np.ndarray, " T"]) -> np.n
     if isinstance(matrix, Int8Matrix):
         return matrix.values[ids] * matrix.scales[ids, None]
     return matrix[ids].astype(np.float32)
-
-
-def _to_float(weight: np.ndarray | Int8Matrix) -> np.ndarray:
-    """The weight in float32; the same memory if it is float32 already."""
-    if isinstance(weight, Int8Matrix):
-        return weight.to_float()
-    return np.ascontiguousarray(weight, np.float32)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -16,25 +16,42 @@ from polyvec.config import ModelConfig
 from polyvec.engines.quiet import ops, ov
 
 Weight = Callable[[str], ov.Node]
-"""Canonical name -> the node that holds it, always float32: see `linear_names`, `norm_names`."""
+"""Canonical name -> the node that holds it: float32, or bf16 for a matrix to multiply in bf16."""
 
 LINEARS = ("qkv", "out", "up", "down")
 NORMS = ("attention_norm", "ffn_norm")
 
+WIDENED = ("qkv", "up")
+"""Linears with more outputs than inputs. An adapter's low-rank values become more inputs of theirs,
+which costs less memory traffic than to add what comes of them to the outputs."""
+
 
 def layer_names(*, adapters: bool) -> list[str]:
-    """The weights of one block, without their `layers.N.` prefix."""
-    parts = ["weight", "bias", "lora_a", "lora_b"] if adapters else ["weight", "bias"]
-    linears = [f"{linear}.{part}" for linear in LINEARS for part in parts]
-    return linears + [f"{norm}.{part}" for norm in NORMS for part in ("weight", "bias")]
+    """The weights of one block that are inputs, without their `layers.N.` prefix.
+
+    "wide" is `weight` with `lora_b` beside it.
+    """
+    names = []
+    for linear in LINEARS:
+        parts = ["wide"] if adapters and linear in WIDENED else ["weight"]
+        parts += ["bias", "lora_a"] if adapters else ["bias"]
+        parts += ["lora_b"] if adapters and linear not in WIDENED else []
+        names += [f"{linear}.{part}" for part in parts]
+    return names + [f"{norm}.{part}" for norm in NORMS for part in ("weight", "bias")]
 
 
 def build_layers(
-    config: ModelConfig, layers: list[Weight], parameters: list[ov.Node], *, adapters: bool
+    config: ModelConfig,
+    layers: list[Weight],
+    parameters: list[ov.Node],
+    *,
+    adapters: bool,
+    widen: bool = True,
 ) -> ov.Model:
     """A model of consecutive blocks; `layers` gives each one's weights.
 
-    `parameters` are the inputs that `layers` made, if the weights are inputs. The model's own:
+    `widen` joins weights with their adapters, which 8-bit ones cannot be. `parameters` are the
+    inputs that `layers` made, if the weights are inputs. The model's own:
 
     - x [T, D] hidden states, and its output has the same shape
     - cos, sin [T, 1, K/2] rotary angles, so that the base may change from call to call
@@ -56,7 +73,7 @@ def build_layers(
         inputs["mask"] = make_input("mask", [-1, len(config.tasks) * config.adapter_rank])
     x = inputs["x"]
     for weight in layers:
-        x = _block(config, x, inputs, weight)
+        x = _block(config, x, inputs, weight, WIDENED if widen else ())
     # The stubs describe another class of this name.
     return ov.Model([x], [*inputs.values(), *parameters], "polyvec")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -68,16 +85,31 @@ def make_input(name: str, shape: list[int], dtype: type = np.float32) -> ov.Node
     return node
 
 
-def _block(config: ModelConfig, x: ov.Node, inputs: dict[str, ov.Node], weight: Weight) -> ov.Node:
+def _block(
+    config: ModelConfig,
+    x: ov.Node,
+    inputs: dict[str, ov.Node],
+    weight: Weight,
+    widened: tuple[str, ...],
+) -> ov.Node:
     """One post-norm block: attention, then the feed-forward part."""
     mask = inputs.get("mask")
 
+    def product(x: ov.Node, name: str) -> ov.Node:
+        matrix = weight(name)
+        if matrix.get_element_type() != ov.Type.bf16:
+            return ops.matmul(x, matrix, False, True)
+        return ops.convert(ops.matmul(ops.convert(x, "bf16"), matrix, False, True), "f32")
+
     def linear(x: ov.Node, name: str) -> ov.Node:
-        y = ops.add(ops.matmul(x, weight(f"{name}.weight"), False, True), weight(f"{name}.bias"))
+        bias = weight(f"{name}.bias")
         if mask is None:
-            return y
-        low_TR = ops.multiply(ops.matmul(x, weight(f"{name}.lora_a"), False, True), mask)
-        return ops.add(y, ops.matmul(low_TR, weight(f"{name}.lora_b"), False, True))
+            return ops.add(product(x, f"{name}.weight"), bias)
+        low_TR = ops.multiply(product(x, f"{name}.lora_a"), mask)
+        if name in widened:
+            return ops.add(product(ops.concat([x, low_TR], -1), f"{name}.wide"), bias)
+        y = ops.add(product(x, f"{name}.weight"), bias)
+        return ops.add(y, product(low_TR, f"{name}.lora_b"))
 
     def norm(x: ov.Node, name: str) -> ov.Node:
         eps = config.layer_norm_eps

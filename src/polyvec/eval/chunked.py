@@ -19,7 +19,7 @@ from mteb.types import (
 )
 
 from polyvec.encoder import Encoder
-from polyvec.eval.protocol import paper_adapter
+from polyvec.eval.protocol import ChooseAdapter, paper_adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,18 @@ class Cut:
 class ChunkSearch:
     """An encoder as mteb's `SearchProtocol` wants it, over chunks."""
 
-    def __init__(self, encoder: Encoder, meta: ModelMeta, cut: Cut) -> None:
-        """Cut every document as `cut` says; the paper's adapters read both sides."""
+    def __init__(
+        self,
+        encoder: Encoder,
+        meta: ModelMeta,
+        cut: Cut,
+        choose: ChooseAdapter = paper_adapter,
+    ) -> None:
+        """Cut every document as `cut` says; `choose` says which adapter reads a side."""
         self.encoder = encoder
         self.mteb_model_meta = meta
         self.cut = cut
+        self.choose = choose
         self.names: list[str] = []
         self.chunks: Float32[np.ndarray, "S D"] = np.empty((0, encoder.config.width), np.float32)
         self.starts: Int[np.ndarray, " _documents"] = np.empty(0, np.int64)
@@ -60,7 +67,7 @@ class ChunkSearch:
         num_proc: int | None,
     ) -> None:
         """Read all documents."""
-        adapter = paper_adapter(task_metadata, PromptType.document)
+        adapter = self.choose(task_metadata, PromptType.document)
         self.names = [str(row["id"]) for row in corpus]
         texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in corpus]
         if self.cut.tokens is None:
@@ -85,7 +92,7 @@ class ChunkSearch:
         num_proc: int | None,
     ) -> RetrievalOutputType:
         """For each query the `top_k` documents, by their best chunks."""
-        adapter = paper_adapter(task_metadata, PromptType.query)
+        adapter = self.choose(task_metadata, PromptType.query)
         asked = self.encoder.encode([row["text"] for row in queries], task=adapter, progress=False)
         scores = np.maximum.reduceat(asked @ self.chunks.T, self.starts, axis=1)
         found: RetrievalOutputType = {}

@@ -241,6 +241,7 @@ def late_chunking(
     *,
     sizes: tuple[int, ...] = CHUNK_SIZES,
     window: int = WINDOW,
+    adapter: Adapter = "paper",
     where: Where = HERE,
 ) -> None:
     """Search long documents by their chunks, embedded alone and late, and print a table.
@@ -254,6 +255,7 @@ def late_chunking(
         model: A polyvec model.
         sizes: Tokens of a chunk.
         window: Tokens that `long` reads together.
+        adapter: The paper's choice by task, or one adapter for everything.
         where: Options that all verbs share.
 
     """
@@ -263,8 +265,10 @@ def late_chunking(
         cuts[f"naive-{size}"] = Cut(tokens=size, late=False)
         cuts[f"late-{size}"] = Cut(tokens=size)
         cuts[f"long-{size}"] = Cut(tokens=size, window=window)
-    variants = {name: ChunkSearch(encoder, meta, cut) for name, cut in cuts.items()}
-    compare("chunks", variants, where, CHUNKED_TASKS)
+    choose = ADAPTERS[adapter]
+    variants = {name: ChunkSearch(encoder, meta, cut, choose) for name, cut in cuts.items()}
+    what = "chunks" if adapter == "paper" else f"chunks by {adapter}"
+    compare(what, variants, where, CHUNKED_TASKS)
 
 
 def failures(model: str = BUNDLED, /, *, where: Where = HERE) -> None:

@@ -142,8 +142,9 @@ def fill_summary(page: str, summaries: Sequence[Summary]) -> str:
 
 
 def ordered(summaries: Sequence[Summary]) -> list[Summary]:
-    """Models of polyvec first, then those with the most tasks."""
-    return sorted(summaries, key=lambda s: (not s.model.startswith("polyvec"), -len(s.tasks)))
+    """Models of polyvec first, then those with the most tasks, then by name."""
+    ours = "polyvec"
+    return sorted(summaries, key=lambda s: (not s.model.startswith(ours), -len(s.tasks), s.model))
 
 
 def group_table(summaries: Sequence[Summary], first: str) -> str:

@@ -28,6 +28,7 @@ from polyvec.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     save_compact,
+    to_float,
 )
 from polyvec.checkpoint.adapters import folder_names
 from polyvec.config import ModelConfig
@@ -311,15 +312,10 @@ def _network(config: ModelConfig, weights: Weights, start: str, options: Options
     row = None if start == NONE else task_row(config.tasks, start)
     for name, parameter in network.named_parameters():
         if ".lora_" not in name:
-            parameter.copy_(_tensor(weights[name]))
+            parameter.copy_(torch.tensor(to_float(weights[name])))
         elif row is not None:
-            parameter.copy_(_tensor(weights[name])[row][None])
+            parameter.copy_(torch.tensor(to_float(weights[name])[row][None]))
     return network
-
-
-def _tensor(weight: np.ndarray | Int8Matrix) -> Tensor:
-    wide = weight.to_float() if isinstance(weight, Int8Matrix) else weight.astype(np.float32)
-    return torch.from_numpy(wide)
 
 
 def _read(tokenizer: Tokenizer, prompt: str, max_tokens: int, texts: list[str]) -> list[np.ndarray]:

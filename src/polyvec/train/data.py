@@ -223,6 +223,33 @@ def classmates(labels: Int[np.ndarray, " N"], *, seed: int) -> Int[np.ndarray, "
     return mates
 
 
+def bury(
+    passages: Sequence[Int[np.ndarray, " _T"]], *, head: int, parts: int, seed: int
+) -> tuple[list[Int32[np.ndarray, " _D"]], list[tuple[int, int]]]:
+    """Every passage among others, at random, and the span [start, end) where it lies.
+
+    A passage's first `head` tokens (`<s>` and an instruction) and its last one (`</s>`) are the
+    document's, whose first and last part own them, as in `Encoder.encode_chunks`.
+
+    >>> texts = [np.int32([0, 7, 2]), np.int32([0, 8, 9, 2])]
+    >>> documents, spans = bury(texts, head=1, parts=2, seed=1)
+    >>> [document[start:end].tolist() for document, (start, end) in zip(documents, spans)]
+    [[0, 7], [8, 9, 2]]
+    """
+    rng = np.random.default_rng(seed)
+    documents, spans = [], []
+    for number, passage in enumerate(passages):
+        place = int(rng.integers(parts))
+        chosen = np.insert(rng.integers(len(passages), size=parts - 1), place, number)
+        bodies = [passages[i][head:-1] for i in chosen]
+        bounds = head + np.cumsum([0, *map(len, bodies)])
+        document = np.concatenate([passage[:head], *bodies, passage[-1:]]).astype(np.int32)
+        documents.append(document)
+        start = 0 if place == 0 else int(bounds[place])
+        spans.append((start, len(document) if place == parts - 1 else int(bounds[place + 1])))
+    return documents, spans
+
+
 def plan_classes(
     lengths: Sequence[int],
     labels: Int[np.ndarray, " N"],

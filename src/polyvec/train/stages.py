@@ -43,14 +43,24 @@ from polyvec.train.tuples import append_tokens, draw_tuples
 Tokens = Sequence[Int[np.ndarray, " _T"]]
 """Token ids of each text, special tokens included."""
 
+Spans = Sequence[tuple[int, int]]
+"""The part [start, end) of each text's tokens whose mean is its vector."""
 
-def embed(network: Model, texts: Tokens, row: int | Sequence[int]) -> Float[Tensor, "N D"]:
-    """Mean hidden states of `texts` with their graph, read by one adapter, or by one each."""
+
+def embed(
+    network: Model, texts: Tokens, row: int | Sequence[int], spans: Spans | None = None
+) -> Float[Tensor, "N D"]:
+    """Mean hidden states of `texts`, or of a span of each, with their graph.
+
+    One adapter reads them, or one each.
+    """
     rows = [row] * len(texts) if isinstance(row, int) else row
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     hidden, lengths = _read(network, [texts[i] for i in order], [rows[i] for i in order])
-    ends = lengths.cumsum(0)
-    return pool(hidden, ends - lengths, ends)[torch.tensor(order).argsort().to(hidden.device)]
+    parts = [(0, len(text)) for text in texts] if spans is None else spans
+    inside = torch.tensor([parts[i] for i in order], device=hidden.device)
+    starts, ends = ((lengths.cumsum(0) - lengths)[:, None] + inside).T
+    return pool(hidden, starts, ends)[torch.tensor(order).argsort().to(hidden.device)]
 
 
 def _read(
@@ -72,20 +82,23 @@ def backward(
     rows: Sequence[int],
     loss: Callable[[Float[Tensor, "N D"]], Float[Tensor, ""]],
     *,
+    spans: Spans | None = None,
     max_tokens: int | None = None,
 ) -> Float[Tensor, ""]:
     """Add the gradient of `loss` of the vectors of `texts`; return the loss, detached.
 
-    Text i is read by adapter rows[i], -1 for none. Memory holds the activations of about
-    `max_tokens` tokens (`train/gradcache.py`), or of all of them. In several processes `texts` are
-    those of the whole step: each process reads its share, and sees the vectors of all.
+    Text i is read by adapter rows[i], -1 for none, and its vector is that of `spans[i]` if there
+    are any. Memory holds the activations of about `max_tokens` tokens (`train/gradcache.py`), or of
+    all of them. In several processes `texts` are those of the whole step: each process reads its
+    share, and sees the vectors of all.
     """
     shares = share_out([len(text) for text in texts], max_tokens)
     order = torch.from_numpy(np.concatenate([chunk for share in shares for chunk in share]))
     counts = [sum(map(len, share)) for share in shares]
 
     def encode(chunk: Int[np.ndarray, " _chunk"]) -> Float[Tensor, "_chunk D"]:
-        return embed(network, [texts[i] for i in chunk], [rows[i] for i in chunk])
+        parts = None if spans is None else [spans[i] for i in chunk]
+        return embed(network, [texts[i] for i in chunk], [rows[i] for i in chunk], parts)
 
     def of_all(own: Float[Tensor, "_own D"]) -> Float[Tensor, ""]:
         return loss(gather(own, counts)[order.argsort().to(own.device)])
@@ -187,6 +200,7 @@ def contrast(
     plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
     rows: tuple[int, int] = (-1, -1),
+    spans: Spans | None = None,
     negatives: Sequence[Tokens] | None = None,
     num_negatives: int = 1,
     temperature: float = 0.05,
@@ -195,10 +209,12 @@ def contrast(
 ) -> Work:
     """Query i belongs with document i and, unless of its group, with no other (`info_nce`).
 
-    `rows` are the adapters that read queries and documents. `negatives[i]` are texts that look
-    like an answer to query i and are none; of those given, `num_negatives` a query are drawn each
-    time. For classification a group is a class, so that two texts of a class are never pushed
-    apart, or a tuple whose texts carry an id of its own (`train/tuples.py`).
+    With `spans` it belongs with that part of the document's tokens, whose mean stands for it: span
+    pooling, which trains what late chunking does (arXiv:2409.04701). `rows` are the
+    adapters that read queries and documents. `negatives[i]` are texts that look like an answer to
+    query i and are none; of those given, `num_negatives` a query are drawn each time. For
+    classification a group is a class, so that two texts of a class are never pushed apart, or a
+    tuple whose texts carry an id of its own (`train/tuples.py`).
     """
     nested = matryoshka(info_nce, plain(network).config.dims, dim_weights)
 
@@ -206,10 +222,14 @@ def contrast(
         chosen = plan[step]
         rng = np.random.default_rng(step)
         texts = [queries[i] for i in chosen] + [documents[i] for i in chosen]
+        parts = [(0, len(text)) for text in texts]
+        if spans is not None:
+            parts[len(chosen) :] = [spans[i] for i in chosen]
         owners = list(groups[chosen])
         for hard in [] if negatives is None else [negatives[i] for i in chosen]:
             for place in rng.permutation(len(hard))[:num_negatives]:
                 texts.append(hard[place])
+                parts.append((0, len(hard[place])))
                 owners.append(-1)
         adapters = [rows[0]] * len(chosen) + [rows[1]] * len(owners)
 
@@ -223,7 +243,7 @@ def contrast(
                 temperature=temperature,
             )
 
-        value = backward(network, texts, adapters, loss, max_tokens=max_tokens)
+        value = backward(network, texts, adapters, loss, spans=parts, max_tokens=max_tokens)
         return value, sum(len(text) for text in texts)
 
     return work
