@@ -38,6 +38,13 @@ NAMES = (
     "ONNX Runtime float32",
     "ONNX Runtime dynamic int8",
 )
+MIXING = "mixing"
+"""The step that times a batch of five tasks and merged weights in turns, since a ratio of two runs
+minutes apart is at the mercy of what else the machine did."""
+
+ROUNDS = 15
+"""Turns of it."""
+
 ONLY_POLYVEC = "1 x 8192"
 """Minutes for one text, so only polyvec and transformers float32 are asked for it."""
 
@@ -57,7 +64,7 @@ def main(
     if fresh:
         results.unlink(missing_ok=True)
     # The export comes late: it needs most memory, and what is timed before it is kept.
-    for name in ("roof", *NAMES[:5], "export", *NAMES[5:]):
+    for name in ("roof", *NAMES[:3], MIXING, *NAMES[3:5], "export", *NAMES[5:]):
         if name == BF16 and BF16_ROOF not in json.loads(results.read_text())["roof"]:
             continue
         command = [sys.executable, "-m", "benchmarks.speed", "--peer", name]
@@ -93,6 +100,12 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
         export_onnx(folder)
         return
     config, _ = load_checkpoint(folder)
+    if name == MIXING:
+        if not mine:
+            ids = make_ids(make_corpora(num_texts)["8 x 128"], config.vocab_size)
+            for peer, share in time_mixing([PEERS[p](folder, threads) for p in NAMES[:3]], ids):
+                record(NAMES[peer], share)
+        return
     embed = None
     for corpus, lengths in make_corpora(num_texts).items():
         asked = corpus != ONLY_POLYVEC or name in (POLYVEC, "transformers float32")
@@ -108,6 +121,22 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
             embed(ids)
             seconds.append(time.perf_counter() - start)
         record(corpus, sum(lengths) / min(seconds))
+
+
+def time_mixing(
+    embeds: list[Callable[[list[list[int]]], np.ndarray]], ids: list[list[int]]
+) -> list[tuple[int, float]]:
+    """The first peers' speeds as shares of the last one's: medians over turns."""
+    seconds = np.empty((ROUNDS, len(embeds)))
+    for embed in embeds:
+        embed(ids)
+    for turn in range(ROUNDS):
+        for number, embed in enumerate(embeds):
+            start = time.perf_counter()
+            embed(ids)
+            seconds[turn, number] = time.perf_counter() - start
+    shares = np.median(seconds[:, -1:] / seconds, axis=0)
+    return [(number, float(share)) for number, share in enumerate(shares[:-1])]
 
 
 def measure_roofs(threads: int) -> dict[str, float]:
@@ -169,8 +198,7 @@ def make_report(
     for corpus, lengths in corpora.items():
         flops = count_flops(config, lengths) / sum(lengths) * found[POLYVEC][corpus]
         shares.append(f"{corpus}: {flops / roof:.0%}")
-    mixed, merged = found["polyvec, five tasks mixed"], found["polyvec, one task merged"]
-    mixing = mixed["8 x 128"] / merged["8 x 128"]
+    mixing = found[MIXING]["polyvec, five tasks mixed"]
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in found["roof"].items())
     versions = ("openvino", "torch", "transformers", "onnxruntime", "numpy")
     return "\n\n".join(
@@ -185,7 +213,7 @@ def make_report(
             f"Matrix-product roof of this machine, measured in the same run: {roofs}. polyvec's "
             f"share of the highest, end to end: {', '.join(shares)}.",
             f"A batch that mixes all five tasks runs at {mixing:.0%} of the speed of one task "
-            "merged into the weights (on `8 x 128`).",
+            f"merged into the weights (on `8 x 128`; the median of {ROUNDS} pairs, in turns).",
             f"{describe_machine(*versions)} "
             f"`python -m benchmarks.speed --threads {threads} --texts {num_texts}`",
         ]

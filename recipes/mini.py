@@ -396,9 +396,9 @@ HEADS = ("sparse.", "multi.")
 HEAD_SETTINGS = Settings(steps=80, learning_rate=1e-3, save_every=40)
 """Last of all, behind the finished retrieval adapters."""
 
-STRENGTH = {"text-matching": 0.7, "separation": 0.4}
+STRENGTH = {"text-matching": 0.7}
 """What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it
-finds fewer translations, or no better clusters (docs/log.md)."""
+finds fewer translations (docs/log.md)."""
 
 ADAPTER_TOKENS = 3_072
 """A step's tokens, both sides of its pairs together."""

@@ -157,7 +157,8 @@ def embed(
     from polyvec.records import read_records, write_vectors
 
     records = ({"text": text} for text in texts) if texts else read_records(input or [Path("-")])
-    encoder = Encoder.load(model)
+    # Arguments are few, so it is the start that takes the time.
+    encoder = Encoder.load(model, prepack=False if texts else None)
     dim = dim or encoder.config.width
     fed: deque[dict[str, Any]] = deque()
     vectors = encoder.encode_stream(_feed(records, fed), task=task, dim=dim)

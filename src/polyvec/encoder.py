@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from polyvec import outputs
 from polyvec.batch import Batch, make_batch, pack
-from polyvec.checkpoint import Weights, load_checkpoint, to_float
+from polyvec.checkpoint import load_checkpoint
 from polyvec.chunking import Semantic, Sentences, group_sentences, split_sentences
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine, make_engine
-from polyvec.heads import Outputs, Sparse, gather_weights, token_vectors, token_weights
+from polyvec.heads import Outputs, Sparse, gather_weights, read_heads, token_vectors, token_weights
 from polyvec.outputs import Chunks, truncate_and_normalise
 from polyvec.pooling import pool_windows
 from polyvec.tasks import BARE, task_row
@@ -84,12 +84,14 @@ class Encoder:
         device: str = "auto",
         precision: Literal["auto", "float32"] = "auto",
         merge: str | None = None,
+        prepack: bool | None = None,
     ) -> "Encoder":
         """The bundled model, a model folder, or a model of the Hugging Face hub ("org/name").
 
         `device` is "cpu" (OpenVINO), "cuda" or "cuda:1" (PyTorch), or "auto": CUDA where there is
         a GPU and PyTorch, else the CPU. `precision` "auto" is bf16 where the device has it.
         `merge` names the one task all texts will have, and adds its adapter to the weights once.
+        `prepack` False starts a CPU in a third of the time and encodes slower: for a few texts.
 
         Raises ValueError if there is no such model, or if its files are incomplete or unsafe.
         """
@@ -98,7 +100,9 @@ class Encoder:
         merge_row = None if merge is None else task_row(config.tasks, merge)
         # The engine compiles outside the interpreter; the tokenizer is read meanwhile.
         with ThreadPoolExecutor(1) as beside:
-            engine = beside.submit(make_engine, config, weights, device, precision, merge_row)
+            engine = beside.submit(
+                make_engine, config, weights, device, precision, merge_row, prepack
+            )
             tokenizer = Tokenizer.load(folder, config.max_tokens)
             return cls(config, tokenizer, engine.result(), read_heads(weights))
 
@@ -427,15 +431,6 @@ def find_model(model: str | Path | None) -> Path:
 
         return download(model)
     raise ValueError(f"there is no folder {model}")
-
-
-def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The weights of the sparse and the multi-vector head, where there are any."""
-    return {
-        name: to_float(weight)
-        for name, weight in weights.items()
-        if name.startswith(("sparse.", "multi."))
-    }
 
 
 def _read_windows(

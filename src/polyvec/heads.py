@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from polyvec.batch import pack
+from polyvec.checkpoint import Weights, to_float
 from polyvec.tokenizer import Tokenizer
 
 MAX_SCORES = 2**22
@@ -130,6 +131,15 @@ def token_vectors(
     """Each token's own vector, of length 1."""
     vectors = hidden @ weight.T + bias
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+
+
+def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The weights of the sparse and the multi-vector head, where there are any."""
+    return {
+        name: to_float(weight)
+        for name, weight in weights.items()
+        if name.startswith(("sparse.", "multi."))
+    }
 
 
 def gather_weights(

@@ -54,14 +54,20 @@ def make_engine(
     device: str,
     precision: Literal["auto", "float32"],
     merge_row: int | None,
+    prepack: bool | None = None,
 ) -> Engine:
-    """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" as `Encoder.load` has it."""
+    """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" as `Encoder.load` has it.
+
+    `prepack` is for the CPU's engine.
+    """
     if device == "auto":
         device = "cuda" if _can_use_cuda() else "cpu"
     if device == "cpu":
         from polyvec.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(config, weights, precision=precision, merge_row=merge_row)
+        return OpenVINOEngine(
+            config, weights, precision=precision, merge_row=merge_row, prepack=prepack
+        )
     if device.split(":")[0] != "cuda":
         raise ValueError(f"device is {device!r}, must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if importlib.util.find_spec("torch") is None:

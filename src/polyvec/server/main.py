@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
-from polyvec.encoder import find_model, read_heads
+from polyvec.encoder import find_model
+from polyvec.heads import read_heads
 from polyvec.server.app import Service, make_app
 from polyvec.server.batches import Batches
 from polyvec.server.batching import Scheduler
