@@ -22,7 +22,7 @@ def make_texts(number: int) -> list[str]:
     """Sentences of the example notes, in ten languages, each text different from all others."""
     sentences = [
         " ".join(text[start:end].split())
-        for text in (path.read_text("utf-8") for path in sorted(NOTES.iterdir()))
+        for text in (path.read_text("utf-8") for path in sorted(NOTES.iterdir()) if path.is_file())
         for start, end in split_sentences(text)
     ]
     return [f"{i} {sentences[i % len(sentences)]}" for i in range(number)]

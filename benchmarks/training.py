@@ -132,7 +132,8 @@ def make_lengths(count: int) -> dict[str, list[int]]:
 def make_texts(folder: Path, lengths: list[int]) -> list[str]:
     """Stretches of the notes of about these lengths."""
     tokenizer = Tokenizer.load(folder, 512).core
-    stream = tokenizer.encode("\n".join(path.read_text() for path in sorted(NOTES.iterdir()))).ids
+    notes = [path.read_text() for path in sorted(NOTES.iterdir()) if path.is_file()]
+    stream = tokenizer.encode("\n".join(notes)).ids
     rng = np.random.default_rng(1)
     starts = rng.integers(len(stream) - max(lengths), size=len(lengths))
     return [

@@ -108,7 +108,8 @@ FACTS = [fact for fact in ALL if fact not in HELD]
 
 def read_notes() -> list[str]:
     """The sentences of the notes, in ten languages."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(NOTES.iterdir())]
+    files = [path for path in sorted(NOTES.iterdir()) if path.is_file()]
+    texts = [path.read_text(encoding="utf-8") for path in files]
     return [text[a:b].strip() for text in texts for a, b in split_sentences(text) if b - a > 20]
 
 
