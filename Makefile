@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Each answer lies in another file; three questions are in another language than their answer.
 demo: .venv/demo
 	$(BIN)/polyvec search docs/ "how do I teach the model a task of my own?" --top 1
-	$(BIN)/polyvec search docs/ "how does one batch mix several tasks?" --top 1
+	$(BIN)/polyvec search docs/ "how do I deploy the server to Kubernetes?" --top 1
 	$(BIN)/polyvec search examples/notes/ "how do I stop a nosebleed?" --top 1
 	$(BIN)/polyvec search examples/notes/ "repair a flat bicycle tyre" --top 1
 	$(BIN)/polyvec search examples/notes/ "¿qué no debe comer un gato?" --top 1
