@@ -103,8 +103,8 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
     if name == MIXING:
         if not mine:
             ids = make_ids(make_corpora(num_texts)["8 x 128"], config.vocab_size)
-            for peer, share in time_mixing([PEERS[p](folder, threads) for p in NAMES[:3]], ids):
-                record(NAMES[peer], share)
+            for peer, share in time_mixing({p: PEERS[p](folder, threads) for p in NAMES[:3]}, ids):
+                record(peer, share)
         return
     embed = None
     for corpus, lengths in make_corpora(num_texts).items():
@@ -124,19 +124,18 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
 
 
 def time_mixing(
-    embeds: list[Callable[[list[list[int]]], np.ndarray]], ids: list[list[int]]
-) -> list[tuple[int, float]]:
-    """The first peers' speeds as shares of the last one's: medians over turns."""
+    embeds: dict[str, Callable[[list[list[int]]], np.ndarray]], ids: list[list[int]]
+) -> list[tuple[str, float]]:
+    """Each peer's speed as a share of the last one's: medians over turns."""
     seconds = np.empty((ROUNDS, len(embeds)))
-    for embed in embeds:
+    for embed in embeds.values():
         embed(ids)
     for turn in range(ROUNDS):
-        for number, embed in enumerate(embeds):
+        for number, embed in enumerate(embeds.values()):
             start = time.perf_counter()
             embed(ids)
             seconds[turn, number] = time.perf_counter() - start
-    shares = np.median(seconds[:, -1:] / seconds, axis=0)
-    return [(number, float(share)) for number, share in enumerate(shares[:-1])]
+    return [*zip(embeds, np.median(seconds[:, -1:] / seconds, axis=0).tolist(), strict=True)]
 
 
 def measure_roofs(threads: int) -> dict[str, float]:

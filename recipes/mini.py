@@ -542,11 +542,11 @@ def cross(rows: Rows) -> Rows:
 QUERY_ROW, PASSAGE_ROW = (task_row(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage"))
 
 
-def answered(tokenizer: Tokenizer, data: Path, steps: int, sources: list[Source]) -> Answered:
+def answered(tokenizer: Tokenizer, data: Path, steps: int) -> Answered:
     """Each side behind its instruction, one source a step."""
     prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
-    for name, share in [*sources, *CROSSED]:
+    for name, share in [*ANSWERED, *CROSSED]:
         lang = "lang" if name.startswith("adapters") else "query_lang"
         rows = read_pairs(data / f"{name}.parquet", lang=lang, most=1_500)
         shares = {}
@@ -573,7 +573,7 @@ def answered(tokenizer: Tokenizer, data: Path, steps: int, sources: list[Source]
 
 def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
     """Questions find their passages; each side has an adapter of its own."""
-    rows = answered(tokenizer, data, steps, ANSWERED)
+    rows = answered(tokenizer, data, steps)
     return contrast(
         network,
         rows.queries,
@@ -587,7 +587,7 @@ def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) ->
 
 def both_heads(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
     """Questions find their passages by weighed words and token by token."""
-    rows = answered(tokenizer, data, steps, ANSWERED)
+    rows = answered(tokenizer, data, steps)
     special = {n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     num_prompts = [
         len(tokenizer.encode(CONFIG.tasks[row].prompt, add_special_tokens=False).ids) + 1
