@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import JinaEmbeddingsV3Model
 
 from polyvec.batch import make_batch, pack
-from polyvec.checkpoint import load_checkpoint
+from polyvec.checkpoint import load_checkpoint, save_compact
 from polyvec.engines.openvino import OpenVINOEngine
 from polyvec.outputs import truncate_and_normalise
 
@@ -22,9 +22,16 @@ Embed = Callable[[list[list[int]]], np.ndarray]
 BATCH = 32
 
 
-def load_polyvec(folder: Path, threads: int, *, tasks: str = "none") -> Embed:
-    """polyvec; `tasks` is "none", "mixed" (all five in turn), or "merged" (one, in the weights)."""
+def load_polyvec(folder: Path, threads: int, *, tasks: str = "none", int8: bool = False) -> Embed:
+    """polyvec; `tasks` is "none", "mixed" (all five in turn), or "merged" (one, in the weights).
+
+    `int8` is what `polyvec export --int8` makes of the model.
+    """
     config, weights = load_checkpoint(folder)
+    if int8:
+        if not (folder / "int8").exists():
+            save_compact(folder / "int8", config, weights)
+        config, weights = load_checkpoint(folder / "int8")
     merge_row = 1 if tasks == "merged" else None
     engine = OpenVINOEngine(config, weights, num_threads=threads, merge_row=merge_row)
 
@@ -131,6 +138,7 @@ PEERS: dict[str, Callable[[Path, int], Embed]] = {
     "polyvec": load_polyvec,
     "polyvec, five tasks mixed": lambda f, t: load_polyvec(f, t, tasks="mixed"),
     "polyvec, one task merged": lambda f, t: load_polyvec(f, t, tasks="merged"),
+    "polyvec, int8 weights": lambda f, t: load_polyvec(f, t, int8=True),
     "transformers float32": lambda f, t: load_transformers(f, t, dtype=torch.float32),
     "transformers bf16": lambda f, t: load_transformers(f, t, dtype=torch.bfloat16),
     "ONNX Runtime float32": lambda f, t: load_onnx(f, t, int8=False),

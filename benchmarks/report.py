@@ -30,10 +30,16 @@ def describe_machine(*packages: str) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {_count_cores()}, "
         f"{memory:.0f} GiB, {' '.join(_flags()) or 'no vector extensions known'}; "
         f"Python {platform.python_version()}, {versions}."
     )
+
+
+def _count_cores() -> str:
+    """Those that this process may use (`taskset` on Linux gives it fewer)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return "1 core" if allowed == 1 else f"{allowed} cores"
 
 
 def _flags() -> list[str]:

@@ -126,11 +126,9 @@ async def soak(
 
     async def watch() -> None:
         while time.perf_counter() < end:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             now = time.perf_counter() - began
-            seen.memory.append(
-                (now, resident(pid), max(map(resident, map(int, children)), default=0))
-            )
+            engine = max(map(resident, children(pid)), default=0)
+            seen.memory.append((now, resident(pid), engine))
             await asyncio.sleep(1)
 
     faults = make_faults(port, pid, end, seen)
@@ -232,10 +230,14 @@ async def leave(port: int) -> None:
 
 def kill_engine(pid: int) -> None:
     """End the server's engine process; there may be none at the moment."""
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    engine = max(children, key=resident, default=None)
+    engine = max(children(pid), key=resident, default=None)
     if engine is not None:
         os.kill(engine, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def resident(pid: int) -> float:

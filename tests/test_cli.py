@@ -279,6 +279,20 @@ def test_an_exported_model_encodes_as_its_source(polyvec, tiny_model, tmp_path):
     np.testing.assert_array_equal(source, exported)
 
 
+def test_an_int8_export_is_smaller_and_encodes_nearly_as_its_source(polyvec, tiny_model, tmp_path):
+    assert polyvec("export", tiny_model, tmp_path / "out", "--int8")[0] == 0
+    source, exported = (
+        Encoder.load(folder).encode("fox", task="separation")[0]
+        for folder in (tiny_model, tmp_path / "out")
+    )
+    assert source @ exported > 0.999
+    whole, small = (
+        sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        for folder in (tiny_model, tmp_path / "out")
+    )
+    assert small < whole / 2
+
+
 def test_help_shows_examples_and_imports_no_engine():
     script = (
         "import sys; from polyvec.cli import _run, app; "

@@ -223,6 +223,17 @@ def test_loading_for_one_task_gives_what_the_adapter_gives(
     )
 
 
+def test_8_bit_products_are_near_exact_ones_and_a_merged_adapter_is_not_lost(sentences):
+    """The bundled model is stored in 8 bits, whose steps are larger than what an adapter adds."""
+    task = "text-matching"
+    exact = Encoder.load(device="cpu", precision="float32").encode(sentences, task=task)
+    bare = Encoder.load(device="cpu").encode(sentences)
+    assert (exact * bare).sum(1).mean() < 0.95
+    for merge in (None, task):
+        found = Encoder.load(device="cpu", merge=merge).encode(sentences, task=task)
+        assert (exact * found).sum(1).min() > 0.995
+
+
 def test_a_bf16_checkpoint_loads(
     tiny_model: Path, tmp_path: Path, make_engine: MakeEngine, sentences: list[str]
 ) -> None:

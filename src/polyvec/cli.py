@@ -272,10 +272,14 @@ def info(model: str | None = None, /) -> None:
 
 
 @app.command
-def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
+def export(
+    model: str, folder: Annotated[Path, Parameter(name="DIR")], /, *, int8: bool = False
+) -> None:
     """Write a model in full precision, in the layout that transformers and PEFT read.
 
     polyvec export mini exported/
+
+    polyvec export jinaai/jina-embeddings-v3 smaller/ --int8
 
     Parameters
     ----------
@@ -283,16 +287,19 @@ def export(model: str, folder: Annotated[Path, Parameter(name="DIR")], /) -> Non
         A model folder or a name on the Hugging Face hub; "mini" is the bundled model.
     folder
         The folder to write; an older export there is replaced, anything else is refused.
+    int8
+        In half of bf16's space, which polyvec alone reads: 8 bits a number. Many processors also
+        encode faster with it.
 
     """
-    from polyvec.checkpoint import load_checkpoint, save_checkpoint
+    from polyvec.checkpoint import load_checkpoint, save_checkpoint, save_compact
     from polyvec.encoder import find_model
     from polyvec.tokenizer import Tokenizer
 
     source = find_model(None if model == "mini" else model)
     config, weights = load_checkpoint(source)
     files = Tokenizer.load(source, config.max_tokens).files()
-    save_checkpoint(folder, config, weights, files=files)
+    (save_compact if int8 else save_checkpoint)(folder, config, weights, files=files)
     note(f"wrote {folder}")
 
 

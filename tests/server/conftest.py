@@ -23,12 +23,12 @@ MODEL = "jina-embeddings-v3"
 class Running:
     """A server in a thread: its address, a client, and its insides for those who make faults."""
 
-    def __init__(self, service, server, loop, url):
+    def __init__(self, service, server, loop, url, verify):
         self.service = service
         self.server = server
         self.loop = loop
         self.url = url
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.http = httpx.Client(base_url=url, timeout=60, verify=verify)
 
     def embed(self, texts, **fields):
         return self.http.post("/v1/embeddings", json={"model": MODEL, "input": texts, **fields})
@@ -66,11 +66,15 @@ def check_error(answer):
 
 
 @contextmanager
-def serving(model="mini", *, more=(), precision="float32", **options):
-    """Run a server with `make_service`'s options; in float32, so that batches agree anywhere."""
+def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
+    """Run a server with `make_service`'s options; in float32, so that batches agree anywhere.
+
+    `tls` is what its client trusts, and the files of its certificate and key.
+    """
     models = [str(model), *map(str, more)]
     service = make_service(models, aliases=[MODEL], precision=precision, **options)
-    server = make_server(service, "127.0.0.1", 0)
+    verify, cert, key = tls or (True, None, None)
+    server = make_server(service, "127.0.0.1", 0, tls_cert=cert, tls_key=key)
     # Clients that a test leaves behind are not waited for.
     server.config.timeout_graceful_shutdown = 1
     loops = []
@@ -86,7 +90,8 @@ def serving(model="mini", *, more=(), precision="float32", **options):
             assert thread.is_alive()
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        running = Running(service, server, loops[0], f"http://127.0.0.1:{port}")
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        running = Running(service, server, loops[0], url, verify)
         with running.http:
             running.wait_until_ready()
             yield running

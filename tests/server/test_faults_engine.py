@@ -157,7 +157,7 @@ def resident(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_stays_flat(long_model):
-    """F14: resident memory over mixed-length requests; benchmarks/soak.py does it for hours.
+    """F14: resident memory over mixed-length requests; benchmarks/memory.py sends 100,000.
 
     The same requests again and again: OpenVINO keeps kernels for every shape that is new to it, up
     to a bound that a short test does not reach.

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -137,6 +138,7 @@ def make_server(
     tls_key: Path | None = None,
 ) -> "DrainingServer":
     """The HTTP server, which does not listen yet."""
+    check_certificate(tls_cert, tls_key)
     config = uvicorn.Config(
         make_app(service, ENDPOINTS, [] if service.batches is None else [answer_batches]),
         host=host,
@@ -153,6 +155,21 @@ def make_server(
         timeout_graceful_shutdown=max(1, round(service.limits.drain_seconds)),
     )
     return DrainingServer(config, service)
+
+
+def check_certificate(cert: Path | None, key: Path | None) -> None:
+    """Raise ValueError unless both files are given and fit each other, or neither is given."""
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        raise ValueError("TLS needs both --tls-cert and --tls-key")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except OSError as error:
+        raise ValueError(
+            f"--tls-cert {cert} and --tls-key {key} must be a certificate and its key, as PEM "
+            f"files: {error}"
+        ) from None
 
 
 def make_service(
