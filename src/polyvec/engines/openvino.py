@@ -212,10 +212,10 @@ class OpenVINOEngine:
             stored = self._layer_weight(layer, f"{linear}.weight")
             # 8-bit weights are float32 by the time they are inputs.
             weight = to_float(stored) if isinstance(stored, Int8Matrix) else stored
-            kind = np.promote_types(
-                weight.dtype, self._weights[f"layers.{layer}.{linear}.lora_b"].dtype
-            )
+            stored_up = self._weights[f"layers.{layer}.{linear}.lora_b"]
             up = self._layer_weight(layer, f"{linear}.lora_b")
+            assert isinstance(stored_up, np.ndarray) and isinstance(up, np.ndarray)
+            kind = np.promote_types(weight.dtype, stored_up.dtype)
             return np.concatenate([weight.astype(kind), up.astype(kind)], 1)
         weight = self._weights[f"layers.{layer}.{name}"]
         if part == "lora_a":

@@ -19,6 +19,7 @@ from mteb.types import (
 )
 
 from polyvec.encoder import Encoder
+from polyvec.eval.local import Rows
 from polyvec.eval.protocol import ChooseAdapter, paper_adapter
 
 
@@ -65,11 +66,13 @@ class ChunkSearch:
         hf_subset: str,
         encode_kwargs: EncodeKwargs,
         num_proc: int | None,
+        **kwargs: object,
     ) -> None:
         """Read all documents."""
         adapter = self.choose(task_metadata, PromptType.document)
-        self.names = [str(row["id"]) for row in corpus]
-        texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in corpus]
+        rows: Rows = corpus.to_list()
+        self.names = [str(row["id"]) for row in rows]
+        texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
         if self.cut.tokens is None:
             vectors = [self.encoder.encode(texts, task=adapter, progress=False)]
             self.starts = np.arange(len(texts))
@@ -90,13 +93,15 @@ class ChunkSearch:
         encode_kwargs: EncodeKwargs,
         top_ranked: TopRankedDocumentsType | None = None,
         num_proc: int | None,
+        **kwargs: object,
     ) -> RetrievalOutputType:
         """For each query the `top_k` documents, by their best chunks."""
         adapter = self.choose(task_metadata, PromptType.query)
-        asked = self.encoder.encode([row["text"] for row in queries], task=adapter, progress=False)
+        rows: Rows = queries.to_list()
+        asked = self.encoder.encode([row["text"] for row in rows], task=adapter, progress=False)
         scores = np.maximum.reduceat(asked @ self.chunks.T, self.starts, axis=1)
         found: RetrievalOutputType = {}
-        for row, line in zip(queries, scores, strict=True):
+        for row, line in zip(rows, scores, strict=True):
             best = np.argsort(-line, kind="stable")[:top_k]
             found[str(row["id"])] = {self.names[i]: float(line[i]) for i in best}
         return found

@@ -240,7 +240,7 @@ def bury(
     documents, spans = [], []
     for number, passage in enumerate(passages):
         place = int(rng.integers(parts))
-        chosen = np.insert(rng.integers(len(passages), size=parts - 1), place, number)
+        chosen = np.insert(rng.integers(len(passages), size=parts - 1), place, number).tolist()
         bodies = [passages[i][head:-1] for i in chosen]
         bounds = head + np.cumsum([0, *map(len, bodies)])
         document = np.concatenate([passage[:head], *bodies, passage[-1:]]).astype(np.int32)
