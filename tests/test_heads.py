@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from sentence_transformers import SentenceTransformer
 
 from polyvec import Encoder, ModelConfig, NotFiniteError, Sparse, heads, maxsim
 from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint, save_compact
@@ -238,10 +239,9 @@ def test_heads_survive_a_folder(
 def test_sentence_transformers_reads_the_folder(
     model: Path, sentences: list[str], tmp_path: Path
 ) -> None:
-    library = pytest.importorskip("sentence_transformers")
     config, weights = load_checkpoint(model)
     save_checkpoint(tmp_path / "m", config, weights, files=Tokenizer.load(model, 64).files())
-    vectors = library.SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(sentences)
+    vectors = SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(sentences)
     ours = Encoder.load(model, device="cpu", precision="float32").encode(sentences)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, ours, atol=1e-5)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from polyvec.batch import make_batch
@@ -21,9 +23,6 @@ from polyvec.checkpoint import load_checkpoint, save_checkpoint
 from polyvec.network import Network
 from polyvec.tasks import BARE, TASKS
 from tests.conftest import MakeEngine
-
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     # transformers adds a second adapter by injecting it, which PEFT warns about.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from polyvec.tokenizer import Tokenizer, Tokens
@@ -246,7 +247,6 @@ def test_the_vocabulary_s_size_is_known(tokenizer: Tokenizer):
 
 
 def test_transformers_reads_the_files_to_the_same_ids(tokenizer: Tokenizer, tmp_path: Path):
-    transformers = pytest.importorskip("transformers")
     for name, content in tokenizer.files().items():
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -11,9 +11,11 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
+import peft
 import pytest
 import tokenizers
 import torch
+import transformers
 from jaxtyping import Float32
 
 from polyvec import Encoder
@@ -23,9 +25,6 @@ from polyvec.eval.models import encoder_embed, encoder_meta
 from polyvec.eval.summary import TaskScore
 from polyvec.tasks import TASKS
 from tests.test_eval import retrieval, sts
-
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 # What transformers says when PEFT asks it.
 pytestmark = pytest.mark.filterwarnings(

@@ -263,7 +263,7 @@ def save_checkpoint(
         write_tensors(partial / WEIGHTS, tensors, dtype=number)
         if heads:
             write_tensors(partial / HEADS, heads, dtype=number)
-        write_adapters(partial, config, modules, lambda name: _float(weights[name]), number)
+        write_adapters(partial, config, modules, lambda name: to_float(weights[name]), number)
 
 
 def save_compact(
@@ -286,12 +286,12 @@ def save_compact(
     for name in weight_shapes(config, pooler=False):
         weight = weights[name]
         if name.startswith(("sparse.", "multi.")) or name.endswith((".lora_a", ".lora_b")):
-            tensors[name] = _float(weight).astype(BFLOAT16)
+            tensors[name] = to_float(weight).astype(BFLOAT16)
         elif name.endswith(".weight") and len(weight.shape) == 2:
             matrix = weight if isinstance(weight, Int8Matrix) else quantise_rows(weight)
             tensors[name], tensors[name + SCALES] = matrix.values, matrix.scales
         else:
-            tensors[name] = _float(weight).astype(np.float32)
+            tensors[name] = to_float(weight)
     data = config_to_json(config)
     # So that transformers does not take the folder for its own and invent the weights.
     del data["model_type"], data["architectures"]
@@ -310,10 +310,6 @@ def quantise_rows(matrix: Float[np.ndarray, "O I"]) -> Int8Matrix:
     safe = np.where(scales > 0, scales, np.float32(1))
     values = np.rint(wide / safe[:, None]).clip(-127, 127).astype(np.int8)
     return Int8Matrix(values, scales)
-
-
-def _float(weight: np.ndarray | Int8Matrix) -> np.ndarray:
-    return weight.to_float() if isinstance(weight, Int8Matrix) else weight
 
 
 def _check_weights(
