@@ -66,7 +66,6 @@ class ChunkSearch:
         hf_subset: str,
         encode_kwargs: EncodeKwargs,
         num_proc: int | None,
-        **kwargs: object,
     ) -> None:
         """Read all documents."""
         adapter = self.choose(task_metadata, PromptType.document)
@@ -93,7 +92,6 @@ class ChunkSearch:
         encode_kwargs: EncodeKwargs,
         top_ranked: TopRankedDocumentsType | None = None,
         num_proc: int | None,
-        **kwargs: object,
     ) -> RetrievalOutputType:
         """For each query the `top_k` documents, by their best chunks."""
         adapter = self.choose(task_metadata, PromptType.query)
