@@ -28,7 +28,16 @@ import orjson
 import tyro
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, faulty_engine
 
-from benchmarks.load import PATH, Connection, free_port, make_request, make_texts, running
+from benchmarks.load import (
+    PATH,
+    Connection,
+    children,
+    free_port,
+    make_request,
+    make_texts,
+    resident,
+    running,
+)
 from benchmarks.report import describe_machine, table, write_section
 from polyvec import Encoder
 from polyvec.server.limits import Limits
@@ -233,20 +242,6 @@ def kill_engine(pid: int) -> None:
     engine = max(children(pid), key=resident, default=None)
     if engine is not None:
         os.kill(engine, signal.SIGKILL)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def resident(pid: int) -> float:
-    """Megabytes of a process in memory; 0 if it has ended."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def check_memory(seen: Seen) -> None:

@@ -32,14 +32,8 @@ BF16, BF16_ROOF = "transformers bf16", "bf16"
 OURS = (POLYVEC, "polyvec, five tasks mixed", "polyvec, one task merged")
 INT8 = "polyvec, int8 weights"
 FLOAT32 = "transformers float32"
-NAMES = (
-    *OURS,
-    INT8,
-    FLOAT32,
-    BF16,
-    "ONNX Runtime float32",
-    "ONNX Runtime dynamic int8",
-)
+ONNX = ("ONNX Runtime float32", "ONNX Runtime dynamic int8")
+NAMES = (*OURS, INT8, FLOAT32, BF16, *ONNX)
 MIXING = "mixing"
 """The step that times a batch of five tasks and merged weights in turns, since a ratio of two runs
 minutes apart is at the mercy of what else the machine did."""
@@ -66,8 +60,7 @@ def main(
     if fresh:
         results.unlink(missing_ok=True)
     # The export comes late: it needs most memory, and what is timed before it is kept.
-    late = NAMES.index(BF16) + 1
-    for name in ("roof", *OURS, MIXING, *NAMES[len(OURS) : late], "export", *NAMES[late:]):
+    for name in ("roof", *OURS, MIXING, INT8, FLOAT32, BF16, "export", *ONNX):
         if name == BF16 and BF16_ROOF not in json.loads(results.read_text())["roof"]:
             continue
         command = [sys.executable, "-m", "benchmarks.speed", "--peer", name]

@@ -289,7 +289,7 @@ def export(
         The folder to write; an older export there is replaced, anything else is refused.
     int8
         In half of bf16's space, which polyvec alone reads: 8 bits a number. Many processors also
-        encode faster with it.
+        encode large models faster with it.
 
     """
     from polyvec.checkpoint import load_checkpoint, save_checkpoint, save_compact

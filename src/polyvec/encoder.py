@@ -89,7 +89,8 @@ class Encoder:
         """The bundled model, a model folder, or a model of the Hugging Face hub ("org/name").
 
         `device` is "cpu" (OpenVINO), "cuda" or "cuda:1" (PyTorch), or "auto": CUDA where there is
-        a GPU and PyTorch, else the CPU. `precision` "auto" is bf16 where the device has it.
+        a GPU and PyTorch, else the CPU. `precision` "auto" is bf16 where the device has it, and
+        int8 on a CPU that has it for a model that is stored so.
         `merge` names the one task all texts will have, and adds its adapter to the weights once.
         `prepack` False starts a CPU in a third of the time and encodes slower: for a few texts.
 

@@ -82,7 +82,7 @@ def serve(
     device
         "cpu", "cuda", "cuda:1", or "auto".
     precision
-        "auto" is bf16 where the device has it.
+        "auto" is bf16 where the device has it, and int8 for a model that is stored so.
     engines
         Engine processes for each model, with a copy of the weights each.
     batch_tokens
