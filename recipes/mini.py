@@ -160,6 +160,12 @@ ALONE: list[tuple[str, str, str, int]] = [
 
 def make_tokenizer(data: Path, knows: Tokenizer) -> list[int]:
     """The pieces to keep of the teacher's vocabulary, over everything in `data` with a language."""
+    sample = sample_texts(data)
+    return common_pieces(knows, sample, vocab_size=CONFIG.vocab_size, weights=PIECE_SHARES)
+
+
+def sample_texts(data: Path) -> dict[str, list[str]]:
+    """Up to 12,000 texts of every language."""
     texts: dict[str, list[str]] = defaultdict(list)
     sources = [(file, ("text",), "lang") for file in sorted((data / "text").glob("*.parquet"))]
     sources += [
@@ -183,12 +189,11 @@ def make_tokenizer(data: Path, knows: Tokenizer) -> list[int]:
     english = pq.read_table(data / "pairs/tatoeba_en.parquet", columns=["positive"])
     texts["en"] += english["positive"].to_pylist()
     rng = np.random.default_rng(0)
-    sample = {
+    return {
         lang: [lines[i] for i in rng.permutation(len(lines))[:12_000]]
         for lang, lines in texts.items()
         if lang not in ("not-used", "misc")
     }
-    return common_pieces(knows, sample, vocab_size=CONFIG.vocab_size, weights=PIECE_SHARES)
 
 
 def read_rows(data: Path) -> Rows:
@@ -681,7 +686,6 @@ STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
     "retrieval": retrieval,
     "classification": classification,
     "separation": apart,
-    "heads": both_heads,
 }
 
 
@@ -694,23 +698,23 @@ def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> Non
             return score_tydiqa(network, tokenizer, data)
         return score_sts(network, tokenizer, data, row=task_row(CONFIG.tasks, name))
 
-    train_part(name, ["lora"], network, ADAPTERS[name], tokenizer, data, out / "adapters", evaluate)
+    work = STAGES[name](network, tokenizer, data, ADAPTERS[name].steps)
+    train_part(network, ["lora"], work, ADAPTERS[name], out / "adapters" / name, evaluate)
 
 
 def train_heads(tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """The last step: the heads learn, everything else stays as it is."""
     network = load_network(out / "backbone", out / "adapters/retrieval")
-    train_part("heads", HEADS, network, HEAD_SETTINGS, tokenizer, data, out, None)
+    work = both_heads(network, tokenizer, data, HEAD_SETTINGS.steps)
+    train_part(network, HEADS, work, HEAD_SETTINGS, out / "heads", None)
 
 
 def train_part(
-    name: str,
-    words: Sequence[str],
     network: Network,
+    words: Sequence[str],
+    work: Work,
     settings: Settings,
-    tokenizer: Tokenizer,
-    data: Path,
-    out: Path,
+    run: Path,
     evaluate: Callable[[], dict[str, float]] | None,
 ) -> None:
     """Train the parameters whose names have one of `words`; the others are frozen."""
@@ -719,15 +723,9 @@ def train_part(
     learning = [(k, p) for k, p in network.named_parameters() if any(w in k for w in words)]
     for _, parameter in learning:
         parameter.requires_grad_(True)
-    train(
-        learning,
-        STAGES[name](network, tokenizer, data, settings.steps),
-        settings,
-        out / name,
-        tables=[k for k, _ in learning if k == "embeddings.word.lora_a"],
-        evaluate=evaluate,
-    )
-    plot_run(out / name)
+    tables = [name for name, _ in learning if name == "embeddings.word.lora_a"]
+    train(learning, work, settings, run, tables=tables, evaluate=evaluate)
+    plot_run(run)
 
 
 def load_network(*runs: Path) -> Network:

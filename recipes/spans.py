@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mini import train_part
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -25,8 +26,7 @@ from polyvec.encoder import find_model
 from polyvec.network import Network
 from polyvec.tasks import task_row
 from polyvec.train.data import bury, interleave, plan_pairs, read_pairs, token_ids
-from polyvec.train.loop import Settings, Work, train
-from polyvec.train.plot import plot_run
+from polyvec.train.loop import Settings, Work
 from polyvec.train.stages import contrast
 
 SOURCES = [("squad", 0.5), ("jsquad", 0.2), ("cmrc2018", 0.2), ("medquad", 0.1)]
@@ -93,16 +93,10 @@ def run(name: str, data: Path, out: Path) -> None:
     """Train one of the two, and write its model."""
     folder = find_model(None)
     config, weights = load_checkpoint(folder)
-    network = make_network(weights).requires_grad_(False)
-    network.precision = torch.bfloat16
-    learning = [(key, p) for key, p in network.named_parameters() if "lora" in key]
-    for _, parameter in learning:
-        parameter.requires_grad_(True)
+    network = make_network(weights)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     work = read(network, tokenizer, data, name == "spans")
-    tables = ["embeddings.word.lora_a"]
-    train(learning, work, SETTINGS, out / f"{name}.run", tables=tables)
-    plot_run(out / f"{name}.run")
+    train_part(network, ["lora"], work, SETTINGS, out / f"{name}.run", None)
     trained = make_network(weights, start=out / f"{name}.run").requires_grad_(False)
     files = {"tokenizer.json": (folder / "tokenizer.json").read_bytes()}
     made: Weights = {key: parameter.numpy() for key, parameter in trained.named_parameters()}

@@ -222,7 +222,7 @@ def test_a_slow_request_is_cut_off(monkeypatch):
             assert connection.recv(100) == b"" and time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("ids", [[-1], [80_000], [[5], [2**31 - 1]], [[5, -7]]])
+@pytest.mark.parametrize("ids", [[-1], [1_000_000], [[5], [2**31 - 1]], [[5, -7]]])
 def test_token_ids_outside_the_vocabulary_are_refused(server, ids):
     """F6: token ids that are negative or beyond the vocabulary."""
     status, sentence = server.error({"input": ids})
