@@ -32,8 +32,8 @@ from polyvec.train.packed import read_e5
 from polyvec.train.vocabulary import xlm_roberta_tokenizer
 
 VOCAB_SIZE = 104_000
-"""Of these 80,000 were trained with. All 250,000 would find more yet (docs/log.md), but take 90 MB
-and a second to read."""
+"""Of these 80,000 were trained with. All 250,000 would find more yet (docs/log.md), but take 60 MB
+more, and a start longer than a second."""
 
 SHARES = dict.fromkeys([*TUNED, *ALSO, "en", "zh", "ja", "mn", "si"], 1.0)
 """How much each language has to say in the choice; the other three hundred have `OTHERS`."""
