@@ -11,12 +11,11 @@ numbers and their bits, adapters say nothing of new ones, and only texts with a 
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from mini import ALSO, TUNED, sample_texts
 from tokenizers import Tokenizer
 
@@ -29,11 +28,11 @@ from polyvec.checkpoint import (
     to_float,
 )
 from polyvec.train.packed import read_e5
-from polyvec.train.vocabulary import xlm_roberta_tokenizer
+from polyvec.train.vocabulary import count_pieces, xlm_roberta_tokenizer
 
 VOCAB_SIZE = 104_000
-"""Of these 80,000 were trained with. All 250,000 would find more yet (docs/log.md), but take 60 MB
-more, and a start longer than a second."""
+"""Of these 80,000 were trained with. All 250,000 would find more yet (docs/log.md), in 60 MB
+more."""
 
 SHARES = dict.fromkeys([*TUNED, *ALSO, "en", "zh", "ja", "mn", "si"], 1.0)
 """How much each language has to say in the choice; the other three hundred have `OTHERS`."""
@@ -44,18 +43,6 @@ COUNTED = 3_000
 """Texts of a language in which pieces are counted."""
 
 TABLE, BANK = "embeddings.word.weight", "embeddings.word.lora_a"
-
-
-def count_pieces(
-    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]
-) -> Float[np.ndarray, " V"]:
-    """How often each piece is used, by the languages' shares."""
-    used = np.zeros(tokenizer.get_vocab_size())
-    for lang, lines in texts.items():
-        found = tokenizer.encode_batch_fast(lines[:COUNTED], add_special_tokens=False)
-        counts = np.bincount(np.concatenate([text.ids for text in found]), minlength=len(used))
-        used += SHARES.get(lang, OTHERS) * counts / counts.sum()
-    return used
 
 
 def match_dims(
@@ -80,7 +67,9 @@ def grow(folder: Path, data: Path, out: Path) -> None:
         for t in (ours, teaches.tokenizer)
     )
     have = {piece for piece, _ in pieces}
-    used = count_pieces(teaches.tokenizer, sample_texts(data))
+    texts = {lang: lines[:COUNTED] for lang, lines in sample_texts(data).items()}
+    shares = {lang: SHARES.get(lang, OTHERS) for lang in texts}
+    used = count_pieces(teaches.tokenizer, texts, shares)
     missing = [i for i in np.argsort(-used) if known[i][0] not in have]
     chosen = missing[: VOCAB_SIZE - len(pieces)]
 

@@ -6,6 +6,8 @@
 3. Drop words with characters too rare to deserve a piece; bytes spell them instead.
 4. Train a Unigram model (Kudo 2018), add the whole words that were asked for, and put it all
    behind XLM-RoBERTa's special tokens.
+
+Axes in this file: V pieces.
 """
 
 import json
@@ -14,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import UnigramTrainer
@@ -195,17 +198,25 @@ def common_pieces(
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     sizes = {lang: sum(map(len, lines)) for lang, lines in texts.items()}
     wanted = {n: size**exponent * (weights or {}).get(n, 1.0) for n, size in sizes.items()}
-    used = np.zeros(len(pieces))
-    for lang, lines in texts.items():
-        found = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
-        counts = np.bincount(np.concatenate([text.ids for text in found]), minlength=len(pieces))
-        used += wanted[lang] * counts / counts.sum()
+    used = count_pieces(tokenizer, texts, wanted)
     must = [text in (*SPECIAL, MASK) or len(text.removeprefix("▁")) < 2 for text, _ in pieces]
     # The last key counts most.
     order = np.lexsort([[-score for _, score in pieces], -used, ~np.array(must)])
     if sum(must) > vocab_size:
         raise ValueError(f"{sum(must)} pieces must stay, more than the {vocab_size} asked for")
     return sorted(order[:vocab_size].tolist())
+
+
+def count_pieces(
+    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], shares: Mapping[str, float]
+) -> Float[np.ndarray, " V"]:
+    """How often `texts` use each piece; a language's uses add up to its share."""
+    used = np.zeros(tokenizer.get_vocab_size())
+    for lang, lines in texts.items():
+        found = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
+        counts = np.bincount(np.concatenate([text.ids for text in found]), minlength=len(used))
+        used += shares[lang] * counts / counts.sum()
+    return used
 
 
 def _finish(tokenizer: Tokenizer) -> Tokenizer:
