@@ -36,7 +36,7 @@ def index(tiny_model, tmp_path):
     return Index(tmp_path, Encoder.load(tiny_model))
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_the_first_update_comes_first_and_then_news_and_questions(index):
     questions, done = SimpleQueue(), []
     questions.put("where?")
@@ -56,7 +56,7 @@ def test_the_first_update_comes_first_and_then_news_and_questions(index):
     events.close()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_an_index_that_another_process_writes_is_tried_until_it_is_free(index):
     index.update()
     questions = SimpleQueue()

@@ -1,14 +1,7 @@
 """The same scores from polyvec's encoder, from a running server, and from transformers and PEFT."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import peft
@@ -24,6 +17,7 @@ from polyvec.eval.baselines import model_meta
 from polyvec.eval.models import encoder_embed, encoder_meta
 from polyvec.eval.summary import TaskScore
 from polyvec.tasks import TASKS
+from tests.processes import start_server
 from tests.test_eval import retrieval, sts
 
 # What transformers says when PEFT asks it.
@@ -60,22 +54,9 @@ def ours(data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def server(tiny_model: Path) -> Iterator[str]:
     """The address of `polyvec serve`, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "polyvec", "serve", str(tiny_model), "--port", str(port)]
-    command += ["--device", "cpu", "--precision", "float32"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ)) as process:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/v1/models").close()
-                break
-            except URLError:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+    process, url = start_server(str(tiny_model), "--device", "cpu", "--precision", "float32")
+    with process:
+        yield f"{url}/v1"
         process.terminate()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from jsonschema import Draft202012Validator
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
 from polyvec.server.main import make_server, make_service
+from tests.processes import wait_for
 
 MODEL = "jina-embeddings-v3"
 
@@ -28,7 +28,7 @@ class Running:
         self.server = server
         self.loop = loop
         self.url = url
-        self.http = httpx.Client(base_url=url, timeout=60, verify=verify)
+        self.http = httpx.Client(base_url=url, timeout=300, verify=verify)
 
     def embed(self, texts, **fields):
         return self.http.post("/v1/embeddings", json={"model": MODEL, "input": texts, **fields})
@@ -43,16 +43,8 @@ class Running:
             answer = self.http.post(path, json={"model": MODEL, **body})
         return check_error(answer)
 
-    def wait_until_ready(self, seconds=60):
-        wait_for(lambda: self.http.get("/ready").status_code == 200, seconds)
-
-
-def wait_for(condition, seconds=30):
-    """Return as soon as `condition()` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    def wait_until_ready(self):
+        wait_for(lambda: self.http.get("/ready").status_code == 200)
 
 
 def check_error(answer):
@@ -86,9 +78,7 @@ def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_for(lambda: server.started or not thread.is_alive())
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         running = Running(service, server, loops[0], url, verify)

@@ -14,9 +14,9 @@ from polyvec.server.batching import Scheduler, whole
 from polyvec.server.errors import ApiError
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from tests.server.conftest import check_error, serving, wait_for
+from tests.processes import start_server, wait_for
+from tests.server.conftest import check_error, serving
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine
-from tests.server.test_faults_traffic import start
 
 GOOD = ["a fox", "its den", "snow"]
 
@@ -162,13 +162,13 @@ def test_memory_stays_flat(long_model):
     The same requests again and again: OpenVINO keeps kernels for every shape that is new to it, up
     to a bound that a short test does not reach.
     """
-    process, url = start(str(long_model), "--device", "cpu")
+    process, url = start_server(str(long_model), "--device", "cpu")
     rng = np.random.default_rng(0)
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         # The other one is multiprocessing's small helper.
         engine = max(children, key=resident)
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with httpx.Client(base_url=url, timeout=300) as http:
             bodies = [
                 {
                     "model": long_model.name,

@@ -4,7 +4,6 @@ import hashlib
 import signal
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,8 @@ from polyvec.server import limits as limits_module
 from polyvec.server.endpoints import ENDPOINTS
 from polyvec.server.gate import OPEN
 from polyvec.server.limits import Bucket, Client, Clients, Limits, hash_key, plain_keys, read_keys
-from tests.server.conftest import MODEL, check_error, serving, wait_for
+from tests.processes import start_server, wait_for
+from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine
 
 KEY = "pv-secret-key-é"
@@ -109,37 +109,17 @@ def test_a_big_job_does_not_starve_small_ones(server):
         assert len(big.result().json()["data"]) == 1_000
 
 
-def start(*options, optimise=False):
-    """`polyvec serve` in a process of its own, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    python = [sys.executable, *(["-O"] if optimise else [])]
-    command = [*python, "-m", "polyvec", "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return process, url
-        except httpx.TransportError:
-            time.sleep(0.05)
-    process.kill()
-    raise AssertionError("the server does not start")
-
-
 def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
     """F20: SIGTERM finishes what is in work, late requests are 503; F31: all under python -O.
 
     After SIGKILL a new server starts cleanly, and no engine process is left.
     """
     body = {"model": "polyvec-mini", "input": [f"text number {n}" for n in range(1_500)]}
-    process, url = start(optimise=True)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=60) as late:
+    process, url = start_server(optimise=True)
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=300) as late:
         assert late.get("/live").status_code == 200
         assert check_error(late.post("/v1/embeddings", json={"model": "x", "input": ""}))[0] == 400
-        working = pool.submit(httpx.post, f"{url}/v1/embeddings", json=body, timeout=60)
+        working = pool.submit(httpx.post, f"{url}/v1/embeddings", json=body, timeout=300)
         wait_for(lambda: "polyvec_requests_running 1.0" in late.get("/metrics").text)
         wait_for(lambda: "polyvec_queue_tokens 0.0" not in late.get("/metrics").text)
         process.send_signal(signal.SIGTERM)
@@ -147,8 +127,8 @@ def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
         refused = late.post("/v1/embeddings", json=body)
         assert check_error(refused)[0] == 503
         assert len(working.result().json()["data"]) == 1_500
-    assert process.wait(30) in (0, -signal.SIGTERM)
-    process, url = start()
+    assert process.wait(300) in (0, -signal.SIGTERM)
+    process, url = start_server()
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -13,7 +13,8 @@ from polyvec import Encoder
 from polyvec.server.cache import OVERHEAD, Cache, cache_key
 from polyvec.server.limits import Limits
 from polyvec.server.main import make_service
-from tests.server.conftest import MODEL, check_error, serving, wait_for
+from tests.processes import wait_for
+from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine
 
 TEXTS = ["Where does the cat sleep?", "Brot backen", "Le pain doit refroidir."]

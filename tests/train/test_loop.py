@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from polyvec.train.checkpoints import average_checkpoints
 from polyvec.train.loop import Settings, Work, schedule, train
 from polyvec.train.metrics import read_records
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,6 +246,11 @@ run_everything(Path(sys.argv[1]), model, model.work(pause=0.01))
 """
 
 
+def wait_until_it_writes(child: subprocess.Popen, folder: Path) -> None:
+    before = len(list(folder.glob("step-*/weights")))
+    wait_for(lambda: child.poll() is not None or len(list(folder.glob("**/weights"))) > before)
+
+
 def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
     """F35: SIGKILL while steps run and while checkpoints are written; nothing half written."""
     model = Toy(hidden=True)
@@ -253,15 +259,12 @@ def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Pa
     rng = random.Random(0)
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT) as child:
-            # From the first written file on, somewhere within the next steps.
-            deadline = time.monotonic() + 60
-            before = len(list(folder.glob("step-*/weights")))
-            while child.poll() is None and time.monotonic() < deadline:
-                if len(list(folder.glob("**/weights"))) > before:
-                    break
-                time.sleep(0.001)
-            time.sleep(rng.random() * 0.05)
-            child.send_signal(signal.SIGKILL)
+            # From its first written file on, somewhere within the next steps.
+            try:
+                wait_until_it_writes(child, folder)
+                time.sleep(rng.random() * 0.05)
+            finally:
+                child.kill()
         kills += child.returncode == -signal.SIGKILL
         for checkpoint in folder.glob("step-*"):
             assert {file.name for file in checkpoint.iterdir()} == {
