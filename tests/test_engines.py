@@ -176,6 +176,20 @@ def test_the_engines_agree(tiny_config: ModelConfig, tiny_weights: Weights, batc
     np.testing.assert_allclose(exact.hidden(batch), other.hidden(batch), atol=1e-5)
 
 
+@pytest.mark.parametrize("prepack", [False, True])
+def test_memory_does_not_grow_with_the_square_of_a_text(
+    tiny_config: ModelConfig, tiny_weights: Weights, prepack: bool
+) -> None:
+    """What the plugin has compiled holds no scores of every token for every token."""
+    length = 1_000
+    engine = OpenVINOEngine(tiny_config, tiny_weights, precision="float32", prepack=prepack)
+    engine.hidden(make_batch([[5] * length], [0]))
+    for request, _ in engine._steps:
+        for node in request.get_compiled_model().get_runtime_model().get_ops():
+            for output in node.outputs():
+                assert np.prod(output.shape) < length * length
+
+
 def test_int8_weights_give_what_their_floats_give(
     make_engine: MakeEngine,
     tiny_config: ModelConfig,

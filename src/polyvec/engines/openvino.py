@@ -160,8 +160,9 @@ class OpenVINOEngine:
             self.config, [parameters.__getitem__], list(parameters.values()), adapters=adapters
         )
         # With inputs the plugin would keep kernels for thousands of batch shapes, megabytes each.
-        # oneDNN below it keeps those of the last thousand products, which costs no speed.
-        compiled = core.compile_model(model, "CPU", properties | {"CPU_RUNTIME_CACHE_CAPACITY": 0})
+        # oneDNN below it keeps those of the last thousand products, which costs no speed. With 0
+        # it would write out attention's scores, a square of the longest text for every head.
+        compiled = core.compile_model(model, "CPU", properties | {"CPU_RUNTIME_CACHE_CAPACITY": 1})
         # Two requests take turns, since a block must not write where it reads.
         requests = [compiled.create_infer_request() for _ in range(2)]
         return [
