@@ -111,8 +111,36 @@ def test_a_question_without_known_words_is_answered_by_meaning_alone(notes, sear
     index.update()
     hits = index.search("???", top=9)
     assert len(hits) == 3
-    assert hits[0].score == pytest.approx(1)
+    assert [hit.score for hit in hits] == [hit.parts["dense"].score for hit in hits]
     assert index.search("???", weights={"dense": 0.0}) == []
+
+
+def test_words_count_by_what_a_question_and_a_passage_share(notes, searcher):
+    index = Index(notes, searcher)
+    index.update()
+
+    def share(question):
+        return index.search(question, top=9, weights={"dense": 0.0})[0].score
+
+    # The whole of it, whatever the order and the case; some of it; less of it.
+    assert share("FUCHS der") == pytest.approx(1)
+    assert 0.1 < share("Der Fuchs xylophone marimba") < share("Der Fuchs xylophone") < 0.9
+
+
+@pytest.mark.parametrize("quantise", ["float", "int8", "binary"])
+def test_a_passage_found_by_its_words_alone_has_a_cosine_too(notes, searcher, quantise):
+    for number in range(300):
+        (notes / f"{number}.txt").write_text(f"Den {number}.")
+    index = Index(notes, searcher, quantise=quantise)
+    index.update()
+    nearest = index.search("den 37", top=100, weights={"bm25": 0.0})
+    unlike = {str(n) for n in range(300)} - {hit.path.split(".")[0] for hit in nearest}
+    word = min(unlike)
+    question = searcher.encode(f"den {word}", task="retrieval.query")[0]
+    hit = index.search(f"den {word}", top=1, weights={"bm25": 99.0})[0]
+    assert hit.path == f"{word}.txt"
+    passage = searcher.encode(f"Den {word}.", task="retrieval.passage")[0]
+    assert hit.parts["dense"].score == pytest.approx(float(passage @ question), abs=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from polyvec.search.topics import (
     lay_out,
     read_items,
     salient_words,
-    split_words,
 )
+from polyvec.search.words import split_words, weigh_words
 
 TOPICS = {
     "baking": [
@@ -185,6 +185,21 @@ def test_a_file_as_a_whole_is_one_item_and_lies_between_its_passages(tiny, tmp_p
 )
 def test_words_are_told_apart_in_every_script(text, words):
     assert split_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("small", "telling"),
+    [
+        ("the", "bicycle"),
+        ("und", "fahrrad"),
+        ("de", "bicicleta"),
+        ("на", "велосипед"),
+        ("的", "猫"),
+    ],
+)
+def test_a_word_that_is_rare_in_its_language_says_more(bundled, small, telling):
+    said = weigh_words({small, telling}, bundled.tokenizer)
+    assert said[telling] > 1.5 * said[small]
 
 
 def test_a_word_that_all_clusters_share_is_salient_in_none(bundled):

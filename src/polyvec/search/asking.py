@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,16 +17,18 @@ from lancedb.table import Table
 from polyvec.encoder import Encoder
 from polyvec.heads import Sparse, maxsim
 from polyvec.search.fusion import Key, Part
-from polyvec.search.vectors import Quantise, Row, collect, find_nearest
+from polyvec.search.vectors import Quantise, Row, collect, find_cosines, find_nearest
+from polyvec.search.words import index_words, weigh_words
+from polyvec.tokenizer import Tokenizer
 
 QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
 
 CANDIDATES = 100
 """How many passages each component names, at least."""
 
-WEIGHTS = {"dense": 1.0, "bm25": 0.1, "sparse": 0.0}
-"""How much each component counts, where nothing is said of it. Words count little, since a question
-in another language than the files shares only the wrong ones with them."""
+WEIGHTS = {"dense": 1.0, "bm25": 0.25, "sparse": 0.0}
+"""How much each component counts, where nothing is said of it: benchmarks/hybrid.py has measured
+it. More for words finds more where all files have one language, and less across languages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,19 @@ class Hit:
 
     text: str
     score: float
-    """0 to 1: the sum of its parts' shares. After MaxSim, and beside a file, a cosine."""
+    """The sum of its parts' shares, 1 at most. After MaxSim, and beside a file, a cosine."""
 
     parts: dict[str, Part]
     """What each component said of it; one that says nothing is missing."""
+
+
+class Candidates(NamedTuple):
+    """What was found, and what each component says of it."""
+
+    rows: dict[Key, Row]
+    scores: dict[str, dict[Key, float]]
+    wholes: dict[str, float]
+    """Each component's score of a passage that says all that the question does."""
 
 
 def find_candidates(
@@ -63,38 +75,76 @@ def find_candidates(
     names: Sequence[str],
     depth: int,
     where: str,
-) -> tuple[dict[Key, Row], dict[str, dict[Key, float]]]:
-    """Rows of passages, and what each of the components says of those that it has found.
+) -> Candidates:
+    """Passages, and what each of the components says of those that it has found.
 
-    `dense` and `bm25` look for `depth` passages each. `sparse` has an opinion of all of these,
-    whether or not their finders are asked for theirs.
+    `dense` and `bm25` look for `depth` passages each. `dense` and `sparse` have an opinion of all
+    of these, whether or not the other finder is asked for its own.
     """
-    rows: dict[Key, Row] = {}
-    scores: dict[str, dict[Key, float]] = {}
-    for name in ("dense", "bm25"):
-        if name in names or "sparse" in names:
-            found = (
-                find_nearest(table, vector, quantise=quantise, depth=depth, where=where)
-                if name == "dense"
-                else find_matching(table, question, depth=depth, where=where)
-            )
-            keyed = {(row["path"], row["start"]): row for row in found}
-            rows |= keyed
-            scores[name] = {key: row["score"] for key, row in keyed.items()}
+    nearest: list[Row] = []
+    matching, cosines = [], []
+    if "dense" in names or "sparse" in names:
+        nearest = find_nearest(table, vector, quantise=quantise, depth=depth, where=where)
+    if "bm25" in names or "sparse" in names:
+        matching, cosines = find_matching(table, question, vector, depth=depth, where=where)
+    rows = {_key(row): row for row in [*matching, *nearest]}
+    scores = {
+        "bm25": {_key(row): row["score"] for row in matching},
+        "dense": {
+            **{_key(row): cosine for row, cosine in zip(matching, cosines, strict=True)},
+            **{_key(row): row["score"] for row in nearest},
+        },
+    }
+    wholes = {"dense": 1.0}
+    if matching:
+        best = max(matching, key=lambda row: row["score"])
+        share = share_words(question, best["text"], encoder.tokenizer)
+        wholes["bm25"] = best["score"] / max(share, 1e-9)
     if "sparse" in names:
-        scores["sparse"] = _weigh(encoder, question, rows)
-    return rows, {name: scores[name] for name in names}
+        scores["sparse"], wholes["sparse"] = _weigh(encoder, question, rows)
+    return Candidates(rows, {name: scores[name] for name in names}, wholes)
 
 
-def find_matching(table: Table, question: str, *, depth: int, where: str) -> list[Row]:
-    """The `depth` rows that match the question's words best by BM25; all share one at least."""
+def find_matching(
+    table: Table,
+    question: str,
+    vector: Float32[np.ndarray, " dim"],
+    *,
+    depth: int,
+    where: str,
+) -> tuple[list[Row], list[float]]:
+    """The `depth` rows that match the question's words best by BM25; all share one at least.
+
+    And the cosine of each with the question's vector.
+    """
     # A plain string would do, were its syntax told. Pyright does not see the defaults.
     query = table.search(MatchQuery(question, "text"), query_type="fts")  # pyright: ignore
-    return collect(table, query, "_score", depth, where).to_pylist()
+    found = collect(table, query, "_score", depth, where, ["vector"])
+    cosines = find_cosines(found["vector"].combine_chunks(), vector)
+    return found.drop_columns(["vector"]).to_pylist(), cosines.tolist()
 
 
-def _weigh(encoder: Encoder, question: str, rows: Mapping[Key, Row]) -> dict[Key, float]:
-    """Products of the question's sparse weights and the rows', where they share a word."""
+def _key(row: Row) -> Key:
+    return row["path"], row["start"]
+
+
+def share_words(question: str, text: str, tokenizer: Tokenizer) -> float:
+    """How much of what the question's words say, the text has words for: 0 to 1.
+
+    A question in another language has only small words in common with a text, if any: "no", "in".
+    """
+    weights = weigh_words(index_words(question), tokenizer)
+    shared = sum(weights[word] for word in index_words(text) if word in weights)
+    return shared / max(sum(weights.values()), 1e-9)
+
+
+def _weigh(
+    encoder: Encoder, question: str, rows: Mapping[Key, Row]
+) -> tuple[dict[Key, float], float]:
+    """Products of the question's sparse weights and the rows', where they share a word.
+
+    And the product of the question's with themselves.
+    """
     asked = encoder.encode_sparse([question], task=QUERY, progress=False)
     ids = [np.array(row["tokens"], np.int32) for row in rows.values()]
     weights = [np.array(row["weights"], np.float32) for row in rows.values()]
@@ -105,7 +155,8 @@ def _weigh(encoder: Encoder, question: str, rows: Mapping[Key, Row]) -> dict[Key
         asked.vocab_size,
     )
     products = asked.dot(theirs)[0].tolist()
-    return {key: product for key, product in zip(rows, products, strict=True) if product > 0}
+    shared = {key: product for key, product in zip(rows, products, strict=True) if product > 0}
+    return shared, float(asked.dot(asked)[0, 0])
 
 
 def rerank(encoder: Encoder, question: str, hits: Sequence[Hit], titled: list[str]) -> list[Hit]:

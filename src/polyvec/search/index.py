@@ -24,7 +24,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
-from lancedb.index import FTS
 from lancedb.table import Table
 
 from polyvec.encoder import Encoder
@@ -51,6 +50,7 @@ from polyvec.search.vectors import (
     unpack_vectors,
     vector_types,
 )
+from polyvec.search.words import WORDS
 
 FORMAT = 2
 """Changes with the columns and with how texts are cut; an index of another format is rebuilt."""
@@ -65,12 +65,6 @@ KEEP_MOMENTS = timedelta(seconds=10)
 """After a table was made anew, its older states are of no use, and may be much larger."""
 
 TABLE = "chunks"
-
-WORDS = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False)
-"""Words as Unicode's ICU finds them, in scripts without spaces too; case and accents are folded.
-
-No stemming and no stop words: both belong to one language, and files are in many.
-"""
 
 SPACE = "polyvec"
 """The key under which the table's metadata says which model made the vectors."""
@@ -211,7 +205,7 @@ class Index:
             raise ValueError("this model has no multi-vector head to rerank with: leave it out")
         wanted = max(top, rerank)
         with _explain_damage(self.place):
-            rows, scores = find_candidates(
+            found = find_candidates(
                 self._ready(),
                 self.encoder,
                 question,
@@ -221,10 +215,10 @@ class Index:
                 depth=max(CANDIDATES, 2 * wanted),
                 where=where_sql(path, since),
             )
-        fused = list(fuse(scores, chosen, by).items())[:wanted]
-        hits = [make_hit(rows[key], total(parts), parts) for key, parts in fused]
+        fused = list(fuse(found.scores, chosen, by, found.wholes).items())[:wanted]
+        hits = [make_hit(found.rows[key], total(parts), parts) for key, parts in fused]
         if rerank and hits:
-            titled = [rows[key]["text"] for key, _ in fused]
+            titled = [found.rows[key]["text"] for key, _ in fused]
             hits = asking.rerank(self.encoder, question, hits, titled)
         return hits[:top]
 

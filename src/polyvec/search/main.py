@@ -71,7 +71,7 @@ def search(
         How components are put together: by their scores, or by their rankings.
     weight
         How much a component counts, 0 for not at all: --weight.bm25 0.5. They are dense (meaning,
-        1), bm25 (words, 0.1) and, where the model has it, sparse (learned words, 0).
+        1), bm25 (words, 0.25) and, where the model has it, sparse (learned words, 0).
     rerank
         Put so many first passages, and at least those shown, in order by their tokens' vectors
         (MaxSim).

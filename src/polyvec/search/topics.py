@@ -13,21 +13,19 @@ Axes in this file: N texts, dim the vectors' size, A axes.
 """
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import lancedb
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from polyvec.chunking import SURROGATES
 from polyvec.encoder import Encoder
 from polyvec.search.files import list_files, read_file
 from polyvec.search.passages import cut_file, titled_texts
+from polyvec.search.words import split_words, weigh_words
 from polyvec.tokenizer import Tokenizer
 
 TASK = "separation"
@@ -206,14 +204,7 @@ def salient_words(
             inside[number].update(words)
     average = whole.total() / max(len(set(numbers.tolist())), 1)
     words = list(set().union(*inside))
-    read = tokenizer.encode(words, [""] * len(words))
-    # A piece's place in the vocabulary is its rank by frequency, so the logarithm of the place of
-    # its rarest piece is about how rare a word is (Zipf). Squared, it outweighs what is frequent in
-    # one language alone.
-    rarity = {
-        word: math.log(2 + int(tokens.ids.max())) ** 2
-        for word, tokens in zip(words, read, strict=True)
-    }
+    rarity = weigh_words(words, tokenizer)
     salient = []
     for counts in inside:
         weights = {
@@ -222,30 +213,6 @@ def salient_words(
         }
         salient.append(sorted(weights, key=lambda word: (-weights[word], word))[:count])
     return salient
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text as Unicode's ICU finds them, in lower case.
-
-    They have a letter each, and two signs unless it is an ideograph.
-
-    >>> split_words("Don't feed 2 cats: 猫に注意")
-    ["don't", 'feed', 'cats', '猫', '注意']
-    """
-    words = lancedb.tokenize(
-        SURROGATES.sub("\ufffd", text),
-        base_tokenizer="icu",
-        stem=False,
-        remove_stop_words=False,
-        ascii_folding=False,
-    )
-    return [word.text for word in words if _says_something(word.text)]
-
-
-def _says_something(word: str) -> bool:
-    if len(word) == 1:
-        return unicodedata.name(word, "").startswith("CJK UNIFIED")
-    return any(map(str.isalpha, word))
 
 
 def lay_out(

@@ -93,7 +93,7 @@ def find_nearest(
         query = _by_distance(table, to_ubinary(vector[None])[0], "bits")
         query = query.distance_type("hamming")  # pyright: ignore[reportArgumentType]
         found = collect(table, query, "_distance", depth * oversampling, where, ["vector"])
-        scores = _cosines(found["vector"].combine_chunks(), vector)
+        scores = find_cosines(found["vector"].combine_chunks(), vector)
         best = np.argsort(-scores, kind="stable")[:depth]
         found, scores = found.take(best).drop_columns(["vector", "score"]), scores[best]
     return found.append_column("score", pa.array(scores)).to_pylist()
@@ -130,7 +130,7 @@ def _scan(
     ids, scores = np.empty(0, np.uint64), np.empty(0, np.float32)
     for batch in query.to_batches():
         ids = np.concatenate([ids, batch["_rowid"].to_numpy()])
-        scores = np.concatenate([scores, _cosines(batch["vector"], vector)])
+        scores = np.concatenate([scores, find_cosines(batch["vector"], vector)])
         # Only the best are kept, so memory does not grow with the index.
         best = np.argsort(-scores, kind="stable")[:depth]
         ids, scores = ids[best], scores[best]
@@ -146,9 +146,10 @@ def _take(table: Table, ids: UInt64[np.ndarray, " N"]) -> pa.Table:
     return rows.take(order).drop_columns(["_rowid"])
 
 
-def _cosines(
+def find_cosines(
     column: pa.FixedSizeListArray, vector: Float32[np.ndarray, " D"]
 ) -> Float32[np.ndarray, " N"]:
+    """Of each row of a `vector` column with a vector of length 1."""
     numbers = unpack_vectors(column)
     return numbers @ vector / np.linalg.norm(numbers, axis=1)
 
