@@ -1,4 +1,4 @@
-"""The README's commands run, and its Python prints what it says."""
+"""The README's commands run, and every page's Python prints what the page says."""
 
 import re
 import shlex
@@ -13,6 +13,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAIN = [sys.executable, "-c", "from polyvec.cli import main; main()"]
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+PYTHON = [
+    pytest.param(*blocks, id=f"{page.name}-{number}")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, blocks in enumerate(
+        re.findall(
+            r"^```py\n((?:(?!```).*\n)*)```\n\n```\n((?:(?!```).*\n)*)```$",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
+]
+"""Python, and what it prints, of every page."""
 
 COMMANDS = [
     line
@@ -47,12 +60,10 @@ def test_a_command_runs(command, workspace):
     assert run.returncode == 0, run.stderr
 
 
-def test_the_python_prints_what_the_readme_says():
-    position = next(i for i, (kind, _) in enumerate(BLOCKS) if kind == "py")
-    run = subprocess.run(
-        [sys.executable, "-c", BLOCKS[position][1]], capture_output=True, text=True
-    )
-    assert (run.stdout, run.stderr) == (BLOCKS[position + 1][1], "")
+@pytest.mark.parametrize(("code", "printed"), PYTHON)
+def test_python_prints_what_the_page_says(code, printed):
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (printed, "")
 
 
 def test_the_tree_names_every_room():
