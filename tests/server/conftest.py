@@ -79,6 +79,7 @@ def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
     thread.start()
     try:
         wait_for(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive()
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         running = Running(service, server, loops[0], url, verify)

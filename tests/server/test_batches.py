@@ -13,7 +13,7 @@ import pytest
 from polyvec.server import batches as batches_module
 from polyvec.server.batches import Batches
 from polyvec.server.limits import Client, Clients, hash_key
-from tests.processes import start_server
+from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
 
 
@@ -37,14 +37,16 @@ def submit(http, lines, **fields):
     return answer.json()
 
 
-def wait(http, key, *statuses, seconds=300):
-    end = time.monotonic() + seconds
-    while True:
-        job = http.get(f"/v1/batch/{key}").json()
-        if job["status"] in statuses:
-            return job
-        assert time.monotonic() < end, job
-        time.sleep(0.05)
+def wait(http, key, *statuses):
+    """The job, as soon as it has one of these statuses."""
+    jobs = []
+
+    def has_come():
+        jobs.append(http.get(f"/v1/batch/{key}").json())
+        return jobs[-1]["status"] in statuses
+
+    wait_for(has_come)
+    return jobs[-1]
 
 
 def read_lines(http, url):

@@ -96,7 +96,7 @@ def find_candidates(
         },
     }
     wholes = {"dense": 1.0}
-    if matching:
+    if "bm25" in names and matching:
         best = max(matching, key=lambda row: row["score"])
         share = share_words(question, best["text"], encoder.tokenizer)
         wholes["bm25"] = best["score"] / max(share, 1e-9)

@@ -61,7 +61,7 @@ def weigh_words(words: Collection[str], tokenizer: Tokenizer) -> dict[str, float
 
     A piece's place in the vocabulary is its rank by frequency, so the logarithm of the place of a
     word's rarest piece is about how rare it is (Zipf). Squared, it outweighs what is frequent in
-    one language alone.
+    one language alone. Pieces that were added to a finished vocabulary stand last, as rare ones.
     """
     read = tokenizer.encode(list(words), [""] * len(words))
     return {
