@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
+from tokenizers import models
 
 MAX_FILE = 100_000_000
 """Bytes of tokenizer.json that are read; XLM-RoBERTa's has 17 million."""
@@ -113,6 +114,9 @@ class Tokenizer:
     path: Path
     """The tokenizer.json that was read."""
 
+    vocab_size: int
+    """One more than the largest id; a model needs as many rows in its token table."""
+
     core: tokenizers.Tokenizer = field(repr=False)
     """The library's tokenizer, with neither truncation nor padding."""
 
@@ -139,12 +143,13 @@ class Tokenizer:
             raise ValueError(f"{path} must put <s> before a text and </s> after it")
         if max_tokens < 2:
             raise ValueError(f"max_tokens is {max_tokens}, must leave room for <s> and </s>")
-        return cls(max_tokens, path, core)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id; a model needs as many rows in its token table."""
-        return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
+        ids = set(core.get_added_tokens_decoder())
+        if isinstance(core.model, models.Unigram):
+            # A list, so no number is skipped; the whole vocabulary would take a tenth of a second.
+            ids.add(core.get_vocab_size(with_added_tokens=False) - 1)
+        else:
+            ids.update(core.get_vocab(with_added_tokens=False).values())
+        return cls(max_tokens, path, 1 + max(ids), core)
 
     @property
     def special_ids(self) -> frozenset[int]:

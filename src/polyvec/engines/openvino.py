@@ -15,7 +15,7 @@ weights (none, where the file is float32 already). As *constants* ("prepacked") 
 keeps its own packed copy, which it needs for bf16 and int8.
 
 Axes in this file: T tokens in the batch, B texts, L the longest text, S spans, D width,
-K head width, A adapters, R rank, V vocabulary.
+K head width, A adapters, R rank, V vocabulary, C columns of low-rank values.
 """
 
 import os
@@ -32,7 +32,13 @@ from jaxtyping import Float32, Int32
 from polyvec.batch import Batch, select, split_by_length
 from polyvec.checkpoint import Int8Matrix, Weights, forget_pages, to_float
 from polyvec.config import ModelConfig
-from polyvec.engines.openvino_graph import LINEARS, build_layers, layer_names, make_input
+from polyvec.engines.openvino_graph import (
+    LINEARS,
+    build_layers,
+    count_columns,
+    layer_names,
+    make_input,
+)
 from polyvec.engines.quiet import ops, ov
 from polyvec.pooling import pool_spans
 
@@ -204,26 +210,30 @@ class OpenVINOEngine:
             return ops.multiply(ops.convert(values, "f32"), ops.constant(weight.scales[:, None]))
         constant = ops.constant(_share(weight), shared_memory=shared)
         # A matrix that is made float32 here would stay in memory as that, beside its packed copy.
-        as_it_is = self._bf16 and weight.dtype == ml_dtypes.bfloat16 and weight.ndim == 2
+        linear = name.split(".")[0] in LINEARS
+        as_it_is = self._bf16 and linear and weight.dtype == ml_dtypes.bfloat16
         return constant if as_it_is else ops.convert(constant, "f32")
 
     def _layer_weight(self, layer: int, name: str) -> np.ndarray | Int8Matrix:
         """A block's weight in the shape the graph wants, with the adapter merged if asked."""
         linear, part = name.rsplit(".", 1)
+        columns = count_columns(self.config)
         if part == "wide":
             stored = self._layer_weight(layer, f"{linear}.weight")
             # 8-bit weights are float32 by the time they are inputs.
             weight = to_float(stored) if isinstance(stored, Int8Matrix) else stored
-            stored_up = self._weights[f"layers.{layer}.{linear}.lora_b"]
             up = self._layer_weight(layer, f"{linear}.lora_b")
-            assert isinstance(stored_up, np.ndarray) and isinstance(up, np.ndarray)
-            kind = np.promote_types(weight.dtype, stored_up.dtype)
-            return np.concatenate([weight.astype(kind), up.astype(kind)], 1)
+            assert isinstance(up, np.ndarray)
+            return np.concatenate([weight, up.astype(np.promote_types(weight.dtype, up.dtype))], 1)
         weight = self._weights[f"layers.{layer}.{name}"]
-        if part == "lora_a":
-            return to_float(weight).reshape(-1, weight.shape[-1])
-        if part == "lora_b":
-            return np.moveaxis(to_float(weight), 0, 1).reshape(weight.shape[1], -1)
+        if part in ("lora_a", "lora_b"):
+            # Only matrices of a model's own width are ever stored in 8 bits.
+            assert isinstance(weight, np.ndarray)
+            if part == "lora_a":
+                flat_CI = weight.reshape(-1, weight.shape[-1])
+                return np.pad(flat_CI, ((0, columns - len(flat_CI)), (0, 0)))
+            flat_OC = np.moveaxis(weight, 0, 1).reshape(weight.shape[1], -1)
+            return np.pad(flat_OC, ((0, 0), (0, columns - flat_OC.shape[1])))
         if part == "weight" and linear in LINEARS and self.merge_row is not None:
             a_RI, b_OR = (
                 to_float(self._weights[f"layers.{layer}.{linear}.lora_{side}"])[self.merge_row]
@@ -277,10 +287,11 @@ def attention_inputs(batch: Batch, head_width: int, rope_base: float) -> dict[st
     }
 
 
-def adapter_mask(batch: Batch, config: ModelConfig) -> Float32[np.ndarray, "T AR"]:
+def adapter_mask(batch: Batch, config: ModelConfig) -> Float32[np.ndarray, "T C"]:
     """The adapter scale in the columns of each token's own adapter, zeros elsewhere."""
-    names = np.repeat(np.arange(len(config.tasks)), config.adapter_rank)
-    mask = np.where(batch.rows[:, None] == names, config.adapter_scale, 0).astype(np.float32)
+    mask = np.zeros((len(batch.rows), count_columns(config)), np.float32)
+    owners = np.repeat(np.arange(len(config.tasks)), config.adapter_rank)
+    mask[:, : len(owners)] = np.where(batch.rows[:, None] == owners, config.adapter_scale, 0)
     return np.repeat(mask, batch.lengths, axis=0)
 
 

@@ -5,7 +5,7 @@ they are nearly all of the work. Only attention needs rectangles: queries, keys 
 gathered into [B, L] for it, under a mask, and gathered back.
 
 Axes in this file: T tokens, B texts, L the longest text, D width, H heads, K head width,
-A adapters, R rank.
+A adapters, R rank, C columns of low-rank values (see `count_columns`).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from polyvec.config import ModelConfig
 from polyvec.engines.quiet import ops, ov
 
 Weight = Callable[[str], ov.Node]
-"""Canonical name -> the node that holds it: float32, or bf16 for a matrix to multiply in bf16."""
+"""Canonical name -> the node that holds it: float32, or bf16 where products are to be in bf16."""
 
 LINEARS = ("qkv", "out", "up", "down")
 NORMS = ("attention_norm", "ffn_norm")
@@ -24,6 +24,14 @@ NORMS = ("attention_norm", "ffn_norm")
 WIDENED = ("qkv", "up")
 """Linears with more outputs than inputs. An adapter's low-rank values become more inputs of theirs,
 which costs less memory traffic than to add what comes of them to the outputs."""
+
+COLUMNS = 32
+"""bf16 products take up to half the time with so many columns, or twice as many, as with 20."""
+
+
+def count_columns(config: ModelConfig) -> int:
+    """Low-rank values of a token: every adapter's rank, and zeros up to a multiple of `COLUMNS`."""
+    return -(-len(config.tasks) * config.adapter_rank // COLUMNS) * COLUMNS
 
 
 def layer_names(*, adapters: bool) -> list[str]:
@@ -58,7 +66,7 @@ def build_layers(
     - rectangle [B, L] the token at each place, any token of the same text where a text has ended
     - bias [B, 1, 1, L] what attention adds to its scores: 0, or -inf where a text has ended
     - back [T] each token's place in the flattened rectangle
-    - mask [T, A * R] the adapter scale where a token's text uses the adapter, else 0 (`adapters`)
+    - mask [T, C] the adapter scale where a token's text uses the adapter, else 0 (`adapters`)
     """
     half = config.head_width // 2
     inputs = {
@@ -70,7 +78,7 @@ def build_layers(
         "back": make_input("back", [-1], np.int32),
     }
     if adapters:
-        inputs["mask"] = make_input("mask", [-1, len(config.tasks) * config.adapter_rank])
+        inputs["mask"] = make_input("mask", [-1, count_columns(config)])
     x = inputs["x"]
     for weight in layers:
         x = _block(config, x, inputs, weight, WIDENED if widen else ())
@@ -95,21 +103,23 @@ def _block(
     """One post-norm block: attention, then the feed-forward part."""
     mask = inputs.get("mask")
 
-    def product(x: ov.Node, name: str) -> ov.Node:
-        matrix = weight(name)
-        if matrix.get_element_type() != ov.Type.bf16:
-            return ops.matmul(x, matrix, False, True)
-        return ops.convert(ops.matmul(ops.convert(x, "bf16"), matrix, False, True), "f32")
-
     def linear(x: ov.Node, name: str) -> ov.Node:
-        bias = weight(f"{name}.bias")
+        """In its matrix's type: a conversion before the bias would be one more pass over it."""
+        wide = mask is not None and name in widened
+        matrix = weight(f"{name}.wide" if wide else f"{name}.weight")
+        kind = matrix.get_element_type()
+
+        def product(x: ov.Node, matrix: ov.Node) -> ov.Node:
+            return ops.matmul(x, _cast(matrix, kind), False, True)
+
+        x, bias = _cast(x, kind), _cast(weight(f"{name}.bias"), kind)
         if mask is None:
-            return ops.add(product(x, f"{name}.weight"), bias)
-        low_TR = ops.multiply(product(x, f"{name}.lora_a"), mask)
-        if name in widened:
-            return ops.add(product(ops.concat([x, low_TR], -1), f"{name}.wide"), bias)
-        y = ops.add(product(x, f"{name}.weight"), bias)
-        return ops.add(y, product(low_TR, f"{name}.lora_b"))
+            return ops.add(product(x, matrix), bias)
+        low_TC = ops.multiply(product(x, weight(f"{name}.lora_a")), _cast(mask, kind))
+        if wide:
+            return ops.add(product(ops.concat([x, low_TC], -1), matrix), bias)
+        y = ops.add(product(x, matrix), bias)
+        return ops.add(y, product(low_TC, weight(f"{name}.lora_b")))
 
     def norm(x: ov.Node, name: str) -> ov.Node:
         eps = config.layer_norm_eps
@@ -121,7 +131,8 @@ def _block(
         return ops.transpose(x_BLHK, _ints(0, 2, 1, 3))
 
     shape = _ints(-1, 3, config.num_heads, config.head_width)
-    qkv = ops.split(ops.reshape(linear(x, "qkv"), shape, False), ops.constant(1), 3)
+    qkv = _cast(linear(x, "qkv"), ov.Type.f32)
+    qkv = ops.split(ops.reshape(qkv, shape, False), ops.constant(1), 3)
     q_THK, k_THK, v_THK = (ops.squeeze(part, _ints(1)) for part in qkv.outputs())
     mixed_BHLK = ops.scaled_dot_product_attention(
         rectangle(_rotate(q_THK, inputs, config.head_width)),
@@ -133,9 +144,9 @@ def _block(
     mixed_TD = ops.gather(
         ops.reshape(mixed_BLHK, _ints(-1, config.width), False), inputs["back"], _ints(0)
     )
-    x = norm(ops.add(x, linear(mixed_TD, "out")), "attention_norm")
+    x = norm(ops.add(x, _cast(linear(mixed_TD, "out"), ov.Type.f32)), "attention_norm")
     up = ops.gelu(linear(x, "up"), "erf")
-    return norm(ops.add(x, linear(up, "down")), "ffn_norm")
+    return norm(ops.add(x, _cast(linear(up, "down"), ov.Type.f32)), "ffn_norm")
 
 
 def _rotate(x: ov.Node, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
@@ -150,6 +161,10 @@ def _rotate(x: ov.Node, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
         ],
         -1,
     )
+
+
+def _cast(x: ov.Node, kind: ov.Type) -> ov.Node:
+    return x if x.get_element_type() == kind else ops.convert(x, kind)
 
 
 def _ints(*values: int) -> ov.Node:

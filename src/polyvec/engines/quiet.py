@@ -1,21 +1,37 @@
-"""OpenVINO, without the message to Google Analytics that importing it sends.
+"""OpenVINO, without what importing it brings that nobody asked for.
 
-`import openvino` starts `openvino_telemetry`, if installed, which opted everybody in. OpenVINO has
-a stub for those who lack that package, so while it is imported here the package cannot be found.
+- `openvino_telemetry`, if installed, opts everybody in and sends a message to Google Analytics.
+- `openvino.tools.ovc` converts other frameworks' models, of which we have none. Importing it takes
+  a tenth of the time that `polyvec embed` takes.
+
+OpenVINO goes without what isn't installed, so while it is imported here these can't be found.
 """
 
 import sys
 
-TELEMETRY = "openvino_telemetry"
+UNWANTED = ("openvino_telemetry", "openvino.tools.ovc")
 
-_found = sys.modules.get(TELEMETRY)
-sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how Python writes "not importable"
+_found = {name: sys.modules[name] for name in UNWANTED if name in sys.modules}
+sys.modules.update(dict.fromkeys(UNWANTED))  # type: ignore[arg-type]  # None: not importable
 try:
     import openvino as ov
     from openvino import opset13 as ops
 finally:
-    del sys.modules[TELEMETRY]
-    if _found is not None:
-        sys.modules[TELEMETRY] = _found
+    for _name in UNWANTED:
+        del sys.modules[_name]
+    sys.modules.update(_found)
+
+
+def _import_late(name: str) -> object:
+    """`openvino.convert_model`, for whoever else in this process wants it."""
+    if name == "convert_model":
+        from openvino.tools.ovc import convert_model
+
+        return convert_model
+    raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+
+
+# Python asks it for what the module doesn't have (PEP 562).
+ov.__dict__.setdefault("__getattr__", _import_late)
 
 __all__ = ["ops", "ov"]
