@@ -156,7 +156,9 @@ assert (dict(os.environ), list(warnings.filters)) == before
 assert "openvino" not in sys.modules
 polyvec.Encoder.load({str(tiny_model)!r}, device="cpu").encode("fox")
 extras = ["torch", "pyarrow", "lancedb", "pandas", "scipy", "openvino_telemetry", "cyclopts"]
-print([name for name in extras if name in sys.modules])
+print([name for name in [*extras, "openvino.tools.ovc"] if name in sys.modules])
+import openvino
+assert callable(openvino.convert_model) and not hasattr(openvino, "convert_modle")
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "[]", "")

@@ -246,6 +246,19 @@ def test_the_vocabulary_s_size_is_known(tokenizer: Tokenizer):
     assert tokenizer.vocab_size == len(SPECIAL) + len(PIECES) + 26 + 256
 
 
+@pytest.mark.parametrize("model", [models.WordLevel, models.Unigram])
+def test_the_vocabulary_s_size_counts_numbers_that_are_skipped(model: type, tmp_path: Path):
+    if model is models.WordLevel:
+        core = tokenizers.Tokenizer(models.WordLevel({"<s>": 0, "</s>": 2, "fox": 9}, "fox"))
+    else:
+        core = tokenizers.Tokenizer(models.Unigram([("<s>", 0.0), ("fox", -1.0)], unk_id=1))
+        core.add_special_tokens(["</s>"])
+    ends = [(name, core.token_to_id(name)) for name in ("<s>", "</s>")]
+    core.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    core.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path, 100).vocab_size == (10 if model is models.WordLevel else 3)
+
+
 def test_transformers_reads_the_files_to_the_same_ids(tokenizer: Tokenizer, tmp_path: Path):
     for name, content in tokenizer.files().items():
         (tmp_path / name).write_bytes(content)
