@@ -41,13 +41,13 @@ MASKED_TEXTS = 64
 TRIALS = {
     "start": "what all others begin with",
     "distillation": "as shipped: AdamW at 1e-4",
-    "faster": "the same at 3e-4",
     "muon": "Muon for the blocks' matrices, at 1e-4",
     "contrast": "translations find each other (InfoNCE), no teacher",
     "both": "distillation and contrast in turns",
     "masked": "masked-LM for as many steps, then distillation",
     "shallow": "every other one of the twelve layers, then distillation",
     "random": "blocks at random behind E5's table, then distillation",
+    "faster": "distillation with AdamW at 3e-4",
 }
 
 
