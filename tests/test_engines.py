@@ -12,6 +12,7 @@ from polyvec.checkpoint import Weights, load_checkpoint, save_compact
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine
 from polyvec.engines.openvino import OpenVINOEngine
+from polyvec.engines.quiet import ov
 from polyvec.engines.torch import TorchEngine
 from tests.conftest import MakeEngine
 
@@ -184,10 +185,24 @@ def test_memory_does_not_grow_with_the_square_of_a_text(
     length = 1_000
     engine = OpenVINOEngine(tiny_config, tiny_weights, precision="float32", prepack=prepack)
     engine.hidden(make_batch([[5] * length], [0]))
-    for request, _ in engine._steps:
-        for node in request.get_compiled_model().get_runtime_model().get_ops():
-            for output in node.outputs():
-                assert np.prod(output.shape) < length * length
+    for node in compiled_nodes(engine):
+        for output in node.outputs():
+            assert np.prod(output.shape) < length * length
+
+
+@pytest.mark.parametrize("prepack", [False, True])
+def test_rotating_is_one_operation(
+    tiny_config: ModelConfig, tiny_weights: Weights, prepack: bool
+) -> None:
+    engine = OpenVINOEngine(tiny_config, tiny_weights, precision="float32", prepack=prepack)
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in compiled_nodes(engine)]
+    assert kinds.count("RoPE") == 2 * tiny_config.num_layers
+
+
+def compiled_nodes(engine: OpenVINOEngine) -> list[ov.Node]:
+    """What the plugin has made of an engine's graphs."""
+    models = [request.get_compiled_model().get_runtime_model() for request, _ in engine._steps]
+    return [node for model in models for node in model.get_ops()]
 
 
 def test_int8_weights_give_what_their_floats_give(

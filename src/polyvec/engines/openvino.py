@@ -271,8 +271,8 @@ def attention_inputs(batch: Batch, head_width: int, rope_base: float) -> dict[st
     """The graph's inputs that depend on lengths alone, by name (see `build_layers`)."""
     starts, longest = batch.starts, int(batch.lengths.max())
     positions = np.arange(len(batch.token_ids)) - np.repeat(starts, batch.lengths)
-    turns = rope_base ** (-np.arange(0, head_width, 2) / head_width)
-    angles = (positions[:, None, None] * turns).astype(np.float32)
+    turns = np.tile(rope_base ** (-np.arange(0, head_width, 2) / head_width), 2)
+    angles = (positions[:, None, None, None] * turns).astype(np.float32)
     places = np.arange(longest)
     inside = places < batch.lengths[:, None]
     # Past its end a text repeats its own last token: a NaN must not reach another text.

@@ -62,17 +62,16 @@ def build_layers(
     inputs that `layers` made, if the weights are inputs. The model's own:
 
     - x [T, D] hidden states, and its output has the same shape
-    - cos, sin [T, 1, K/2] rotary angles, so that the base may change from call to call
+    - cos, sin [T, 1, 1, K] of rotary angles, so that the base may change from call to call
     - rectangle [B, L] the token at each place, any token of the same text where a text has ended
     - bias [B, 1, 1, L] what attention adds to its scores: 0, or -inf where a text has ended
     - back [T] each token's place in the flattened rectangle
     - mask [T, C] the adapter scale where a token's text uses the adapter, else 0 (`adapters`)
     """
-    half = config.head_width // 2
     inputs = {
         "x": make_input("x", [-1, config.width]),
-        "cos": make_input("cos", [-1, 1, half]),
-        "sin": make_input("sin", [-1, 1, half]),
+        "cos": make_input("cos", [-1, 1, 1, config.head_width]),
+        "sin": make_input("sin", [-1, 1, 1, config.head_width]),
         "rectangle": make_input("rectangle", [-1, -1], np.int32),
         "bias": make_input("bias", [-1, 1, 1, -1]),
         "back": make_input("back", [-1], np.int32),
@@ -126,18 +125,18 @@ def _block(
         centred = ops.mvn(x, _ints(-1), True, eps, "inside_sqrt")
         return ops.add(ops.multiply(centred, weight(f"{name}.weight")), weight(f"{name}.bias"))
 
-    def rectangle(x_THK: ov.Node) -> ov.Node:
+    def rectangle(x_T1HK: ov.Node | ov.Output) -> ov.Node:
+        x_THK = ops.squeeze(x_T1HK, _ints(1))
         x_BLHK = ops.gather(x_THK, inputs["rectangle"], _ints(0))
         return ops.transpose(x_BLHK, _ints(0, 2, 1, 3))
 
     shape = _ints(-1, 3, config.num_heads, config.head_width)
     qkv = _cast(linear(x, "qkv"), ov.Type.f32)
-    qkv = ops.split(ops.reshape(qkv, shape, False), ops.constant(1), 3)
-    q_THK, k_THK, v_THK = (ops.squeeze(part, _ints(1)) for part in qkv.outputs())
+    q, k, v = ops.split(ops.reshape(qkv, shape, False), ops.constant(1), 3).outputs()
     mixed_BHLK = ops.scaled_dot_product_attention(
-        rectangle(_rotate(q_THK, inputs, config.head_width)),
-        rectangle(_rotate(k_THK, inputs, config.head_width)),
-        rectangle(v_THK),
+        rectangle(_rotate(q, inputs, config.head_width)),
+        rectangle(_rotate(k, inputs, config.head_width)),
+        rectangle(v),
         inputs["bias"],
     )
     mixed_BLHK = ops.transpose(mixed_BHLK, _ints(0, 2, 1, 3))
@@ -149,18 +148,16 @@ def _block(
     return norm(ops.add(x, _cast(linear(up, "down"), ov.Type.f32)), "ffn_norm")
 
 
-def _rotate(x: ov.Node, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
-    """Turn the pair (x[i], x[i + K/2]) by the i-th angle (Su et al. 2021, equation 15)."""
-    cos, sin, half = inputs["cos"], inputs["sin"], head_width // 2
-    left = ops.slice(x, _ints(0), _ints(half), _ints(1), _ints(-1))
-    right = ops.slice(x, _ints(half), _ints(head_width), _ints(1), _ints(-1))
-    return ops.concat(
-        [
-            ops.subtract(ops.multiply(left, cos), ops.multiply(right, sin)),
-            ops.add(ops.multiply(right, cos), ops.multiply(left, sin)),
-        ],
-        -1,
-    )
+def _rotate(x_T1HK: ov.Output, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
+    """Turn the pair (x[i], x[i + K/2]) by the i-th angle (Su et al. 2021, equation 15).
+
+    In the form, and with the four axes, that OpenVINO knows to be this and does in one operation.
+    """
+    half, step, axis = head_width // 2, _ints(1), _ints(3)
+    left = ops.slice(x_T1HK, _ints(0), _ints(half), step, axis)
+    right = ops.slice(x_T1HK, _ints(half), _ints(head_width), step, axis)
+    crossed = ops.concat([ops.multiply(right, ops.constant(np.float32(-1))), left], -1)
+    return ops.add(ops.multiply(x_T1HK, inputs["cos"]), ops.multiply(crossed, inputs["sin"]))
 
 
 def _cast(x: ov.Node, kind: ov.Type) -> ov.Node:
