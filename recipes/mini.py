@@ -279,31 +279,12 @@ def backbone(tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
     network = Network(CONFIG).requires_grad_(False)
     network.load_state_dict(load_file(out / "start.safetensors"), strict=False)
     texts = token_ids(tokenizer, rows.texts, max_tokens=MOST_TOKENS + 100)
-    plan = plan_batches(
-        [len(text) for text in texts],
-        language_weights(rows.langs, 0.5, LANGUAGE_SHARES),
-        steps=BACKBONE.steps,
-        batch_tokens=DISTIL_TOKENS,
-        seed=0,
-    )
-    work = distillation(
-        network,
-        texts,
-        np.arange(len(rows)),
-        make_targets(rows, out / "teacher.npz"),
-        plan,
-        dim_weights=DIM_WEIGHTS,
-    )
-    late = ("lora", *HEADS)
-    parameters = [
-        (name, p) for name, p in network.named_parameters() if not any(w in name for w in late)
-    ]
-    for _, parameter in parameters:
-        parameter.requires_grad_(True)
+    plan = plan_texts(texts, rows.langs, BACKBONE.steps)
+    work = follow_teacher(network, texts, make_targets(rows, out / "teacher.npz"), plan)
     network.embeddings.word.sparse = True
     network.precision = PRECISION
     train(
-        parameters,
+        free_backbone(network),
         work,
         BACKBONE,
         out / "backbone",
@@ -315,6 +296,35 @@ def backbone(tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
         ),
     )
     plot_run(out / "backbone")
+
+
+def plan_texts(texts: Tokens, langs: Sequence[str], steps: int) -> list[np.ndarray]:
+    """The rows of every step, each language with its share."""
+    return plan_batches(
+        [len(text) for text in texts],
+        language_weights(langs, 0.5, LANGUAGE_SHARES),
+        steps=steps,
+        batch_tokens=DISTIL_TOKENS,
+        seed=0,
+    )
+
+
+def follow_teacher(
+    network: Network, texts: Tokens, targets: np.ndarray, plan: list[np.ndarray]
+) -> Work:
+    """Text i goes to `targets[i]`."""
+    return distillation(
+        network, texts, np.arange(len(texts)), targets, plan, dim_weights=DIM_WEIGHTS
+    )
+
+
+def free_backbone(network: Network) -> list[tuple[str, torch.nn.Parameter]]:
+    """Let everything but adapters and heads learn, and return it by name."""
+    late = ("lora", *HEADS)
+    learning = [(k, p) for k, p in network.named_parameters() if not any(w in k for w in late)]
+    for _, parameter in learning:
+        parameter.requires_grad_(True)
+    return learning
 
 
 def score_sts(

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 
 from polyvec.encoder import BUNDLED
 from polyvec.network import Network
-from polyvec.train.data import Rows, language_weights, plan_batches, plan_pairs, token_ids
+from polyvec.train.data import Rows, language_weights, plan_pairs, token_ids
 from polyvec.train.loop import Settings, Work, train
 from polyvec.train.masking import plan_languages, read_vocabulary
 from polyvec.train.packed import read_e5
-from polyvec.train.stages import contrast, distillation, masked_lm, take_turns
+from polyvec.train.stages import contrast, masked_lm, take_turns
 from polyvec.train.teacher import Teacher
 
 STEPS = 60
@@ -59,7 +59,9 @@ def prepare(data: Path, out: Path) -> tuple[Tokenizer, Rows]:
     tokenizer = mini.tokenizer_of(teaches, kept)
     rows = mini.read_rows(data)
     rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:NUM_ROWS].tolist())
-    rows = rows.take(np.unique(np.concatenate(plan(tokenizer, rows))).tolist())
+    texts = token_ids(tokenizer, rows.texts, max_tokens=mini.MOST_TOKENS)
+    read = np.concatenate(mini.plan_texts(texts, rows.langs, STEPS))
+    rows = rows.take(np.unique(read).tolist())
     if not (out / "teacher.npz").exists():
         mini.make_teachers(rows, teaches, out / "teacher.npz")
     if not (out / "start.safetensors").exists():
@@ -76,31 +78,12 @@ def trained_pieces(teaches: Teacher) -> list[int]:
     return [place[piece] for piece, _ in ours[: CONFIG.vocab_size]]
 
 
-def plan(tokenizer: Tokenizer, rows: Rows) -> list[np.ndarray]:
-    """Distillation's steps."""
-    texts = token_ids(tokenizer, rows.texts, max_tokens=mini.MOST_TOKENS)
-    weights = language_weights(rows.langs, 0.5, mini.LANGUAGE_SHARES)
-    return plan_batches(
-        [len(text) for text in texts],
-        weights,
-        steps=STEPS,
-        batch_tokens=mini.DISTIL_TOKENS,
-        seed=0,
-    )
-
-
 def distil(network: Network, tokenizer: Tokenizer, rows: Rows, out: Path) -> Work:
     """The recipe's own second stage."""
     texts = token_ids(tokenizer, rows.texts, max_tokens=mini.MOST_TOKENS)
     targets = mini.make_targets(rows, out / "teacher.npz")
-    return distillation(
-        network,
-        texts,
-        np.arange(len(rows)),
-        targets,
-        plan(tokenizer, rows),
-        dim_weights=mini.DIM_WEIGHTS,
-    )
+    plan = mini.plan_texts(texts, rows.langs, STEPS)
+    return mini.follow_teacher(network, texts, targets, plan)
 
 
 def translate(network: Network, tokenizer: Tokenizer, rows: Rows) -> Work:
@@ -139,24 +122,16 @@ def begin(name: str, out: Path, *, mlm: bool = False) -> Network:
     if name == "random":
         weights = {key: weights[key] for key in weights if key.startswith("embeddings.")}
     if name == "masked" and not mlm:
-        weights |= load_file(newest(out / "masked-lm") / "weights")
+        weights |= load_file(max((out / "masked-lm").glob("step-*")) / "weights")
     network = Network(replace(CONFIG, num_layers=layers), mlm=mlm).requires_grad_(False)
     network.load_state_dict(weights, strict=False)
     network.precision = mini.PRECISION
     return network
 
 
-def newest(run: Path) -> Path:
-    """A run's last checkpoint."""
-    return max(run.glob("step-*"))
-
-
 def teach(network: Network, work: Work, settings: Settings, run: Path) -> None:
     """Train everything but adapters and heads."""
-    late = ("lora", *mini.HEADS)
-    learning = [(k, p) for k, p in network.named_parameters() if not any(w in k for w in late)]
-    for _, parameter in learning:
-        parameter.requires_grad_(True)
+    learning = mini.free_backbone(network)
     # The masked-LM head reads the whole table, so its gradient is not sparse.
     network.embeddings.word.sparse = network.mlm is None
     muon = [k for k, _ in learning if k.endswith(MATRICES)] if settings.muon_rate else []
@@ -187,14 +162,11 @@ def run_trial(name: str, tokenizer: Tokenizer, rows: Rows, data: Path, out: Path
         before = begin(name, out, mlm=True)
         teach(before, guess(before, tokenizer, rows), settings, out / "masked-lm")
     network = begin(name, out)
-    if name == "contrast":
-        work = translate(network, tokenizer, rows)
-    else:
-        work = distil(network, tokenizer, rows, out)
-    if name == "both":
-        halves = [work, translate(network, tokenizer, rows)]
-        work = take_turns(halves, [0.5, 0.5], steps=STEPS, seed=0)
     if name != "start":
+        works = [] if name == "contrast" else [distil(network, tokenizer, rows, out)]
+        if name in ("contrast", "both"):
+            works.append(translate(network, tokenizer, rows))
+        work = take_turns(works, [1.0] * len(works), steps=STEPS, seed=0)
         teach(network, work, settings, out / name)
     (out / f"{name}.json").write_text(json.dumps(score(network, tokenizer, data)))
 
