@@ -2,9 +2,10 @@
 
     python recipes/mini.py --data ../shared/data --out runs/mini
 
-What Jina Embeddings v3 does to XLM-RoBERTa, done to a small model on two CPU cores. Every step
-leaves a file or a folder in `--out`, and is skipped when that is there: kill the run at any time
-and start it again. What it makes, in order:
+What Jina Embeddings v3 does to XLM-RoBERTa, done to a small model: the backbone in minutes of a
+GPU (with `--budget cores` in hours of two CPU cores, on a sixtieth of the tokens), the rest in
+minutes of either. Every step leaves a file or a folder in `--out`, and is skipped when that is
+there: kill the run at any time and start it again. What it makes, in order:
 
 1. tokenizer.json   the pieces of XLM-RoBERTa's vocabulary that our languages use most
 2. teacher.npz      E5's vectors of the texts to learn from, their mean, and an order of the
@@ -12,7 +13,7 @@ and start it again. What it makes, in order:
 3. start.safetensors  E5's own blocks, their heads turned so that rotary positions disturb them
                     least, their output moved so that unrelated texts have a cosine near 0
 4. backbone/        every text goes where E5 puts it, or between that and where it puts its
-                    English translation, at every Matryoshka dim
+                    English translation, at every Matryoshka dim, and in long documents too
 5. adapters/        one adapter a task, the backbone frozen
 6. heads/           a weight and a small vector for every token
 7. model/           what ships: int8 weights, config, tokenizer
@@ -41,6 +42,7 @@ from polyvec.network import Network
 from polyvec.tasks import BARE, TASKS, Task, task_row
 from polyvec.train.data import (
     Rows,
+    bury,
     classmates,
     interleave,
     join,
@@ -66,10 +68,10 @@ from polyvec.train.stages import (
     take_turns,
 )
 from polyvec.train.teacher import Teacher, align_rotary, order_dims, permute_width
-from polyvec.train.vocabulary import common_pieces, xlm_roberta_tokenizer
+from polyvec.train.vocabulary import common_pieces, count_pieces, xlm_roberta_tokenizer
 
 CONFIG = ModelConfig(
-    vocab_size=80_000,
+    vocab_size=104_000,
     width=384,
     num_layers=12,
     num_heads=12,
@@ -89,11 +91,22 @@ TUNED = "ar bn da de el es fi fr hi id it ka ko lv nl no pl pt ro ru sk sv th tr
 PIECE_SHARES = {**dict.fromkeys(TUNED, 4.0), "en": 6.0, "zh": 5.0, "ja": 5.0}
 """How much more than the other four hundred a language has to say in the choice of pieces."""
 
+FIRST_PIECES = 80_000
+"""Chosen by those shares. All 250,002 would find more yet (docs/log.md), in 60 MB more."""
+
 ALSO = (
     "af am az be bg ca cs et eu fa ga gl gu he hr hu hy is kk km kn ku lt mk ml mr ms my ne pa sl "
     "sq sr sw ta te tl"
 ).split()
-"""Languages that fewer people will miss, whose pieces were cut hardest."""
+"""Languages that fewer people will miss, whose pieces that choice cuts hardest."""
+
+MORE_SHARES = dict.fromkeys([*TUNED, *ALSO, "en", "zh", "ja", "mn", "si"], 1.0)
+"""How much each has to say in the choice of the other pieces; the rest have `OTHERS`."""
+
+OTHERS = 0.05
+
+COUNTED = 3_000
+"""Texts of a language in which those are counted."""
 
 LANGUAGE_SHARES = {
     **dict.fromkeys([*TUNED, "zh", "ja"], 0.0125),
@@ -103,20 +116,79 @@ LANGUAGE_SHARES = {
 }
 """Of distillation's texts; the other three hundred languages share what is left."""
 
-BACKBONE = Settings(steps=720, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=120)
-"""Distillation of the whole backbone."""
-
 PRECISION = torch.bfloat16
 """Of matrix products in training; weights and losses are in float32."""
 
 DIM_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.0)
 """Of the Matryoshka sizes: the smallest cannot follow the teacher far and must not lead."""
 
-DISTIL_TOKENS = 4_096
-"""A step's tokens."""
-
 MOST_TOKENS = 384
 """Of a text that the teacher reads; it has 512 positions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """How much a part of the run reads."""
+
+    settings: Settings
+
+    tokens: int
+    """Of a step; of an adapter's, both sides of its pairs together."""
+
+    more: int = 1
+    """How many times the texts of a language that the tables below say."""
+
+    long: float = 0.0
+    """The share of steps that read long documents."""
+
+
+BACKBONES = {
+    "gpu": Part(
+        settings=Settings(
+            steps=2_600, learning_rate=3e-4, table_rate=2e-3, warmup=0.05, save_every=1_300
+        ),
+        tokens=65_536,
+        more=16,
+        long=0.2,
+    ),
+    "cores": Part(
+        settings=Settings(
+            steps=720, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=120
+        ),
+        tokens=4_096,
+    ),
+}
+"""Distillation of the whole backbone, by budget: four minutes of an H100, as the bundled model was
+made, or an afternoon of two CPU cores."""
+
+
+def adapter(steps: int, rate: float, *, tokens: int = 3_072) -> Part:
+    """Short, since an adapter must not forget everything else for a few sets' sake."""
+    settings = Settings(
+        steps=steps, learning_rate=rate, table_rate=rate, warmup=0.05, save_every=steps // 3
+    )
+    return Part(settings=settings, tokens=tokens)
+
+
+ADAPTERS = {
+    "text-matching": adapter(240, 1e-3),
+    "retrieval": adapter(210, 1e-3),
+    "classification": adapter(120, 5e-4),
+    "separation": adapter(90, 1e-3, tokens=8_192),
+}
+"""The two retrieval adapters are trained together. On a GPU eight times the tokens were worse
+(docs/log.md)."""
+
+HEADS_PART = adapter(80, 1e-3)
+"""Last of all, behind the finished retrieval adapters."""
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+LONG_PARTS = (2, 4, 8, 16, 32)
+"""Texts in a long document: one of these, at random."""
+
+LONG_TEXTS = 16
+"""The fewest tokens of a text that is put into one."""
 
 TRANSLATED = {
     "tatoeba_en": 245,
@@ -158,10 +230,19 @@ ALONE: list[tuple[str, str, str, int]] = [
 """Texts without a translation: file, column, language column, how many of each language."""
 
 
-def make_tokenizer(data: Path, knows: Tokenizer) -> list[int]:
-    """The pieces to keep of the teacher's vocabulary, over everything in `data` with a language."""
+def choose_pieces(data: Path, knows: Tokenizer) -> list[int]:
+    """The pieces to keep of the teacher's vocabulary, over everything in `data` with a language.
+
+    A language whose pieces were cut hard needs twice the tokens, split as the teacher never saw it;
+    so the last ones are those that some seventy languages miss most.
+    """
     sample = sample_texts(data)
-    return common_pieces(knows, sample, vocab_size=CONFIG.vocab_size, weights=PIECE_SHARES)
+    kept = common_pieces(knows, sample, vocab_size=FIRST_PIECES, weights=PIECE_SHARES)
+    texts = {lang: lines[:COUNTED] for lang, lines in sample.items()}
+    shares = {lang: MORE_SHARES.get(lang, OTHERS) for lang in texts}
+    have = {*kept}
+    missed = [i for i in np.argsort(-count_pieces(knows, texts, shares)).tolist() if i not in have]
+    return kept + missed[: CONFIG.vocab_size - len(kept)]
 
 
 def sample_texts(data: Path) -> dict[str, list[str]]:
@@ -196,16 +277,19 @@ def sample_texts(data: Path) -> dict[str, list[str]]:
     }
 
 
-def read_rows(data: Path) -> Rows:
+def read_rows(data: Path, more: int = 1) -> Rows:
     """What the backbone learns from: texts with their English, and texts alone.
 
     A quarter of the latter are behind the instruction of a question, a quarter of a passage.
     """
     together = [
-        read_pairs(data / f"pairs/{name}.parquet", most=m) for name, m in TRANSLATED.items()
+        read_pairs(data / f"pairs/{name}.parquet", most=most * more)
+        for name, most in TRANSLATED.items()
     ]
     alone = [
-        read_pairs(data / f"{name}.parquet", text=column, partner=column, lang=lang, most=most)
+        read_pairs(
+            data / f"{name}.parquet", text=column, partner=column, lang=lang, most=most * more
+        )
         for name, column, lang, most in ALONE
     ]
     mixed = join(alone)
@@ -221,7 +305,9 @@ def taught_texts(rows: Rows) -> list[str]:
 
 def make_teachers(rows: Rows, teaches: Teacher, file: Path) -> None:
     """The teacher's vectors of all texts, their mean, and an order of the dimensions."""
+    teaches.network.to(DEVICE)
     vectors = teaches.encode(taught_texts(rows), max_tokens=MOST_TOKENS, bf16=True)
+    teaches.network.cpu()
     mean = vectors.mean(0)
     order = order_dims(_unit(vectors - mean))
     np.savez(file, vectors=vectors.astype(np.float16), mean=mean, order=order)
@@ -274,38 +360,81 @@ def tokenizer_of(teaches: Teacher, kept: list[int]) -> Tokenizer:
     return xlm_roberta_tokenizer([tuple(pieces[i]) for i in kept])
 
 
-def backbone(tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
+def backbone(part: Part, tokenizer: Tokenizer, rows: Rows, data: Path, out: Path) -> None:
     """Stage 2, the whole backbone: every text goes where the teacher puts it."""
     network = Network(CONFIG).requires_grad_(False)
     network.load_state_dict(load_file(out / "start.safetensors"), strict=False)
+    network.to(DEVICE)
     texts = token_ids(tokenizer, rows.texts, max_tokens=MOST_TOKENS + 100)
-    plan = plan_texts(texts, rows.langs, BACKBONE.steps)
-    work = follow_teacher(network, texts, make_targets(rows, out / "teacher.npz"), plan)
+    targets, steps = make_targets(rows, out / "teacher.npz"), part.settings.steps
+    work = take_turns(
+        [
+            follow_teacher(network, texts, targets, plan_texts(texts, rows.langs, part)),
+            *([read_long(network, texts, targets, part)] if part.long else []),
+        ],
+        [1 - part.long, *([part.long] if part.long else [])],
+        steps=steps,
+        seed=0,
+    )
     network.embeddings.word.sparse = True
     network.precision = PRECISION
-    train(
-        free_backbone(network),
-        work,
-        BACKBONE,
-        out / "backbone",
-        tables=["embeddings.word.weight"],
-        evaluate=lambda: (
+    if DEVICE == "cuda":
+        for layer in network.layers:
+            layer.compile(dynamic=True)
+
+    # Not compiled again for a few texts without gradients.
+    @torch.compiler.set_stance("force_eager")
+    def evaluate() -> dict[str, float]:
+        return (
             score_sts(network, tokenizer, data)
             | score_tydiqa(network, tokenizer, data, bare=True)
             | score_bitext(network, tokenizer, data)
-        ),
+        )
+
+    train(
+        free_backbone(network),
+        work,
+        part.settings,
+        out / "backbone",
+        tables=["embeddings.word.weight"],
+        evaluate=evaluate,
     )
     plot_run(out / "backbone")
 
 
-def plan_texts(texts: Tokens, langs: Sequence[str], steps: int) -> list[np.ndarray]:
+def plan_texts(texts: Tokens, langs: Sequence[str], part: Part) -> list[np.ndarray]:
     """The rows of every step, each language with its share."""
     return plan_batches(
         [len(text) for text in texts],
         language_weights(langs, 0.5, LANGUAGE_SHARES),
-        steps=steps,
-        batch_tokens=DISTIL_TOKENS,
+        steps=part.settings.steps,
+        batch_tokens=part.tokens,
         seed=0,
+    )
+
+
+def read_long(network: Network, texts: Tokens, targets: np.ndarray, part: Part) -> Work:
+    """Texts buried among others: each goes, in the long document, where it goes alone.
+
+    A document's vector is the mean of its texts' then, at lengths that the teacher cannot read.
+    """
+    rng = np.random.default_rng(0)
+    long_enough = np.flatnonzero([len(text) >= LONG_TEXTS for text in texts])
+    mean = np.mean([len(texts[i]) for i in long_enough[:10_000]]) * np.mean(LONG_PARTS)
+    count = int(1.2 * part.long * part.settings.steps * part.tokens / mean)
+    chosen = rng.choice(long_enough, count)
+    documents, spans = bury(
+        [texts[i] for i in chosen], head=1, parts=rng.choice(LONG_PARTS, count), seed=0
+    )
+    steps = plan_batches(
+        [len(document) for document in documents],
+        np.ones(len(documents)),
+        steps=part.settings.steps,
+        batch_tokens=part.tokens,
+        seed=0,
+    )
+    return distillation(
+        network, documents, chosen, targets, steps, spans=spans, dim_weights=DIM_WEIGHTS
     )
 
 
@@ -341,7 +470,9 @@ def score_sts(
                 for texts in ([table[side][i] for i in rows] for side in ("text1", "text2"))
             )
         gold = [table["score"][i] for i in rows]
-        scores[f"sts-{lang}"] = 100 * float(np.asarray(spearmanr((left * right).sum(1), gold))[0])
+        scores[f"sts-{lang}"] = 100 * float(
+            np.asarray(spearmanr((left * right).sum(1).cpu(), gold))[0]
+        )
     return scores
 
 
@@ -356,7 +487,7 @@ def score_bitext(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str
                 F.normalize(embed(network, token_ids(tokenizer, texts, max_tokens=128), BARE))
                 for texts in ([table[side][i] for i in rows] for side in ("s1", "s2"))
             )
-        found = (two @ one.T).argmax(1) == torch.arange(len(rows))
+        found = (two @ one.T).argmax(1).cpu() == torch.arange(len(rows))
         scores[f"bitext-{lang}"] = 100 * float(found.float().mean())
     return scores
 
@@ -385,41 +516,17 @@ def score_tydiqa(
         place = {name: i for i, name in enumerate(corpus["id"])}
         answer = dict(zip(qrels["query_id"], qrels["corpus_id"], strict=True))
         right = torch.tensor([place[answer[name]] for name in queries["id"]])
-        found = asked @ read.T
+        found = (asked @ read.T).cpu()
         rank = (found > found.gather(1, right[:, None])).sum(1)
         gain = torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0)
         scores[f"tydiqa-{lang}"] = 100 * float(gain.mean())
     return scores
 
 
-def adapter_settings(steps: int, rate: float) -> Settings:
-    """Short runs: an adapter starts out doing nothing, and must not forget for a few sets' sake."""
-    return Settings(
-        steps=steps, learning_rate=rate, table_rate=rate, warmup=0.05, save_every=steps // 3
-    )
-
-
-ADAPTERS = {
-    "text-matching": adapter_settings(240, 1e-3),
-    "retrieval": adapter_settings(210, 1e-3),
-    "classification": adapter_settings(120, 5e-4),
-    "separation": adapter_settings(90, 1e-3),
-}
-"""The two retrieval adapters are trained together."""
-
 HEADS = ("sparse.", "multi.")
-HEAD_SETTINGS = Settings(steps=80, learning_rate=1e-3, save_every=40)
-"""Last of all, behind the finished retrieval adapters."""
-
 STRENGTH = {"text-matching": 0.7}
 """What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it
 finds fewer translations (docs/log.md)."""
-
-ADAPTER_TOKENS = 3_072
-"""A step's tokens, both sides of its pairs together."""
-
-APART_TOKENS = 8_192
-"""Of a step that tells topics apart."""
 
 Source = tuple[str, float]
 """A file under the data folder, and its part of the steps."""
@@ -463,7 +570,7 @@ IMPLIED = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0, 1: 1.0, 0: 0
 Plans = list[list[np.ndarray]]
 
 
-def text_matching(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+def text_matching(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """Scored pairs by CoSENT, translations by contrast, entailment by CoSENT; one set a step.
 
     Scored pairs alone pull all texts together, and translations are no longer found.
@@ -471,24 +578,24 @@ def text_matching(network: Network, tokenizer: Tokenizer, data: Path, steps: int
     row = task_row(CONFIG.tasks, "text-matching")
     return take_turns(
         [
-            scored(network, tokenizer, data, steps, row),
-            translations(network, tokenizer, data, steps, row),
-            entailment(network, tokenizer, data, steps, row),
+            scored(network, tokenizer, data, part, row),
+            translations(network, tokenizer, data, part, row),
+            entailment(network, tokenizer, data, part, row),
         ],
         [0.62, 0.3, 0.08],
-        steps=steps,
+        steps=part.settings.steps,
         seed=0,
     )
 
 
-def scored(network: Network, tokenizer: Tokenizer, data: Path, steps: int, row: int) -> Work:
+def scored(network: Network, tokenizer: Tokenizer, data: Path, part: Part, row: int) -> Work:
     """The semantic textual similarity sets, languages mixed."""
     left, right, scores, plans, sizes = [], [], [], Plans(), []
     for name, share in SCORED:
         table = pq.read_table(data / f"adapters/text-matching/{name}.parquet").to_pydict()
         one, two = (token_ids(tokenizer, table[c], max_tokens=96) for c in ("text1", "text2"))
         weights = language_weights(table["lang"], 1.0, {})
-        plans.append(plan(one, two, weights, share * steps))
+        plans.append(plan(one, two, weights, part, share))
         sizes.append(len(one))
         left, right = left + one, right + two
         scores.append(np.array(table["score"], np.float32))
@@ -496,7 +603,7 @@ def scored(network: Network, tokenizer: Tokenizer, data: Path, steps: int, row: 
     return ordering(network, left, right, np.concatenate(scores), order, row=row)
 
 
-def translations(network: Network, tokenizer: Tokenizer, data: Path, steps: int, row: int) -> Work:
+def translations(network: Network, tokenizer: Tokenizer, data: Path, part: Part, row: int) -> Work:
     """Sentences and what they are in another language, against the others of the step."""
     rows = join(
         [
@@ -507,18 +614,18 @@ def translations(network: Network, tokenizer: Tokenizer, data: Path, steps: int,
     )
     one, two = (token_ids(tokenizer, side, max_tokens=96) for side in (rows.texts, rows.partners))
     weights = language_weights(rows.langs, 0.5, LANGUAGE_SHARES | {"en": 0.01})
-    order = plan(one, two, weights, steps)
+    order = plan(one, two, weights, part)
     return contrast(network, one, two, rows.groups, order, rows=(row, row))
 
 
-def entailment(network: Network, tokenizer: Tokenizer, data: Path, steps: int, row: int) -> Work:
+def entailment(network: Network, tokenizer: Tokenizer, data: Path, part: Part, row: int) -> Work:
     """Pairs of which the first implies the second, says nothing of it, or denies it."""
     left, right, scores, plans, sizes = [], [], [], Plans(), []
     for name in ("nli_farstail", "nli_jnli", "nli_klue", "paraphrase_pawsx"):
         table = pq.read_table(data / f"adapters/text-matching/{name}.parquet").to_pydict()
         sides = ("text1", "text2") if name.startswith("para") else ("premise", "hypothesis")
         one, two = (token_ids(tokenizer, table[side], max_tokens=96) for side in sides)
-        plans.append(plan(one, two, np.ones(len(one)), steps / 4))
+        plans.append(plan(one, two, np.ones(len(one)), part, 1 / 4))
         sizes.append(len(one))
         left, right = left + one, right + two
         scores.append(np.array([IMPLIED[label] for label in table["label"]], np.float32))
@@ -557,7 +664,7 @@ def cross(rows: Rows) -> Rows:
 QUERY_ROW, PASSAGE_ROW = (task_row(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage"))
 
 
-def answered(tokenizer: Tokenizer, data: Path, steps: int) -> Answered:
+def answered(tokenizer: Tokenizer, data: Path, part: Part) -> Answered:
     """Each side behind its instruction, one source a step."""
     prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
@@ -573,7 +680,7 @@ def answered(tokenizer: Tokenizer, data: Path, steps: int) -> Answered:
         flat = [text for texts in hard for text in texts]
         ids = iter(token_ids(tokenizer, flat, max_tokens=160, prompt=prompts[1]))
         negatives += [[next(ids) for _ in texts] for texts in hard]
-        plans.append(plan(one, two, language_weights(rows.langs, 0.5, shares), share * steps))
+        plans.append(plan(one, two, language_weights(rows.langs, 0.5, shares), part, share))
         sizes.append(len(one))
         queries, passages = queries + one, passages + two
         groups.append(rows.groups)
@@ -586,9 +693,9 @@ def answered(tokenizer: Tokenizer, data: Path, steps: int) -> Answered:
     )
 
 
-def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+def retrieval(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """Questions find their passages; each side has an adapter of its own."""
-    rows = answered(tokenizer, data, steps)
+    rows = answered(tokenizer, data, part)
     return contrast(
         network,
         rows.queries,
@@ -600,9 +707,9 @@ def retrieval(network: Network, tokenizer: Tokenizer, data: Path, steps: int) ->
     )
 
 
-def both_heads(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+def both_heads(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """Questions find their passages by weighed words and token by token."""
-    rows = answered(tokenizer, data, steps)
+    rows = answered(tokenizer, data, part)
     special = {n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     num_prompts = [
         len(tokenizer.encode(CONFIG.tasks[row].prompt, add_special_tokens=False).ids) + 1
@@ -621,14 +728,14 @@ def both_heads(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -
     )
 
 
-def classification(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+def classification(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """Two texts of a class against the texts of the other classes; entailment beside it."""
     texts, mates, labels, plans, sizes = [], [], [], Plans(), []
     for name, share in CLASSED:
         rows = read_labelled(data / f"adapters/classification/{name}.parquet")
         ids = token_ids(tokenizer, rows.texts, max_tokens=96)
         others = [ids[i] for i in classmates(rows.labels, seed=0)]
-        plans.append(plan(ids, others, language_weights(rows.langs, 0.5, {}), share * steps))
+        plans.append(plan(ids, others, language_weights(rows.langs, 0.5, {}), part, share))
         sizes.append(len(ids))
         texts, mates = texts + ids, mates + others
         labels.append(rows.labels)
@@ -636,11 +743,11 @@ def classification(network: Network, tokenizer: Tokenizer, data: Path, steps: in
     order = interleave(plans, sizes, seed=0)
     classes = contrast(network, texts, mates, np.concatenate(labels), order, rows=(row, row))
     # The adapter also reads pairs that are to be classified.
-    pairs = entailment(network, tokenizer, data, steps, row)
-    return take_turns([classes, pairs], [0.85, 0.15], steps=steps, seed=0)
+    pairs = entailment(network, tokenizer, data, part, row)
+    return take_turns([classes, pairs], [0.85, 0.15], steps=part.settings.steps, seed=0)
 
 
-def apart(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Work:
+def apart(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """CoSENT over labels of topics and intents, one set a step, four texts of a label.
 
     Titles with their abstracts, and translations, are learnt beside it. A topic's border is a
@@ -654,8 +761,8 @@ def apart(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Wor
             plan_classes(
                 [len(text) for text in ids],
                 rows.labels,
-                steps=math.ceil(share * steps),
-                batch_tokens=APART_TOKENS,
+                steps=math.ceil(share * part.settings.steps),
+                batch_tokens=part.tokens,
                 members=4,
                 seed=0,
             )
@@ -665,33 +772,33 @@ def apart(network: Network, tokenizer: Tokenizer, data: Path, steps: int) -> Wor
         labels.append(rows.labels)
     row = task_row(CONFIG.tasks, "separation")
     order = interleave(plans, sizes, seed=0)
-    topics = separation(
-        network, texts, np.concatenate(labels), order, row=row, temperature=0.05, max_tokens=4_096
-    )
-    pairs = translations(network, tokenizer, data, steps, row)
+    topics = separation(network, texts, np.concatenate(labels), order, row=row, temperature=0.05)
+    pairs = translations(network, tokenizer, data, part, row)
     return take_turns(
-        [topics, titles(network, tokenizer, data, steps, row), pairs],
+        [topics, titles(network, tokenizer, data, part, row), pairs],
         [0.65, 0.25, 0.1],
-        steps=steps,
+        steps=part.settings.steps,
         seed=0,
     )
 
 
-def titles(network: Network, tokenizer: Tokenizer, data: Path, steps: int, row: int) -> Work:
+def titles(network: Network, tokenizer: Tokenizer, data: Path, part: Part, row: int) -> Work:
     """Titles of papers find their abstracts."""
     rows = read_pairs(data / "pairs/arxiv.parquet", most=12_000)
     one, two = (token_ids(tokenizer, side, max_tokens=192) for side in (rows.texts, rows.partners))
-    order = plan(one, two, np.ones(len(one)), steps)
+    order = plan(one, two, np.ones(len(one)), part)
     return contrast(network, one, two, rows.groups, order, rows=(row, row))
 
 
-def plan(one: Tokens, two: Tokens, weights: np.ndarray, steps: float) -> list[np.ndarray]:
-    """A source's part of an adapter's steps."""
-    count = math.ceil(steps)
-    return plan_pairs(one, two, weights, steps=count, batch_tokens=ADAPTER_TOKENS, seed=0)
+def plan(
+    one: Tokens, two: Tokens, weights: np.ndarray, part: Part, share: float = 1.0
+) -> list[np.ndarray]:
+    """A source's share of an adapter's steps."""
+    steps = math.ceil(share * part.settings.steps)
+    return plan_pairs(one, two, weights, steps=steps, batch_tokens=part.tokens, seed=0)
 
 
-STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
+STAGES: dict[str, Callable[[Network, Tokenizer, Path, Part], Work]] = {
     "text-matching": text_matching,
     "retrieval": retrieval,
     "classification": classification,
@@ -701,22 +808,22 @@ STAGES: dict[str, Callable[[Network, Tokenizer, Path, int], Work]] = {
 
 def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """Stage 3: the adapters learn, the backbone stays as it is to the bit."""
-    network = load_network(out / "backbone")
+    network, part = load_network(out / "backbone").to(DEVICE), ADAPTERS[name]
 
     def evaluate() -> dict[str, float]:
         if name == "retrieval":
             return score_tydiqa(network, tokenizer, data)
         return score_sts(network, tokenizer, data, row=task_row(CONFIG.tasks, name))
 
-    work = STAGES[name](network, tokenizer, data, ADAPTERS[name].steps)
-    train_part(network, ["lora"], work, ADAPTERS[name], out / "adapters" / name, evaluate)
+    work = STAGES[name](network, tokenizer, data, part)
+    train_part(network, ["lora"], work, part.settings, out / "adapters" / name, evaluate)
 
 
 def train_heads(tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """The last step: the heads learn, everything else stays as it is."""
-    network = load_network(out / "backbone", out / "adapters/retrieval")
-    work = both_heads(network, tokenizer, data, HEAD_SETTINGS.steps)
-    train_part(network, HEADS, work, HEAD_SETTINGS, out / "heads", None)
+    network = load_network(out / "backbone", out / "adapters/retrieval").to(DEVICE)
+    work = both_heads(network, tokenizer, data, HEADS_PART)
+    train_part(network, HEADS, work, HEADS_PART.settings, out / "heads", None)
 
 
 def train_part(
@@ -768,30 +875,40 @@ def ship(out: Path) -> None:
     save_compact(out / "model", replace(CONFIG, rope_base=20_000.0), weights, files=files)
 
 
-def main(data: Path, out: Path, adapters: list[str]) -> None:
+def main(data: Path, out: Path, budget: str, adapters: list[str]) -> None:
     """Run what is not done yet."""
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / "kept.json").exists():
+        (out / "kept.json").write_text(json.dumps(choose_pieces(data, read_e5().tokenizer)))
     if not (out / "tokenizer.json").exists():
-        teaches = read_e5()
-        kept = make_tokenizer(data, teaches.tokenizer)
-        (out / "kept.json").write_text(json.dumps(kept))
-        tokenizer_of(teaches, kept).save(str(out / "tokenizer.json"))
+        kept = json.loads((out / "kept.json").read_text())
+        tokenizer_of(read_e5(), kept).save(str(out / "tokenizer.json"), pretty=False)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    if not (out / f"backbone/step-{BACKBONE.steps:08d}").exists():
-        rows = read_rows(data)
-        if not (out / "teacher.npz").exists():
-            make_teachers(rows, read_e5(), out / "teacher.npz")
-        if not (out / "start.safetensors").exists():
-            kept = json.loads((out / "kept.json").read_text())
-            start = make_start(read_e5(), kept, rows, out / "teacher.npz")
-            save_file(start.state_dict(), out / "start.safetensors")
-        backbone(tokenizer, rows, data, out)
+    if not is_done(out / "backbone", BACKBONES[budget]):
+        teach_backbone(BACKBONES[budget], tokenizer, data, out)
     for name in adapters:
         train_adapter(name, tokenizer, data, out)
-    runs = {name: out / f"adapters/{name}/step-{run.steps:08d}" for name, run in ADAPTERS.items()}
-    if all(run.exists() for run in runs.values()):
+    if all(is_done(out / "adapters" / name, part) for name, part in ADAPTERS.items()):
         train_heads(tokenizer, data, out)
         ship(out)
+
+
+def is_done(run: Path, part: Part) -> bool:
+    """Whether a run has written its last checkpoint."""
+    return (run / f"step-{part.settings.steps:08d}").exists()
+
+
+def teach_backbone(part: Part, tokenizer: Tokenizer, data: Path, out: Path) -> None:
+    """Everything that needs the teacher."""
+    rows = read_rows(data, part.more)
+    teaches = read_e5()
+    if not (out / "teacher.npz").exists():
+        make_teachers(rows, teaches, out / "teacher.npz")
+    if not (out / "start.safetensors").exists():
+        kept = json.loads((out / "kept.json").read_text())
+        start = make_start(teaches, kept, rows, out / "teacher.npz")
+        save_file(start.state_dict(), out / "start.safetensors")
+    backbone(part, tokenizer, rows, data, out)
 
 
 if __name__ == "__main__":
@@ -799,6 +916,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--budget", choices=[*BACKBONES], default="gpu", help="of the backbone")
     parser.add_argument(
         "--adapters",
         nargs="*",
@@ -807,4 +925,4 @@ if __name__ == "__main__":
         help="which to train now: they are independent, so two processes may share them",
     )
     options = parser.parse_args()
-    main(options.data, options.out, options.adapters)
+    main(options.data, options.out, options.budget, options.adapters)

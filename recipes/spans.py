@@ -74,7 +74,8 @@ def read(network: Network, tokenizer: Tokenizer, data: Path, spans: bool) -> Wor
             )
         )
         sizes.append(len(pairs))
-        buried, where = bury(read, head=head, parts=PARTS if spans else 1, seed=0)
+        parts = [PARTS if spans else 1] * len(read)
+        buried, where = bury(read, head=head, parts=parts, seed=0)
         queries, documents, places = queries + asked, documents + buried, places + where
         groups.append(pairs.groups)
     return contrast(

@@ -31,6 +31,7 @@ from polyvec.train.teacher import Teacher
 STEPS = 60
 CONFIG = mini.CONFIG
 SETTINGS = Settings(steps=STEPS, learning_rate=1e-4, table_rate=1e-3, warmup=0.1, save_every=STEPS)
+PART = mini.Part(settings=SETTINGS, tokens=4_096)
 MATRICES = ("qkv.weight", "out.weight", "up.weight", "down.weight")
 NUM_ROWS = 40_000
 """Drawn from the recipe's, before those are chosen that the steps will read."""
@@ -55,12 +56,12 @@ def prepare(data: Path, out: Path) -> tuple[Tokenizer, Rows]:
     """The tokenizer and the texts; in `out`, the teacher's vectors and the start."""
     out.mkdir(parents=True, exist_ok=True)
     teaches = read_e5()
-    kept = trained_pieces(teaches)
+    kept = bundled_pieces(teaches)
     tokenizer = mini.tokenizer_of(teaches, kept)
     rows = mini.read_rows(data)
     rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:NUM_ROWS].tolist())
     texts = token_ids(tokenizer, rows.texts, max_tokens=mini.MOST_TOKENS)
-    read = np.concatenate(mini.plan_texts(texts, rows.langs, STEPS))
+    read = np.concatenate(mini.plan_texts(texts, rows.langs, PART))
     rows = rows.take(np.unique(read).tolist())
     if not (out / "teacher.npz").exists():
         mini.make_teachers(rows, teaches, out / "teacher.npz")
@@ -70,19 +71,19 @@ def prepare(data: Path, out: Path) -> tuple[Tokenizer, Rows]:
     return tokenizer, rows
 
 
-def trained_pieces(teaches: Teacher) -> list[int]:
-    """The pieces that the bundled model was trained with: its first, by their numbers in E5."""
+def bundled_pieces(teaches: Teacher) -> list[int]:
+    """The bundled model's pieces, by their numbers in E5."""
     ours = json.loads((BUNDLED / "tokenizer.json").read_text())["model"]["vocab"]
     known = json.loads(teaches.tokenizer.to_str())["model"]["vocab"]
     place = {piece: i for i, (piece, _) in enumerate(known)}
-    return [place[piece] for piece, _ in ours[: CONFIG.vocab_size]]
+    return [place[piece] for piece, _ in ours]
 
 
 def distil(network: Network, tokenizer: Tokenizer, rows: Rows, out: Path) -> Work:
     """The recipe's own second stage."""
     texts = token_ids(tokenizer, rows.texts, max_tokens=mini.MOST_TOKENS)
     targets = mini.make_targets(rows, out / "teacher.npz")
-    plan = mini.plan_texts(texts, rows.langs, STEPS)
+    plan = mini.plan_texts(texts, rows.langs, PART)
     return mini.follow_teacher(network, texts, targets, plan)
 
 
@@ -92,7 +93,7 @@ def translate(network: Network, tokenizer: Tokenizer, rows: Rows) -> Work:
     rows = rows.take(pairs)
     one, two = (token_ids(tokenizer, side, max_tokens=128) for side in (rows.texts, rows.partners))
     weights = language_weights(rows.langs, 0.5, mini.LANGUAGE_SHARES)
-    order = plan_pairs(one, two, weights, steps=STEPS, batch_tokens=mini.DISTIL_TOKENS, seed=0)
+    order = plan_pairs(one, two, weights, steps=STEPS, batch_tokens=PART.tokens, seed=0)
     return contrast(
         network, one, two, rows.groups, order, dim_weights=mini.DIM_WEIGHTS, max_tokens=4_096
     )

@@ -36,7 +36,7 @@ TEXTS = [
 PLAN = [np.arange(8), np.arange(4, 12)]
 GROUPS = np.arange(24) // 2
 
-DOCUMENTS, SPANS = bury(TEXTS, head=1, parts=3, seed=0)
+DOCUMENTS, SPANS = bury(TEXTS, head=1, parts=[3] * len(TEXTS), seed=0)
 
 Stage = Callable[[Network, int | None], Work]
 
@@ -182,7 +182,7 @@ def test_a_span_s_vector_is_the_mean_of_its_tokens_in_the_document() -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_a_buried_passage_is_whole_in_its_span(parts: int) -> None:
-    documents, spans = bury(TEXTS, head=3, parts=parts, seed=parts)
+    documents, spans = bury(TEXTS, head=3, parts=[parts] * len(TEXTS), seed=parts)
     places = set()
     for text, document, (start, end) in zip(TEXTS, documents, spans, strict=True):
         found = document[start:end].tolist()

@@ -68,8 +68,10 @@ def read_pairs(
     columns = {*pq.read_schema(file).names}
     if missing := {text, partner, lang} - columns:
         raise ValueError(f"{file} lacks the columns {sorted(missing)}; it has {sorted(columns)}")
-    table = pq.read_table(file).to_pydict()
-    chosen = _cap(table[lang], most, seed)
+    wanted = {text, partner, lang, *({"group", "negatives"} & columns)}
+    whole = pq.read_table(file, columns=sorted(wanted))
+    # Rows are left out before they become Python's, which takes most of the time.
+    table = whole.take(_cap(whole[lang].to_pylist(), most, seed)).to_pydict()
     names = table.get("group") or range(len(table[text]))
     numbers: dict[object, int] = {}
     return Rows(
@@ -78,7 +80,7 @@ def read_pairs(
         groups=np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64),
         langs=table[lang],
         negatives=table.get("negatives") or [[]] * len(names),
-    ).take(chosen)
+    )
 
 
 def write_pairs(
@@ -224,29 +226,37 @@ def classmates(labels: Int[np.ndarray, " N"], *, seed: int) -> Int[np.ndarray, "
 
 
 def bury(
-    passages: Sequence[Int[np.ndarray, " _T"]], *, head: int, parts: int, seed: int
+    passages: Sequence[Int[np.ndarray, " _T"]],
+    *,
+    head: int,
+    parts: Sequence[int] | Int[np.ndarray, " N"],
+    seed: int,
+    among: Sequence[Int[np.ndarray, " _T"]] | None = None,
 ) -> tuple[list[Int32[np.ndarray, " _D"]], list[tuple[int, int]]]:
     """Every passage among others, at random, and the span [start, end) where it lies.
 
-    A passage's first `head` tokens (`<s>` and an instruction) and its last one (`</s>`) are the
-    document's, whose first and last part own them, as in `Encoder.encode_chunks`.
+    Passage i becomes one of `parts[i]` in its document; the others are drawn from `among`, or from
+    the passages themselves. A passage's first `head` tokens (`<s>` and an instruction) and its last
+    one (`</s>`) are the document's, whose first and last part own them, as in
+    `Encoder.encode_chunks`.
 
     >>> texts = [np.int32([0, 7, 2]), np.int32([0, 8, 9, 2])]
-    >>> documents, spans = bury(texts, head=1, parts=2, seed=1)
+    >>> documents, spans = bury(texts, head=1, parts=[2, 2], seed=1)
     >>> [document[start:end].tolist() for document, (start, end) in zip(documents, spans)]
     [[0, 7], [8, 9, 2]]
     """
     rng = np.random.default_rng(seed)
+    pool = passages if among is None else among
     documents, spans = [], []
-    for number, passage in enumerate(passages):
-        place = int(rng.integers(parts))
-        chosen = np.insert(rng.integers(len(passages), size=parts - 1), place, number).tolist()
-        bodies = [passages[i][head:-1] for i in chosen]
+    for passage, count in zip(passages, parts, strict=True):
+        place = int(rng.integers(count))
+        others = [pool[i] for i in rng.integers(len(pool), size=count - 1).tolist()]
+        bodies = [text[head:-1] for text in (*others[:place], passage, *others[place:])]
         bounds = head + np.cumsum([0, *map(len, bodies)])
         document = np.concatenate([passage[:head], *bodies, passage[-1:]]).astype(np.int32)
         documents.append(document)
         start = 0 if place == 0 else int(bounds[place])
-        spans.append((start, len(document) if place == parts - 1 else int(bounds[place + 1])))
+        spans.append((start, len(document) if place == count - 1 else int(bounds[place + 1])))
     return documents, spans
 
 

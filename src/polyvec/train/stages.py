@@ -156,6 +156,7 @@ def distillation(
     teachers: Float[np.ndarray, "M D"],
     plan: Sequence[Int[np.ndarray, " _rows"]],
     *,
+    spans: Spans | None = None,
     dim_weights: Sequence[float] | None = None,
     bank_size: int = 2048,
     temperature: float = 0.05,
@@ -164,15 +165,18 @@ def distillation(
 ) -> Work:
     """Every text, in any language, goes where the teacher puts its English partner.
 
-    Text i belongs to `teachers[targets[i]]`. The loss is `pull` times the cosine distance to it,
-    plus, at every Matryoshka dim, the divergence from the teacher's similarities to `bank_size`
-    random teacher vectors (Reimers & Gurevych 2020, with similarities in place of squared error).
+    Text i belongs to `teachers[targets[i]]`, or with `spans` that part of its tokens does, so that
+    a passage means in a long document what it means alone. The loss is `pull` times the cosine
+    distance to it, plus, at every Matryoshka dim, the divergence from the teacher's similarities
+    to `bank_size` random teacher vectors (Reimers & Gurevych 2020, with similarities in place of
+    squared error).
     """
     nested = matryoshka(distil, plain(network).config.dims, dim_weights)
 
     def work(step: int) -> tuple[Tensor, int]:
         rows = plan[step]
         batch = [texts[i] for i in rows]
+        parts = None if spans is None else [spans[i] for i in rows]
         rng = np.random.default_rng(step)
         # The texts' own teachers come first, so that each has its answer in the bank.
         others = rng.integers(len(teachers), size=bank_size)
@@ -186,7 +190,8 @@ def distillation(
             spread = nested(students, seen, wanted=odds, temperature=temperature)
             return pull * cosine_distance(students, wanted) + spread
 
-        value = backward(network, batch, [-1] * len(batch), loss, max_tokens=max_tokens)
+        bare = [-1] * len(batch)
+        value = backward(network, batch, bare, loss, spans=parts, max_tokens=max_tokens)
         return value, sum(len(text) for text in batch)
 
     return work

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
-from polyvec.network import Layer, Network, pool
+from polyvec.network import Layer, Network, lay_out, pool
 from polyvec.train.data import token_ids
 
 PARTS = {
@@ -66,29 +66,33 @@ class Teacher:
 
         `bf16` computes matrix products in it, three times as fast where the CPU can.
         """
+        device = self.network.embeddings.word.weight.device
+        most = 65_536 if device.type == "cuda" else 8_192
         ids = token_ids(self.tokenizer, texts, max_tokens=max_tokens)
         out = np.empty((len(texts), self.network.config.width), np.float32)
         hide = None if progress is None else not progress
         with tqdm(total=len(texts), desc="teacher", unit="text", disable=hide) as bar:
-            for group in pack([len(i) for i in ids], max_tokens=8192):
+            for group in pack([len(i) for i in ids], max_tokens=most):
                 batch = make_batch([ids[i] for i in group], [-1] * len(group))
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    hidden = self._hidden(batch.token_ids, batch.lengths)
-                    starts, ends = torch.from_numpy(batch.starts), torch.from_numpy(batch.ends)
-                    out[group] = F.normalize(pool(hidden, starts, ends), dim=-1)
+                tokens, starts, ends = (
+                    torch.from_numpy(part).to(device)
+                    for part in (batch.token_ids, batch.starts, batch.ends)
+                )
+                low = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+                with torch.inference_mode(), low:
+                    hidden = self._hidden(tokens, ends - starts)
+                    out[group] = F.normalize(pool(hidden, starts, ends), dim=-1).cpu()
                 bar.update(len(group))
         return out
 
-    def _hidden(self, ids: np.ndarray, lengths: np.ndarray) -> Float[Tensor, "T D"]:
-        net, sizes = self.network, torch.from_numpy(lengths)
+    def _hidden(self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "T D"]:
+        net, layout = self.network, lay_out(lengths)
         where = torch.cat([torch.arange(n) for n in lengths.tolist()])
-        words = net.embeddings.word(torch.from_numpy(ids), None)
         kind = net.embeddings.token_type.weight[0]
-        x = net.embeddings.norm(words + kind + self.positions[where])
-        half = net.config.head_width // 2
-        still = torch.ones(len(ids), 1, half), torch.zeros(len(ids), 1, half)
+        words = net.embeddings.word(ids, None) + kind
+        x = net.embeddings.norm(words + self.positions.to(ids.device)[where.to(ids.device)])
         for layer in net.layers:
-            x = layer(x, still, sizes, None)
+            x = layer(x, _no_rotation(x, net.config), layout, None)
         return x
 
 
@@ -175,16 +179,19 @@ def _moments(
 ) -> list[Float[Tensor, "E E"]]:
     """For every block, the mean of x x' over tokens, x being its input with a 1 appended."""
     batch = make_batch(ids, [-1] * len(ids))
-    lengths = torch.from_numpy(batch.lengths)
-    half = network.config.head_width // 2
-    still = torch.ones(1, 1, half), torch.zeros(1, 1, half)
+    layout = lay_out(torch.from_numpy(batch.lengths))
     x = network.embeddings(torch.from_numpy(batch.token_ids), None)
     moments = []
     for layer in network.layers:
         ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
         moments.append(ones.T @ ones / len(x))
-        x = layer(x, still, lengths, None)
+        x = layer(x, _no_rotation(x, network.config), layout, None)
     return moments
+
+
+def _no_rotation(x: Float[Tensor, "T D"], config: ModelConfig) -> tuple[Tensor, Tensor]:
+    half = config.head_width // 2
+    return x.new_ones(1, 1, half), x.new_zeros(1, 1, half)
 
 
 def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.ndarray, " D"]:
