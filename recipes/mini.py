@@ -2,10 +2,10 @@
 
     python recipes/mini.py --data ../shared/data --out runs/mini
 
-What Jina Embeddings v3 does to XLM-RoBERTa, done to a small model: the backbone in minutes of a
-GPU (with `--budget cores` in hours of two CPU cores, on a sixtieth of the tokens), the rest in
-minutes of either. Every step leaves a file or a folder in `--out`, and is skipped when that is
-there: kill the run at any time and start it again. What it makes, in order:
+What Jina Embeddings v3 does to XLM-RoBERTa, done to a small model in ten minutes of a GPU. With
+`--budget cores` the backbone reads a sixtieth of the tokens, in hours of two CPU cores. Every step
+leaves a file or a folder in `--out`, and is skipped when that is there: kill the run at any time
+and start it again. What it makes, in order:
 
 1. tokenizer.json   the pieces of XLM-RoBERTa's vocabulary that our languages use most
 2. teacher.npz      E5's vectors of the texts to learn from, their mean, and an order of the
@@ -139,7 +139,7 @@ class Part:
     """How many times the texts of a language that the tables below say."""
 
     long: float = 0.0
-    """The share of steps that read long documents."""
+    """The share of the backbone's or the retrieval adapters' steps that read long documents."""
 
 
 BACKBONES = {
@@ -156,36 +156,40 @@ BACKBONES = {
             steps=720, learning_rate=1e-4, table_rate=1e-3, warmup=0.05, save_every=120
         ),
         tokens=4_096,
+        long=0.1,
     ),
 }
 """Distillation of the whole backbone, by budget: four minutes of an H100, as the bundled model was
 made, or an afternoon of two CPU cores."""
 
 
-def adapter(steps: int, rate: float, *, tokens: int = 3_072) -> Part:
+def adapter(steps: int, rate: float, tokens: int, *, more: int = 1, long: float = 0.0) -> Part:
     """Short, since an adapter must not forget everything else for a few sets' sake."""
     settings = Settings(
         steps=steps, learning_rate=rate, table_rate=rate, warmup=0.05, save_every=steps // 3
     )
-    return Part(settings=settings, tokens=tokens)
+    return Part(settings=settings, tokens=tokens, more=more, long=long)
 
 
 ADAPTERS = {
-    "text-matching": adapter(240, 1e-3),
-    "retrieval": adapter(210, 1e-3),
-    "classification": adapter(120, 5e-4),
-    "separation": adapter(90, 1e-3, tokens=8_192),
+    "text-matching": adapter(300, 1e-3, 24_576, more=4),
+    "retrieval": adapter(300, 1e-3, 24_576, more=8, long=0.15),
+    "classification": adapter(120, 5e-4, 3_072),
+    "separation": adapter(180, 1e-3, 24_576),
 }
-"""The two retrieval adapters are trained together. On a GPU eight times the tokens were worse
-(docs/log.md)."""
+"""The two retrieval adapters are trained together."""
 
-HEADS_PART = adapter(80, 1e-3)
-"""Last of all, behind the finished retrieval adapters."""
+HEADS_PART = adapter(80, 1e-3, 3_072)
+"""Last of all, behind the finished adapters."""
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 LONG_PARTS = (2, 4, 8, 16, 32)
 """Texts in a long document: one of these, at random."""
+
+LONG_STEP = 3
+"""How many times the tokens of a step of the retrieval adapters are in one of long documents, so
+that enough of them meet."""
 
 LONG_TEXTS = 16
 """The fewest tokens of a text that is put into one."""
@@ -367,15 +371,9 @@ def backbone(part: Part, tokenizer: Tokenizer, rows: Rows, data: Path, out: Path
     network.to(DEVICE)
     texts = token_ids(tokenizer, rows.texts, max_tokens=MOST_TOKENS + 100)
     targets, steps = make_targets(rows, out / "teacher.npz"), part.settings.steps
-    work = take_turns(
-        [
-            follow_teacher(network, texts, targets, plan_texts(texts, rows.langs, part)),
-            *([read_long(network, texts, targets, part)] if part.long else []),
-        ],
-        [1 - part.long, *([part.long] if part.long else [])],
-        steps=steps,
-        seed=0,
-    )
+    alone = follow_teacher(network, texts, targets, plan_texts(texts, rows.langs, part))
+    buried = read_long(network, texts, targets, part)
+    work = take_turns([alone, buried], [1 - part.long, part.long], steps=steps, seed=0)
     network.embeddings.word.sparse = True
     network.precision = PRECISION
     if DEVICE == "cuda":
@@ -524,9 +522,9 @@ def score_tydiqa(
 
 
 HEADS = ("sparse.", "multi.")
-STRENGTH = {"text-matching": 0.7}
-"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, it
-finds fewer translations (docs/log.md)."""
+STRENGTH = {"text-matching": 0.5, "retrieval": 0.5}
+"""What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, they
+find fewer translations, and fewer needles (docs/log.md)."""
 
 Source = tuple[str, float]
 """A file under the data folder, and its part of the steps."""
@@ -543,6 +541,15 @@ ANSWERED: list[Source] = [
     ("adapters/retrieval/afriqa", 0.05),
     ("adapters/retrieval/medquad", 0.04),
 ]
+BURIED: list[Source] = [
+    ("adapters/retrieval/squad", 0.5),
+    ("adapters/retrieval/jsquad", 0.2),
+    ("adapters/retrieval/cmrc2018", 0.2),
+    ("adapters/retrieval/medquad", 0.1),
+]
+"""Passages that are put into long documents. Every other question must find the document, and the
+others the passage's own part of it, which is what late chunking asks for."""
+
 CROSSED: list[Source] = [("pairs/msdocs_heading", 0.15)]
 """Sources whose groups have a passage in many languages, of which question and answer get two."""
 
@@ -607,9 +614,9 @@ def translations(network: Network, tokenizer: Tokenizer, data: Path, part: Part,
     """Sentences and what they are in another language, against the others of the step."""
     rows = join(
         [
-            read_pairs(data / "pairs/tatoeba_en.parquet", most=1_500),
-            read_pairs(data / "pairs/tatoeba_xy.parquet", most=700),
-            read_pairs(data / "pairs/tico.parquet", most=500),
+            read_pairs(data / "pairs/tatoeba_en.parquet", most=1_500 * part.more),
+            read_pairs(data / "pairs/tatoeba_xy.parquet", most=700 * part.more),
+            read_pairs(data / "pairs/tico.parquet", most=500 * part.more),
         ]
     )
     one, two = (token_ids(tokenizer, side, max_tokens=96) for side in (rows.texts, rows.partners))
@@ -670,7 +677,7 @@ def answered(tokenizer: Tokenizer, data: Path, part: Part) -> Answered:
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
     for name, share in [*ANSWERED, *CROSSED]:
         lang = "lang" if name.startswith("adapters") else "query_lang"
-        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=1_500)
+        rows = read_pairs(data / f"{name}.parquet", lang=lang, most=1_500 * part.more)
         shares = {}
         if (name, share) in CROSSED:
             rows, shares = cross(rows), {"en": 0.3}
@@ -696,7 +703,7 @@ def answered(tokenizer: Tokenizer, data: Path, part: Part) -> Answered:
 def retrieval(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
     """Questions find their passages; each side has an adapter of its own."""
     rows = answered(tokenizer, data, part)
-    return contrast(
+    alone = contrast(
         network,
         rows.queries,
         rows.passages,
@@ -704,6 +711,47 @@ def retrieval(network: Network, tokenizer: Tokenizer, data: Path, part: Part) ->
         rows.plan,
         rows=(QUERY_ROW, PASSAGE_ROW),
         negatives=rows.negatives,
+    )
+    buried = find_buried(network, tokenizer, data, part)
+    steps = part.settings.steps
+    return take_turns([alone, buried], [1 - part.long, part.long], steps=steps, seed=0)
+
+
+def find_buried(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Work:
+    """Questions find the long document in which their passage is, or the passage's part of it.
+
+    The first is what long retrieval asks for, the second what late chunking does.
+    """
+    prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
+    head = len(tokenizer.encode(prompts[1]).ids) - 1
+    rng = np.random.default_rng(0)
+    queries, documents, spans, groups, plans, sizes = [], [], [], [], Plans(), []
+    longer = replace(part, tokens=LONG_STEP * part.tokens)
+    for name, share in BURIED:
+        rows = read_pairs(data / f"{name}.parquet", lang="lang", most=8_000)
+        # What fills the documents answers no question that is asked.
+        even, odd = (rows.take(np.flatnonzero(rows.groups % 2 == n).tolist()) for n in (0, 1))
+        one = token_ids(tokenizer, even.texts, max_tokens=64, prompt=prompts[0])
+        two, filling = (
+            token_ids(tokenizer, side.partners, max_tokens=160, prompt=prompts[1])
+            for side in (even, odd)
+        )
+        parts = rng.choice(LONG_PARTS, len(two))
+        two, where = bury(two, head=head, parts=parts, seed=0, among=filling)
+        for number, (span, text) in enumerate(zip(where, two, strict=True)):
+            spans.append(span if number % 2 else (0, len(text)))
+        plans.append(plan(one, two, np.ones(len(one)), longer, share))
+        sizes.append(len(one))
+        queries, documents = queries + one, documents + two
+        groups.append(even.groups)
+    return contrast(
+        network,
+        queries,
+        documents,
+        np.concatenate(groups),
+        interleave(plans, sizes, seed=0),
+        rows=(QUERY_ROW, PASSAGE_ROW),
+        spans=spans,
     )
 
 
@@ -821,7 +869,7 @@ def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> Non
 
 def train_heads(tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """The last step: the heads learn, everything else stays as it is."""
-    network = load_network(out / "backbone", out / "adapters/retrieval").to(DEVICE)
+    network = load_adapters(out).to(DEVICE)
     work = both_heads(network, tokenizer, data, HEADS_PART)
     train_part(network, HEADS, work, HEADS_PART.settings, out / "heads", None)
 
@@ -850,17 +898,18 @@ def load_network(*runs: Path) -> Network:
     torch.manual_seed(0)
     network = Network(CONFIG)
     for run in runs:
-        newest = max(run.glob("step-*"))
-        network.load_state_dict({**network.state_dict(), **load_file(newest / "weights")})
+        network.load_state_dict({**network.state_dict(), **load_file(newest(run))})
     return network
 
 
-def ship(out: Path) -> None:
-    """The model's folder: int8 weights, the inference base, the tokenizer.
+def newest(run: Path) -> Path:
+    """A run's last weights."""
+    return max(run.glob("step-*")) / "weights"
 
-    Each adapter comes from its own run, where the others stayed as they started.
-    """
-    network = load_network(out / "backbone", out / "heads").requires_grad_(False)
+
+def load_adapters(out: Path) -> Network:
+    """The backbone with each adapter from its own run, where the others stayed as they started."""
+    network = load_network(out / "backbone").requires_grad_(False)
     bank = dict(network.named_parameters())
     for name in ADAPTERS:
         trained = load_network(out / "adapters" / name).requires_grad_(False).state_dict()
@@ -870,7 +919,14 @@ def ship(out: Path) -> None:
                     if "lora" in key:
                         scale = STRENGTH.get(name, 1.0) if key.endswith("lora_b") else 1.0
                         bank[key][row] = scale * trained[key][row]
-    weights = {name: parameter.numpy() for name, parameter in bank.items()}
+    return network
+
+
+def ship(out: Path) -> None:
+    """The model's folder: int8 weights, the inference base, the tokenizer."""
+    network = load_adapters(out)
+    network.load_state_dict(load_file(newest(out / "heads")), strict=False)
+    weights = {name: parameter.numpy() for name, parameter in network.named_parameters()}
     files = {"tokenizer.json": (out / "tokenizer.json").read_bytes()}
     save_compact(out / "model", replace(CONFIG, rope_base=20_000.0), weights, files=files)
 
