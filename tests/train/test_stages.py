@@ -36,6 +36,7 @@ TEXTS = [
 PLAN = [np.arange(8), np.arange(4, 12)]
 GROUPS = np.arange(24) // 2
 
+TEACHERS = F.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0))).numpy()
 DOCUMENTS, SPANS = bury(TEXTS, head=1, parts=[3] * len(TEXTS), seed=0)
 
 Stage = Callable[[Network, int | None], Work]
@@ -43,13 +44,10 @@ Stage = Callable[[Network, int | None], Work]
 STAGES: dict[str, Stage] = {
     "masked-LM": lambda net, most: masked_lm(net, TEXTS, PLAN, VOCABULARY, max_tokens=most),
     "distillation": lambda net, most: distillation(
-        net,
-        TEXTS,
-        np.arange(24),
-        F.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0))).numpy(),
-        PLAN,
-        bank_size=8,
-        max_tokens=most,
+        net, TEXTS, np.arange(24), TEACHERS, PLAN, bank_size=8, max_tokens=most
+    ),
+    "buried distillation": lambda net, most: distillation(
+        net, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=SPANS, bank_size=8, max_tokens=most
     ),
     "pairs": lambda net, most: contrast(
         net,
@@ -192,3 +190,28 @@ def test_a_buried_passage_is_whole_in_its_span(parts: int) -> None:
         assert found == text[0 if first else 3 : None if last else -1].tolist()
         places.add((first, last))
     assert len(places) == {1: 1, 2: 2, 5: 3}[parts]
+
+
+def test_a_passage_is_buried_among_as_many_others_as_it_is_told_and_those_alone() -> None:
+    others = [np.array([0, piece, 2], np.int32) for piece in (200, 201)]
+    parts = [1 + number % 4 for number in range(len(TEXTS))]
+    for count, document in zip(
+        parts, bury(TEXTS, head=1, parts=parts, seed=0, among=others)[0], strict=True
+    ):
+        assert (document >= 200).sum() == count - 1
+
+
+def test_distillation_pulls_a_text_s_own_part_of_a_document() -> None:
+    """The step is the one on the document alone, whose vector is that part's."""
+    network = make_network()
+    for spans, same in ((SPANS, True), (None, False)):
+        step = distillation(network, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=spans)
+        whole = [(0, len(document)) for document in DOCUMENTS]
+        with torch.no_grad():
+            vectors = F.normalize(embed(network, DOCUMENTS, -1, SPANS if same else whole), dim=-1)
+        wanted = torch.from_numpy(TEACHERS)
+        distance = 1 - (vectors * wanted)[PLAN[0]].sum(1).mean()
+        other = distillation(
+            network, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=spans, pull=3.0
+        )
+        assert other(0)[0] - step(0)[0] == pytest.approx(float(distance), abs=1e-4)
