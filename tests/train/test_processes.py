@@ -26,7 +26,7 @@ def trainable(network: Network, stage: str) -> list[tuple[str, torch.nn.Paramete
     """Choose what a stage trains, as DDP waits for the gradient of everything that is chosen."""
     for key, parameter in network.named_parameters():
         head = "mlm" in key and stage != "masked-LM"
-        bank = "lora" in key and stage in ("masked-LM", "distillation")
+        bank = "lora" in key and stage.endswith(("masked-LM", "distillation"))
         parameter.requires_grad_(not head and not bank)
     return [(key, p) for key, p in network.named_parameters() if p.requires_grad]
 
