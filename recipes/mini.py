@@ -669,11 +669,11 @@ def cross(rows: Rows) -> Rows:
 
 
 QUERY_ROW, PASSAGE_ROW = (task_row(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage"))
+PROMPTS = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
 
 
 def answered(tokenizer: Tokenizer, data: Path, part: Part) -> Answered:
     """Each side behind its instruction, one source a step."""
-    prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
     queries, passages, negatives, groups, plans, sizes = [], [], [], [], Plans(), []
     for name, share in [*ANSWERED, *CROSSED]:
         lang = "lang" if name.startswith("adapters") else "query_lang"
@@ -681,11 +681,11 @@ def answered(tokenizer: Tokenizer, data: Path, part: Part) -> Answered:
         shares = {}
         if (name, share) in CROSSED:
             rows, shares = cross(rows), {"en": 0.3}
-        one = token_ids(tokenizer, rows.texts, max_tokens=64, prompt=prompts[0])
-        two = token_ids(tokenizer, rows.partners, max_tokens=160, prompt=prompts[1])
+        one = token_ids(tokenizer, rows.texts, max_tokens=64, prompt=PROMPTS[0])
+        two = token_ids(tokenizer, rows.partners, max_tokens=160, prompt=PROMPTS[1])
         hard = [texts[:2] for texts in rows.negatives]
         flat = [text for texts in hard for text in texts]
-        ids = iter(token_ids(tokenizer, flat, max_tokens=160, prompt=prompts[1]))
+        ids = iter(token_ids(tokenizer, flat, max_tokens=160, prompt=PROMPTS[1]))
         negatives += [[next(ids) for _ in texts] for texts in hard]
         plans.append(plan(one, two, language_weights(rows.langs, 0.5, shares), part, share))
         sizes.append(len(one))
@@ -722,8 +722,7 @@ def find_buried(network: Network, tokenizer: Tokenizer, data: Path, part: Part) 
 
     The first is what long retrieval asks for, the second what late chunking does.
     """
-    prompts = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
-    head = len(tokenizer.encode(prompts[1]).ids) - 1
+    head = len(tokenizer.encode(PROMPTS[1]).ids) - 1
     rng = np.random.default_rng(0)
     queries, documents, spans, groups, plans, sizes = [], [], [], [], Plans(), []
     longer = replace(part, tokens=LONG_STEP * part.tokens)
@@ -731,9 +730,9 @@ def find_buried(network: Network, tokenizer: Tokenizer, data: Path, part: Part) 
         rows = read_pairs(data / f"{name}.parquet", lang="lang", most=8_000)
         # What fills the documents answers no question that is asked.
         even, odd = (rows.take(np.flatnonzero(rows.groups % 2 == n).tolist()) for n in (0, 1))
-        one = token_ids(tokenizer, even.texts, max_tokens=64, prompt=prompts[0])
+        one = token_ids(tokenizer, even.texts, max_tokens=64, prompt=PROMPTS[0])
         two, filling = (
-            token_ids(tokenizer, side.partners, max_tokens=160, prompt=prompts[1])
+            token_ids(tokenizer, side.partners, max_tokens=160, prompt=PROMPTS[1])
             for side in (even, odd)
         )
         parts = rng.choice(LONG_PARTS, len(two))
@@ -760,8 +759,7 @@ def both_heads(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -
     rows = answered(tokenizer, data, part)
     special = {n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     num_prompts = [
-        len(tokenizer.encode(CONFIG.tasks[row].prompt, add_special_tokens=False).ids) + 1
-        for row in (QUERY_ROW, PASSAGE_ROW)
+        len(tokenizer.encode(prompt, add_special_tokens=False).ids) + 1 for prompt in PROMPTS
     ]
     return heads(
         network,
@@ -912,13 +910,12 @@ def load_adapters(out: Path) -> Network:
     network = load_network(out / "backbone").requires_grad_(False)
     bank = dict(network.named_parameters())
     for name in ADAPTERS:
-        trained = load_network(out / "adapters" / name).requires_grad_(False).state_dict()
+        trained = load_file(newest(out / "adapters" / name))
         for row, task in enumerate(CONFIG.tasks):
             if task.name.startswith(name):
-                for key in trained:
-                    if "lora" in key:
-                        scale = STRENGTH.get(name, 1.0) if key.endswith("lora_b") else 1.0
-                        bank[key][row] = scale * trained[key][row]
+                for key, tensor in trained.items():
+                    scale = STRENGTH.get(name, 1.0) if key.endswith("lora_b") else 1.0
+                    bank[key][row] = scale * tensor[row]
     return network
 
 

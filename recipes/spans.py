@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mini import train_part
+from mini import newest, train_part
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -48,7 +48,7 @@ def make_network(weights: Weights, *, start: Path | None = None) -> Network:
     network.rope_base = 10_000.0
     network.load_state_dict({name: torch.tensor(to_float(w)) for name, w in weights.items()})
     if start is not None:
-        network.load_state_dict(load_file(max(start.glob("step-*")) / "weights"), strict=False)
+        network.load_state_dict(load_file(newest(start)), strict=False)
     return network
 
 

@@ -123,7 +123,7 @@ def begin(name: str, out: Path, *, mlm: bool = False) -> Network:
     if name == "random":
         weights = {key: weights[key] for key in weights if key.startswith("embeddings.")}
     if name == "masked" and not mlm:
-        weights |= load_file(max((out / "masked-lm").glob("step-*")) / "weights")
+        weights |= load_file(mini.newest(out / "masked-lm"))
     network = Network(replace(CONFIG, num_layers=layers), mlm=mlm).requires_grad_(False)
     network.load_state_dict(weights, strict=False)
     network.precision = mini.PRECISION

@@ -44,6 +44,14 @@ def lay_out(lengths: Int[Tensor, " B"]) -> Layout:
     return Layout(lengths, bounds, int(lengths.max()))
 
 
+def number_tokens(layout: Layout, num_tokens: int) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    """The text that each token of a batch is in, and its position there."""
+    device = layout.lengths.device
+    text = torch.arange(len(layout.lengths), device=device)
+    text = text.repeat_interleave(layout.lengths, output_size=num_tokens)
+    return text, torch.arange(num_tokens, device=device) - layout.bounds[text]
+
+
 class Linear(nn.Module):
     """A linear layer with a bank of low-rank updates: y = W x + scale * B (m * (A x)).
 
@@ -191,10 +199,8 @@ class Network(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """Hidden states of texts laid end to end; `rows` is each text's adapter, -1 for none."""
         layout = lay_out(lengths)
-        text = torch.arange(len(lengths), device=ids.device)
-        text = text.repeat_interleave(lengths, output_size=len(ids))
+        text, positions = number_tokens(layout, len(ids))
         mask = self.adapter_mask(rows, text)
-        positions = torch.arange(len(ids), device=ids.device) - layout.bounds[text]
         rotation = rotary_angles(positions, self.config.head_width, self.rope_base)
         with self.autocast(ids.device):
             x = self.embeddings(ids, mask)

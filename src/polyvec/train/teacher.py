@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
-from polyvec.network import Layer, Network, lay_out, pool
+from polyvec.network import Layer, Network, lay_out, number_tokens, pool
 from polyvec.train.data import token_ids
 
 PARTS = {
@@ -87,10 +87,10 @@ class Teacher:
 
     def _hidden(self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "T D"]:
         net, layout = self.network, lay_out(lengths)
-        where = torch.cat([torch.arange(n) for n in lengths.tolist()])
+        _, positions = number_tokens(layout, len(ids))
         kind = net.embeddings.token_type.weight[0]
         words = net.embeddings.word(ids, None) + kind
-        x = net.embeddings.norm(words + self.positions.to(ids.device)[where.to(ids.device)])
+        x = net.embeddings.norm(words + self.positions.to(ids.device)[positions])
         for layer in net.layers:
             x = layer(x, _no_rotation(x, net.config), layout, None)
         return x
