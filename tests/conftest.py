@@ -90,7 +90,7 @@ def tiny_weights(tiny_config: ModelConfig) -> Weights:
 @pytest.fixture(scope="session")
 def headed_config(tiny_config: ModelConfig) -> ModelConfig:
     """The tiny model's shape, with a sparse and a multi-vector head."""
-    return replace(tiny_config, sparse_head=True, multi_dim=12)
+    return replace(tiny_config, sparse_head=True, multi_vector_dim=12)
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def headed_weights(headed_config: ModelConfig) -> Weights:
     weights = {}
     for name, tensor in Network(headed_config).state_dict().items():
         drawn = torch.randn(tensor.shape, generator=generator)
-        if name.startswith(("sparse.", "multi.")) or name == "embeddings.word.weight":
+        if name.startswith(("sparse.", "multi_vector.")) or name == "embeddings.word.weight":
             weights[name] = drawn.numpy()
         elif "norm" in name or name.endswith("bias"):
             weights[name] = tensor.numpy()

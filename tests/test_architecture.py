@@ -16,7 +16,7 @@ FLOORS = (
     ("tasks", "chunking", "config", "terminal"),
     ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "records"),
     ("engines", "network"),
-    ("encoder", "ranking"),
+    ("encoder", "reranking", "classification", "export"),
     ("train", "eval", "server", "search", "bulk", "integrations"),
     ("cli", "__main__"),
 )

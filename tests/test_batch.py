@@ -48,7 +48,7 @@ def test_selected_texts_keep_their_tokens_and_adapters() -> None:
     batch = make_batch([[0, 5, 2], [0, 2], [0, 6, 7, 2]], [1, -1, 3])
     part, tokens = select(batch, np.int32([2, 1]))
     assert part.token_ids.tolist() == [0, 6, 7, 2, 0, 2]
-    assert part.rows.tolist() == [3, -1]
+    assert part.adapter_ids.tolist() == [3, -1]
     assert (batch.token_ids[tokens] == part.token_ids).all()
 
 

@@ -20,7 +20,7 @@ SMALL = ModelConfig(
     pad_id=5,
     eos_id=6,
     sparse_head=True,
-    multi_dim=8,
+    multi_vector_dim=8,
 )
 
 

@@ -22,10 +22,10 @@ from polyvec.engines import make_engine
 from polyvec.engines.torch import TorchEngine
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.heads import heads
+from polyvec.train.distributed import num_processes, processes
+from polyvec.train.head_objectives import heads
 from polyvec.train.loop import Settings, Work, train
-from polyvec.train.processes import num_processes, processes
-from tests.train import test_stages as stages
+from tests.train import test_objectives as stages
 
 DEVICE = "cuda"
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA GPU here"
 )
 
-CONFIG = replace(stages.CONFIG, sparse_head=True, multi_dim=16)
+CONFIG = replace(stages.CONFIG, sparse_head=True, multi_vector_dim=16)
 """Heads are 8 wide, the least that FlashAttention takes."""
 
 LENGTHS = (500, 1, 64, 2_000, 2, 65, 7, 128, 1_025, 127, 3, 64)
@@ -53,7 +53,7 @@ def make_network(device: str, *, dropout: float = 0.0) -> Network:
     network = Network(CONFIG, dropout=dropout, mlm=True)
     for name, parameter in network.named_parameters():
         drawn = torch.randn(parameter.shape)
-        if name.startswith(("sparse.", "multi.")) or name == "embeddings.word.weight":
+        if name.startswith(("sparse.", "multi_vector.")) or name == "embeddings.word.weight":
             parameter.data = drawn
         elif "norm" not in name and not name.endswith("bias"):
             parameter.data = 0.2 * drawn

@@ -40,7 +40,9 @@ def encoder(
 ) -> Encoder:
     """The tiny model with heads on each engine in turn."""
     chosen = {
-        n: np.asarray(w) for n, w in headed_weights.items() if n.startswith(("sparse.", "multi."))
+        n: np.asarray(w)
+        for n, w in headed_weights.items()
+        if n.startswith(("sparse.", "multi_vector."))
     }
     tokenizer = Tokenizer.load(model, headed_config.max_tokens)
     return Encoder(headed_config, tokenizer, make_engine(headed_config, headed_weights), chosen)
@@ -68,7 +70,7 @@ def test_numpy_and_torch_heads_are_the_same(
         theirs = network.token_weights(torch.from_numpy(hidden))
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
     assert (ours == 0).any() and (ours > 0).any()
-    pair = [np.asarray(headed_weights[f"multi.{part}"]) for part in ("weight", "bias")]
+    pair = [np.asarray(headed_weights[f"multi_vector.{part}"]) for part in ("weight", "bias")]
     ours = heads.token_vectors(hidden, *pair)
     with torch.no_grad():
         theirs = network.token_vectors(torch.from_numpy(hidden))
@@ -77,7 +79,9 @@ def test_numpy_and_torch_heads_are_the_same(
 
 
 def test_a_network_without_heads_has_no_weights_for_them(tiny_config: ModelConfig) -> None:
-    assert not [n for n in Network(tiny_config).state_dict() if n.startswith(("sparse", "multi"))]
+    assert not [
+        n for n in Network(tiny_config).state_dict() if n.startswith(("sparse", "multi_vector"))
+    ]
 
 
 # Outputs
@@ -114,11 +118,11 @@ def test_sparse_weights_are_those_of_the_text_s_own_tokens(
 def test_token_vectors_are_those_of_the_text_s_own_tokens_and_its_end(
     encoder: Encoder, headed_weights: Weights, texts: list[str], task: str | None
 ) -> None:
-    found = encoder.encode_multi(texts, task=task)
+    found = encoder.encode_multi_vector(texts, task=task)
     prompt = next((t.prompt for t in TASKS if t.name == task), "")
     tokens = encoder.tokenizer.encode(texts, [prompt] * len(texts))
     states = encoder.encode_tokens(texts, task=task)
-    head = [np.asarray(headed_weights[f"multi.{part}"]) for part in ("weight", "bias")]
+    head = [np.asarray(headed_weights[f"multi_vector.{part}"]) for part in ("weight", "bias")]
     for text, hidden, vectors in zip(tokens, states, found, strict=True):
         expected = hidden[text.num_prompt :] @ head[0].T + head[1]
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -129,12 +133,14 @@ def test_token_vectors_are_those_of_the_text_s_own_tokens_and_its_end(
 def test_one_pass_gives_what_three_give_to_the_bit(encoder: Encoder, texts: list[str]) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
     found = encoder.encode_all(texts, task=tasks, dim=16)
-    assert found.dense is not None and found.sparse is not None and found.multi is not None
+    assert found.dense is not None and found.sparse is not None and found.multi_vector is not None
     np.testing.assert_array_equal(found.dense, encoder.encode(texts, task=tasks, dim=16))
     sparse = encoder.encode_sparse(texts, task=tasks)
     for field in ("indptr", "indices", "data"):
         np.testing.assert_array_equal(getattr(found.sparse, field), getattr(sparse, field))
-    for ours, alone in zip(found.multi, encoder.encode_multi(texts, task=tasks), strict=True):
+    for ours, alone in zip(
+        found.multi_vector, encoder.encode_multi_vector(texts, task=tasks), strict=True
+    ):
         np.testing.assert_array_equal(ours, alone)
 
 
@@ -160,15 +166,15 @@ def test_mixed_tasks_in_any_batch_give_what_each_text_gives_alone(
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
     monkeypatch.setattr("polyvec.encoder.WINDOW_TEXTS", 4)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
-    found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi"])
-    assert found.dense is None and found.sparse is not None and found.multi is not None
+    found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi_vector"])
+    assert found.dense is None and found.sparse is not None and found.multi_vector is not None
     for number, (text, task) in enumerate(zip(texts, tasks, strict=True)):
         alone = encoder.encode_all(text, task=task)
-        assert alone.sparse is not None and alone.multi is not None
+        assert alone.sparse is not None and alone.multi_vector is not None
         ids, values = found.sparse.row(number)
         assert ids.tolist() == alone.sparse.indices.tolist()
         np.testing.assert_allclose(values, alone.sparse.data, atol=1e-5)
-        np.testing.assert_allclose(found.multi[number], alone.multi[0], atol=1e-5)
+        np.testing.assert_allclose(found.multi_vector[number], alone.multi_vector[0], atol=1e-5)
 
 
 def test_no_texts_give_no_outputs(encoder: Encoder) -> None:
@@ -177,7 +183,7 @@ def test_no_texts_give_no_outputs(encoder: Encoder) -> None:
     assert found.dense.shape == (0, 32)
     assert found.sparse.shape == (0, encoder.config.vocab_size)
     assert found.sparse.indptr.tolist() == [0]
-    assert found.multi == []
+    assert found.multi_vector == []
 
 
 def test_a_model_without_heads_says_so(tiny_model: Path) -> None:
@@ -185,13 +191,15 @@ def test_a_model_without_heads_says_so(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="has no sparse head"):
         plain.encode_sparse("fox")
     with pytest.raises(ValueError, match="has no multi-vector head"):
-        plain.encode_multi("fox")
+        plain.encode_multi_vector("fox")
     with pytest.raises(ValueError, match="has no sparse head"):
         plain.encode_all("fox")
     found = plain.encode_all("fox", outputs=["dense"])
     assert found.dense is not None
     np.testing.assert_array_equal(found.dense, plain.encode("fox"))
-    with pytest.raises(ValueError, match="'colbert', must be of 'dense', 'sparse' and 'multi'"):
+    with pytest.raises(
+        ValueError, match="'colbert', must be of 'dense', 'sparse' and 'multi_vector'"
+    ):
         plain.encode_all("fox", outputs=["colbert"])
 
 
@@ -204,7 +212,7 @@ def test_nan_names_its_texts(
     broken = Encoder(
         headed_config, encoder.tokenizer, make_engine(headed_config, poisoned), encoder.heads
     )
-    for method in (broken.encode_sparse, broken.encode_multi, broken.encode_all):
+    for method in (broken.encode_sparse, broken.encode_multi_vector, broken.encode_all):
         with pytest.raises(NotFiniteError) as error:
             method(["fox", "敏", "dog", "敏捷"])
         assert error.value.rows == [1, 3]
@@ -227,12 +235,14 @@ def test_heads_survive_a_folder(
     assert load_checkpoint(folder)[0] == headed_config
     loaded = Encoder.load(folder, device="cpu")
     found = loaded.encode_all(sentences)
-    assert found.sparse is not None and found.multi is not None
+    assert found.sparse is not None and found.multi_vector is not None
     assert len(found.sparse.indices)
-    expected = loaded.encode_tokens(sentences)[0][1:] @ np.asarray(headed_weights["multi.weight"]).T
-    expected += np.asarray(headed_weights["multi.bias"])
+    expected = (
+        loaded.encode_tokens(sentences)[0][1:] @ np.asarray(headed_weights["multi_vector.weight"]).T
+    )
+    expected += np.asarray(headed_weights["multi_vector.bias"])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(found.multi[0], expected, atol=0.02 if compact else 1e-5)
+    np.testing.assert_allclose(found.multi_vector[0], expected, atol=0.02 if compact else 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

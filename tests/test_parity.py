@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from polyvec.batch import make_batch
 from polyvec.checkpoint import load_checkpoint, save_checkpoint
 from polyvec.network import Network
-from polyvec.tasks import BARE, TASKS
+from polyvec.tasks import NO_ADAPTER, TASKS
 from tests.conftest import MakeEngine
 
 pytestmark = [
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 NAMES = ["retrieval_query", "retrieval_passage", "separation", "classification", "text_matching"]
-ROWS = [BARE, 0, 1, 2, 3, 4]
+ROWS = [NO_ADAPTER, 0, 1, 2, 3, 4]
 TEXTS = [[0, 5, 9, 31, 2], [0, 2], [0, *range(3, 29), 2], [0, 7, 7, 8, 2]]
 TARGETS = ["word_embeddings", "token_type_embeddings"]
 TARGETS += ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "dense"]
@@ -198,7 +198,7 @@ def read_all(model: Any) -> np.ndarray:
     """What PEFT's model makes of TEXTS with no adapter, then with each, laid end to end."""
     parts = []
     for row in ROWS:
-        if row == BARE:
+        if row == NO_ADAPTER:
             with model.disable_adapter():
                 parts += [model(torch.tensor([text])).last_hidden_state[0] for text in TEXTS]
         else:
@@ -239,8 +239,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     oracle.save_pretrained(folder / "native")
     # Heads that transformers has never heard of must not disturb it.
     config, weights = load_checkpoint(folder / "original")
-    config = replace(config, sparse_head=True, multi_dim=3)
-    heads = {"sparse": (1, shape.width), "multi": (3, shape.width)}
+    config = replace(config, sparse_head=True, multi_vector_dim=3)
+    heads = {"sparse": (1, shape.width), "multi_vector": (3, shape.width)}
     weights |= {f"{name}.weight": np.ones(size, np.float32) for name, size in heads.items()}
     weights |= {f"{name}.bias": np.ones(size[0], np.float32) for name, size in heads.items()}
     save_checkpoint(folder / "saved", config, weights)
@@ -276,7 +276,7 @@ def test_one_adapter_a_batch_gives_the_same_hidden_states(make_engine: MakeEngin
     for row, expected in zip(ROWS, np.split(case.hidden, len(ROWS)), strict=True):
         batch = make_batch(TEXTS, [row] * len(TEXTS))
         np.testing.assert_allclose(mixing.hidden(batch), expected, atol=1e-5, rtol=0)
-        if row != BARE:
+        if row != NO_ADAPTER:
             merged = make_engine(config, weights, merge_row=row)
             np.testing.assert_allclose(merged.hidden(batch), expected, atol=1e-5, rtol=0)
 
@@ -367,7 +367,7 @@ def test_a_model_without_adapters_has_no_tasks(make_engine: MakeEngine, tmp_path
     base.save_pretrained(tmp_path)
     config, weights = load_checkpoint(tmp_path)
     assert config.tasks == ()
-    batch = make_batch(TEXTS, [BARE] * len(TEXTS))
+    batch = make_batch(TEXTS, [NO_ADAPTER] * len(TEXTS))
     with torch.no_grad():
         expected = torch.cat([base(torch.tensor([t])).last_hidden_state[0] for t in TEXTS])
     states = make_engine(config, weights).hidden(batch)
@@ -392,7 +392,7 @@ def test_the_masked_language_model_gives_the_same_logits(tmp_path: Path):
     network.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
     text = torch.tensor(TEXTS[2])
     with torch.no_grad():
-        hidden = network(text, torch.tensor([len(text)]), torch.tensor([BARE]))
+        hidden = network(text, torch.tensor([len(text)]), torch.tensor([NO_ADAPTER]))
         logits = network.mlm_logits(hidden)
         torch.testing.assert_close(logits, model(text[None]).logits[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(logits, again(text[None]).logits[0], atol=1e-5, rtol=0)

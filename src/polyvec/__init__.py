@@ -14,7 +14,7 @@ from polyvec.outputs import (
     to_ubinary,
     truncate_and_normalise,
 )
-from polyvec.ranking import Ranked, rerank
+from polyvec.reranking import Ranked, rerank
 from polyvec.tasks import TASKS, Task
 
 __all__ = [

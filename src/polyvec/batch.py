@@ -12,41 +12,43 @@ from jaxtyping import Int32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What an engine reads."""
+    """A packed batch of texts: the input of one forward pass."""
 
     token_ids: Int32[np.ndarray, " T"]
-    """Every text's tokens, one text after another."""
+    """Token ids of all texts, concatenated."""
 
     lengths: Int32[np.ndarray, " B"]
-    """Tokens in each text; they sum to T and none is 0."""
+    """Number of tokens of each text; they sum to T and none is 0."""
 
-    rows: Int32[np.ndarray, " B"]
-    """The adapter row that reads each text, -1 for none: one batch may mix tasks."""
+    adapter_ids: Int32[np.ndarray, " B"]
+    """Index of the adapter used for each text, -1 for none. One batch may mix tasks."""
 
     @property
     def ends(self) -> Int32[np.ndarray, " B"]:
-        """Where each text stops, as an index into `token_ids`."""
+        """End offset of each text in `token_ids`."""
         return np.cumsum(self.lengths, dtype=np.int32)
 
     @property
     def starts(self) -> Int32[np.ndarray, " B"]:
-        """Where each text starts, as an index into `token_ids`."""
+        """Start offset of each text in `token_ids`."""
         return self.ends - self.lengths
 
 
 def make_batch(
-    texts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]], rows: Sequence[int]
+    texts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]], adapter_ids: Sequence[int]
 ) -> Batch:
-    """Lay token lists end to end; `rows` gives each text's adapter.
+    """Concatenate token lists; `adapter_ids` gives the adapter index of each text.
 
     >>> make_batch([[0, 7, 2], [0, 2]], [1, -1]).ends.tolist()
     [3, 5]
     """
-    assert len(texts) == len(rows)
+    assert len(texts) == len(adapter_ids)
     lengths = np.array([len(text) for text in texts], np.int32)
     assert lengths.all(), "a text has at least its two special tokens"
     token_ids = np.concatenate([np.asarray(text, np.int32) for text in texts])
-    return Batch(token_ids=token_ids, lengths=lengths, rows=np.asarray(rows, np.int32))
+    return Batch(
+        token_ids=token_ids, lengths=lengths, adapter_ids=np.asarray(adapter_ids, np.int32)
+    )
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -112,6 +114,8 @@ def select(batch: Batch, texts: Int32[np.ndarray, " N"]) -> tuple[Batch, Int32[n
     starts, ends = batch.starts.tolist(), batch.ends.tolist()
     tokens = np.concatenate([np.arange(starts[i], ends[i], dtype=np.int32) for i in texts])
     part = Batch(
-        token_ids=batch.token_ids[tokens], lengths=batch.lengths[texts], rows=batch.rows[texts]
+        token_ids=batch.token_ids[tokens],
+        lengths=batch.lengths[texts],
+        adapter_ids=batch.adapter_ids[texts],
     )
     return part, tokens

@@ -63,8 +63,8 @@ class ModelConfig:
     sparse_head: bool = False
     """Whether the model weighs tokens, for lexical search (`Encoder.encode_sparse`)."""
 
-    multi_dim: int = 0
-    """Numbers in a token's own vector (`Encoder.encode_multi`); 0 for a model without them."""
+    multi_vector_dim: int = 0
+    """Size of one token's vector (`Encoder.encode_multi_vector`); 0 for a model without it."""
 
     bos_id: int = 0
     """`<s>`, the first token of every text."""
@@ -93,9 +93,12 @@ class ModelConfig:
             raise ValueError(f"config: Matryoshka dims {self.dims} must ascend")
         if type(self.sparse_head) is not bool:
             raise ValueError(f"config: sparse_head is {self.sparse_head!r}, must be true or false")
-        if type(self.multi_dim) is not int or not 0 <= self.multi_dim <= LIMITS["width"]:
+        if (
+            type(self.multi_vector_dim) is not int
+            or not 0 <= self.multi_vector_dim <= LIMITS["width"]
+        ):
             raise ValueError(
-                f"config: multi_dim is {self.multi_dim!r}, must be an integer in "
+                f"config: multi_dim is {self.multi_vector_dim!r}, must be an integer in "
                 f"0..{LIMITS['width']}"
             )
         names = [task.name for task in self.tasks]
@@ -123,8 +126,8 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     The adapter keys are those of the original checkpoint, so one reader serves both.
     """
     heads: dict[str, Any] = {"sparse_head": True} if config.sparse_head else {}
-    if config.multi_dim:
-        heads["multi_dim"] = config.multi_dim
+    if config.multi_vector_dim:
+        heads["multi_dim"] = config.multi_vector_dim
     return heads | {
         "architectures": ["JinaEmbeddingsV3Model"],
         "model_type": "jina_embeddings_v3",
@@ -176,7 +179,7 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
             adapter_alpha=_number({"lora_alpha": 1.0, **data}, "lora_alpha"),
             dims=(data["hidden_size"],),
             sparse_head=data.get("sparse_head", False),
-            multi_dim=data.get("multi_dim", 0),
+            multi_vector_dim=data.get("multi_dim", 0),
             bos_id=data.get("bos_token_id", 0),
             pad_id=data.get("pad_token_id", 1),
             eos_id=data.get("eos_token_id", 2),

@@ -21,10 +21,19 @@ from polyvec.checkpoint import load_checkpoint
 from polyvec.chunking import Semantic, Sentences, group_sentences, split_sentences
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine, make_engine
-from polyvec.heads import Outputs, Sparse, gather_weights, read_heads, token_vectors, token_weights
+from polyvec.heads import (
+    OUTPUTS,
+    Outputs,
+    Sparse,
+    gather_weights,
+    multi_vectors,
+    own_states,
+    read_heads,
+    sparse_entries,
+)
 from polyvec.outputs import Chunks, truncate_and_normalise
 from polyvec.pooling import pool_windows
-from polyvec.tasks import BARE, task_row
+from polyvec.tasks import adapter_index, choose_task
 from polyvec.tokenizer import Tokenizer, Tokens
 
 BUNDLED = Path(__file__).parent / "models" / "mini"
@@ -34,7 +43,7 @@ WINDOW_TEXTS = 4_096
 WINDOW_CHARACTERS = 4_000_000
 """Texts are read in windows no larger than these, and sorted by length within a window."""
 
-TaskChoice = str | None | Iterable[str | None]
+TaskNames = str | None | Iterable[str | None]
 """One task for all texts, or one for each."""
 
 ChunkChoice = int | Sentences | Semantic | Sequence[tuple[int, int]]
@@ -98,7 +107,7 @@ class Encoder:
         """
         folder = find_model(model)
         config, weights = load_checkpoint(folder)
-        merge_row = None if merge is None else task_row(config.tasks, merge)
+        merge_row = None if merge is None else adapter_index(config.tasks, merge)
         # The engine compiles outside the interpreter; the tokenizer is read meanwhile.
         with ThreadPoolExecutor(1) as beside:
             engine = beside.submit(
@@ -111,7 +120,7 @@ class Encoder:
         self,
         texts: str | Iterable[str],
         *,
-        task: TaskChoice = None,
+        task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
         progress: bool | None = None,
@@ -139,7 +148,7 @@ class Encoder:
         self,
         texts: Iterable[str],
         *,
-        task: TaskChoice = None,
+        task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
         progress: bool | None = None,
@@ -183,7 +192,7 @@ class Encoder:
         """
         size = self._check_dim(dim, any_dim)
         text, given = _join_chunks(document, chunks)
-        row, prompt = task_row(self.config.tasks, task), self._prompt(task)
+        row, prompt = adapter_index(self.config.tasks, task), self._prompt(task)
         tokens = self.tokenizer.encode([text], [prompt], truncate=False)[0]
         spans = self._cut(text, tokens, CHUNK_TOKENS if given is None else given, task)
         offsets = np.array(spans, np.int32).reshape(-1, 2)
@@ -214,7 +223,7 @@ class Encoder:
             raise outputs.NotFiniteError(error.rows, "chunk") from None
 
     def encode_tokens(
-        self, texts: str | Iterable[str], *, task: TaskChoice = None
+        self, texts: str | Iterable[str], *, task: TaskNames = None
     ) -> list[Float32[np.ndarray, "T D"]]:
         """The hidden state of every token of every text, not normalised.
 
@@ -231,7 +240,7 @@ class Encoder:
         return states
 
     def encode_sparse(
-        self, texts: str | Iterable[str], *, task: TaskChoice = None, progress: bool | None = None
+        self, texts: str | Iterable[str], *, task: TaskNames = None, progress: bool | None = None
     ) -> Sparse:
         """A weight for every token of every text, for lexical search.
 
@@ -243,8 +252,8 @@ class Encoder:
         assert found.sparse is not None
         return found.sparse
 
-    def encode_multi(
-        self, texts: str | Iterable[str], *, task: TaskChoice = None, progress: bool | None = None
+    def encode_multi_vector(
+        self, texts: str | Iterable[str], *, task: TaskNames = None, progress: bool | None = None
     ) -> list[Float32[np.ndarray, "_T V"]]:
         """A vector of length 1 for every token of every text, to compare with `maxsim`.
 
@@ -252,37 +261,35 @@ class Encoder:
         `<s>` and the instruction have none. They are made of what `encode_tokens` gives.
         Raises ValueError if the model has no multi-vector head; the rest is as for `encode`.
         """
-        found = self.encode_all(texts, task=task, outputs=["multi"], progress=progress)
-        assert found.multi is not None
-        return found.multi
+        found = self.encode_all(texts, task=task, outputs=["multi_vector"], progress=progress)
+        assert found.multi_vector is not None
+        return found.multi_vector
 
     def encode_all(
         self,
         texts: str | Iterable[str],
         *,
-        task: TaskChoice = None,
+        task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
-        outputs: Collection[str] = ("dense", "sparse", "multi"),
+        outputs: Collection[str] = ("dense", "sparse", "multi_vector"),
         progress: bool | None = None,
     ) -> Outputs:
-        """What `encode`, `encode_sparse` and `encode_multi` give, to the bit, in one pass."""
+        """The results of `encode`, `encode_sparse` and `encode_multi_vector`, from one pass."""
         self._check_outputs(outputs)
         size = self._check_dim(dim, any_dim)
         texts = [texts] if isinstance(texts, str) else list(texts)
         means = np.empty((len(texts), self.config.width), np.float32)
         ids = [np.empty(0, np.int32)] * len(texts)
         weights = [np.empty(0, np.float32)] * len(texts)
-        multi = [np.empty((0, self.config.multi_dim), np.float32)] * len(texts)
+        multi = [np.empty((0, self.config.multi_vector_dim), np.float32)] * len(texts)
         with _make_bar(len(texts), progress) as bar:
             for number, tokens, hidden, means[number] in self._read(texts, task):
-                own = slice(tokens.num_prompt, -1)
+                states = own_states(tokens, hidden)
                 if "sparse" in outputs:
-                    ids[number] = tokens.ids[own]
-                    weights[number] = token_weights(hidden[own], *self._head("sparse"))
-                if "multi" in outputs:
-                    rows = hidden[tokens.num_prompt :]
-                    multi[number] = token_vectors(rows, *self._head("multi"))
+                    ids[number], weights[number] = sparse_entries(self.heads, tokens, states)
+                if "multi_vector" in outputs:
+                    multi[number] = multi_vectors(self.heads, states)
                 bar.update()
         dense = truncate_and_normalise(means, size)
         special = self.tokenizer.special_ids
@@ -290,7 +297,7 @@ class Encoder:
         return Outputs(
             dense if "dense" in outputs else None,
             sparse if "sparse" in outputs else None,
-            multi if "multi" in outputs else None,
+            multi if "multi_vector" in outputs else None,
         )
 
     def similarity(
@@ -300,14 +307,14 @@ class Encoder:
         return outputs.similarity(a, b)
 
     def _stream(
-        self, texts: Iterable[str], task: TaskChoice, dim: int, progress: bool | None
+        self, texts: Iterable[str], task: TaskNames, dim: int, progress: bool | None
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         total = len(texts) if isinstance(texts, Sequence) else None
         with _make_bar(total, progress) as bar:
             yield from self._encode_windows(texts, task, dim, bar)
 
     def _encode_windows(
-        self, texts: Iterable[str], task: TaskChoice, dim: int, bar: tqdm
+        self, texts: Iterable[str], task: TaskNames, dim: int, bar: tqdm
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         first = 0
         for window, tasks in _read_windows(texts, task):
@@ -323,7 +330,7 @@ class Encoder:
             first += len(window)
 
     def _read(
-        self, texts: list[str], task: TaskChoice
+        self, texts: list[str], task: TaskNames
     ) -> Iterator[tuple[int, Tokens, Float32[np.ndarray, "_T D"], Float32[np.ndarray, " D"]]]:
         """Each text's number, tokens, hidden states and their mean, in any order."""
         first = 0
@@ -336,18 +343,17 @@ class Encoder:
                     yield first + i, tokens[i], states, mean
             first += len(window)
 
-    def _head(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.heads[f"{name}.weight"], self.heads[f"{name}.bias"]
-
     def _check_outputs(self, outputs: Collection[str]) -> None:
         for name in outputs:
-            if name not in ("dense", "sparse", "multi"):
-                raise ValueError(f"outputs has {name!r}, must be of 'dense', 'sparse' and 'multi'")
+            if name not in OUTPUTS:
+                raise ValueError(
+                    f"outputs has {name!r}, must be of 'dense', 'sparse' and 'multi_vector'"
+                )
             if name != "dense" and f"{name}.weight" not in self.heads:
-                kind = {"sparse": "sparse", "multi": "multi-vector"}[name]
+                kind = {"sparse": "sparse", "multi_vector": "multi-vector"}[name]
                 raise ValueError(
                     f"this model has no {kind} head: load one that has (`polyvec info` tells), or "
-                    "train it (polyvec.train.heads)"
+                    "train it (polyvec.train.head_objectives)"
                 )
 
     def _tokenise(self, texts: list[str], tasks: list[str | None]) -> list[Tokens]:
@@ -355,14 +361,13 @@ class Encoder:
         return self.tokenizer.encode(texts, [prompts[task] for task in tasks])
 
     def _prompt(self, task: str | None) -> str:
-        row = task_row(self.config.tasks, task)
-        return "" if row == BARE else self.config.tasks[row].prompt
+        return choose_task(self.config.tasks, task).prompt
 
     def _batches(
         self, tokens: list[Tokens], tasks: list[str | None]
     ) -> Iterator[tuple[list[int], Batch]]:
         """Packed batches, and the positions in `tokens` of their texts."""
-        rows = [task_row(self.config.tasks, task) for task in tasks]
+        rows = [adapter_index(self.config.tasks, task) for task in tasks]
         lengths = [len(text.ids) for text in tokens]
         for members in pack(lengths, self.engine.batch_tokens):
             ids = [tokens[i].ids for i in members]
@@ -435,7 +440,7 @@ def find_model(model: str | Path | None) -> Path:
 
 
 def _read_windows(
-    texts: Iterable[str], task: TaskChoice
+    texts: Iterable[str], task: TaskNames
 ) -> Iterator[tuple[list[str], list[str | None]]]:
     """Texts and their tasks, some thousands at a time. Raises ValueError naming a bad text."""
     tasks = repeat(task) if task is None or isinstance(task, str) else iter(task)

@@ -8,7 +8,7 @@ Axes in this file: N and M texts, T tokens, K tokens with a weight, D the model'
 numbers, Q tokens of a query, C candidates.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,10 @@ from jaxtyping import Float32, Int32, Int64
 
 from polyvec.batch import pack
 from polyvec.checkpoint import Weights, to_float
-from polyvec.tokenizer import Tokenizer
+from polyvec.tokenizer import Tokenizer, Tokens
+
+OUTPUTS = ("dense", "sparse", "multi_vector")
+"""The outputs that one forward pass may return."""
 
 MAX_SCORES = 2**22
 """Scores of token pairs that `maxsim` holds at a time: 16 MB of them."""
@@ -102,16 +105,50 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
-    """What `Encoder.encode_all` was asked for; the rest is None."""
+    """The outputs of N texts from one forward pass; None for an output that was not requested."""
 
     dense: Float32[np.ndarray, "N dim"] | None
-    """As `encode` gives it."""
+    """One embedding per text, as `Encoder.encode` returns it."""
 
     sparse: Sparse | None
-    """As `encode_sparse` gives it."""
+    """Token weights of each text, as `Encoder.encode_sparse` returns them."""
 
-    multi: list[Float32[np.ndarray, "_T V"]] | None
-    """As `encode_multi` gives it."""
+    multi_vector: list[Float32[np.ndarray, "_T V"]] | None
+    """One embedding per token of each text, as `Encoder.encode_multi_vector` returns them."""
+
+    def __getitem__(self, texts: slice) -> "Outputs":
+        """The outputs of some neighbouring texts; arrays are shared with this object."""
+        return Outputs(
+            None if self.dense is None else self.dense[texts],
+            None if self.sparse is None else self.sparse[texts],
+            None if self.multi_vector is None else self.multi_vector[texts],
+        )
+
+
+def own_states(tokens: Tokens, hidden: Float32[np.ndarray, "T D"]) -> Float32[np.ndarray, "_T D"]:
+    """The hidden states from which a text's token outputs are made: its own tokens and `</s>`.
+
+    `<s>` and the instruction have no outputs, since every text would match every other by them.
+    """
+    return hidden[tokens.num_prompt :]
+
+
+def sparse_entries(
+    heads: Mapping[str, np.ndarray], tokens: Tokens, states: Float32[np.ndarray, "T D"]
+) -> tuple[Int32[np.ndarray, " K"], Float32[np.ndarray, " K"]]:
+    """The token ids and the weights of one text; `states` are its `own_states`.
+
+    `</s>` has no weight. A token that occurs twice appears twice: `gather_weights` merges them.
+    """
+    ids = tokens.ids[tokens.num_prompt : -1]
+    return ids, token_weights(states[:-1], heads["sparse.weight"], heads["sparse.bias"])
+
+
+def multi_vectors(
+    heads: Mapping[str, np.ndarray], states: Float32[np.ndarray, "T D"]
+) -> Float32[np.ndarray, "T V"]:
+    """One vector per token of one text, `</s>` included; `states` are its `own_states`."""
+    return token_vectors(states, heads["multi_vector.weight"], heads["multi_vector.bias"])
 
 
 def token_weights(
@@ -138,7 +175,7 @@ def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
     return {
         name: to_float(weight)
         for name, weight in weights.items()
-        if name.startswith(("sparse.", "multi."))
+        if name.startswith(("sparse.", "multi_vector."))
     }
 
 
@@ -189,7 +226,7 @@ def maxsim(
     lengths = [len(candidate) for candidate in candidates]
     if not len(query) or not all(lengths):
         raise ValueError(
-            "a text without token vectors has no MaxSim; encode_multi always gives one"
+            "a text without token vectors has no MaxSim; encode_multi_vector always gives one"
         )
     scores = np.empty(len(candidates), np.float32)
     step = max(1, MAX_SCORES // max([*lengths, 1]))

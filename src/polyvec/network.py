@@ -192,7 +192,9 @@ class Network(nn.Module):
         self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])
         self.mlm = MaskedLMHead(config) if mlm else None
         self.sparse = nn.Linear(config.width, 1) if config.sparse_head else None
-        self.multi = nn.Linear(config.width, config.multi_dim) if config.multi_dim else None
+        self.multi_vector = (
+            nn.Linear(config.width, config.multi_vector_dim) if config.multi_vector_dim else None
+        )
 
     def forward(
         self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]
@@ -237,8 +239,8 @@ class Network(nn.Module):
 
     def token_vectors(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T M"]:
         """A unit vector a token: `polyvec.heads.token_vectors` for tensors."""
-        assert self.multi is not None, "build the network with multi_dim"
-        return F.normalize(self.multi(hidden), dim=-1)
+        assert self.multi_vector is not None, "build the network with multi_vector_dim"
+        return F.normalize(self.multi_vector(hidden), dim=-1)
 
     @torch.no_grad()
     def merge(self, row: int) -> dict[str, Tensor]:

@@ -1,21 +1,32 @@
-"""What a text is embedded for. This is the only table of tasks in the package.
+"""The task table: what a text may be embedded for. No other module lists tasks.
 
-A task chooses one adapter (by its row in the bank) and the instruction put before the text.
-`None` is a task too: the bare encoder, no adapter, no instruction.
+A task chooses one adapter and the instruction that is put before the text. `None` is a task too:
+the bare encoder, with neither an adapter nor an instruction.
 """
 
 from dataclasses import dataclass
 
-BARE = -1
-"""The adapter row of `task=None`."""
+NO_ADAPTER = -1
+"""The adapter index of `task=None`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A name users pass, and the instruction the model reads before the text."""
+    """The name that users pass, and the instruction that the model reads before the text."""
 
     name: str
     prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskChoice:
+    """A task of one model, resolved: what the tokenizer and the engine need to know of it."""
+
+    adapter_id: int
+    """Index of the adapter in the model's bank; `NO_ADAPTER` for none."""
+
+    prompt: str
+    """The instruction before the text; empty for none."""
 
 
 TASKS = (
@@ -28,18 +39,30 @@ TASKS = (
 """The five tasks of Jina Embeddings v3 in the checkpoint's order (arXiv:2409.10173, table 2)."""
 
 
-def task_row(tasks: tuple[Task, ...], name: str | None) -> int:
-    """The adapter row of a task; `BARE` for None.
+def adapter_index(tasks: tuple[Task, ...], name: str | None) -> int:
+    """Index of a task's adapter in the bank; `NO_ADAPTER` for None.
 
     Raises ValueError for a name that is not in `tasks`.
 
-    >>> task_row(TASKS, "separation"), task_row(TASKS, None)
+    >>> adapter_index(TASKS, "separation"), adapter_index(TASKS, None)
     (2, -1)
     """
     if name is None:
-        return BARE
-    for row, task in enumerate(tasks):
+        return NO_ADAPTER
+    for index, task in enumerate(tasks):
         if task.name == name:
-            return row
+            return index
     known = ", ".join(repr(task.name) for task in tasks)
     raise ValueError(f"unknown task {name!r}; this model has {known or 'no tasks'}, or None")
+
+
+def choose_task(tasks: tuple[Task, ...], name: str | None) -> TaskChoice:
+    """The adapter and the instruction of a task.
+
+    Raises ValueError for a name that is not in `tasks`.
+
+    >>> choose_task(TASKS, "separation"), choose_task(TASKS, None)
+    (TaskChoice(adapter_id=2, prompt=''), TaskChoice(adapter_id=-1, prompt=''))
+    """
+    index = adapter_index(tasks, name)
+    return TaskChoice(index, "" if index == NO_ADAPTER else tasks[index].prompt)

@@ -15,10 +15,10 @@ from polyvec import Encoder
 from polyvec.eval import MtebEncoder, evaluate, load_model, local_tasks
 from polyvec.eval.baselines import model_meta
 from polyvec.eval.models import encoder_embed, encoder_meta
-from polyvec.eval.summary import TaskScore
+from polyvec.eval.results import TaskScore
 from polyvec.tasks import TASKS
+from tests.eval.test_runner import retrieval, sts
 from tests.processes import start_server
-from tests.test_eval import retrieval, sts
 
 # What transformers says when PEFT asks it.
 pytestmark = pytest.mark.filterwarnings(

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
-from polyvec.server.main import make_server, make_service
+from polyvec.server.run import make_server, make_service
 from tests.processes import wait_for
 
 MODEL = "jina-embeddings-v3"
@@ -133,9 +133,9 @@ def headed_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
     rng = np.random.default_rng(3)
     width = tiny_config.width
     shapes = {"sparse.weight": (1, width), "sparse.bias": (1,)}
-    shapes |= {"multi.weight": (12, width), "multi.bias": (12,)}
+    shapes |= {"multi_vector.weight": (12, width), "multi_vector.bias": (12,)}
     heads = {name: rng.normal(size=size).astype(np.float32) for name, size in shapes.items()}
-    config = replace(tiny_config, sparse_head=True, multi_dim=12)
+    config = replace(tiny_config, sparse_head=True, multi_vector_dim=12)
     save_checkpoint(folder, config, {**tiny_weights, **heads})
     (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
     return folder

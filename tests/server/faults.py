@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from polyvec.server.worker import load_engine
+from polyvec.server.engine_process import load_engine
 
 NAN, ERROR, MEMORY, DEATH, HANG, SLOW = range(47_900, 47_906)
 

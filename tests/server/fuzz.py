@@ -33,7 +33,7 @@ VALUES = [None, "", "float", "base64", "END", "Right", "public", "dense", "class
 def load():
     """What a body goes through: the kinds of requests, and the bundled model's tokenizer."""
     from polyvec.encoder import BUNDLED
-    from polyvec.server.endpoints import ENDPOINTS
+    from polyvec.server.routes.health import ENDPOINTS
     from polyvec.tokenizer import Tokenizer
 
     kinds = dict.fromkeys(endpoint.reads for endpoint in ENDPOINTS if endpoint.reads)
@@ -43,10 +43,10 @@ def load():
 def read_body(body):
     """Read a body as every route does. Raises anything at all only if there is a bug."""
     from polyvec.server.errors import ApiError, error_body
-    from polyvec.server.render import dump
     from polyvec.server.requests import SegmentRequest
-    from polyvec.server.schemas import read_json, validate
-    from polyvec.server.segmenting import segment_text
+    from polyvec.server.routes.segment import segment_text
+    from polyvec.server.serialise import dump
+    from polyvec.server.wire import read_json, validate
 
     kinds, tokenizer = load()
     try:
@@ -80,7 +80,7 @@ def tokenise(request, tokenizer):
     """Texts and token ids become what the engine reads; so do chunks of one document."""
     import numpy as np
 
-    from polyvec.server.reading import chunk_spans, read
+    from polyvec.server.inputs import chunk_spans, read
 
     for name in ("input", "documents", "inputs", "texts"):
         texts = getattr(request, name, None)
@@ -141,8 +141,8 @@ def main():
 
     with atheris.instrument_imports(include=["polyvec.server", "json"]):
         load()
-        import polyvec.server.reading
-        import polyvec.server.schemas  # noqa: F401
+        import polyvec.server.inputs
+        import polyvec.server.wire  # noqa: F401
     with tempfile.TemporaryDirectory() as seeds:
         for number, seed in enumerate(SEEDS):
             (Path(seeds) / str(number)).write_text(json.dumps(seed))

@@ -12,7 +12,7 @@ import pytest
 import trustme
 import yaml
 
-from polyvec.server.main import check_certificate
+from polyvec.server.run import check_certificate
 from tests.server.conftest import serving
 
 ROOT = Path(__file__).parents[2]

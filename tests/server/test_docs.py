@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from polyvec.server.endpoints import ENDPOINTS
-from polyvec.server.limits import Limits
-from polyvec.server.main import serve
+from polyvec.server.quotas import Limits
+from polyvec.server.routes.health import ENDPOINTS
+from polyvec.server.run import serve
 from tests.server.conftest import serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")

@@ -163,7 +163,7 @@ def test_tokens_have_the_librarys_weights_and_vectors(headed, jina_schema, sente
     answer = server.embed(sentences, output="multi_vector", task=task, truncate=True).json()
     jina_schema("EmbeddingResponse", answer)
     for row, vectors in zip(
-        answer["data"], encoder.encode_multi(sentences, task=task), strict=True
+        answer["data"], encoder.encode_multi_vector(sentences, task=task), strict=True
     ):
         np.testing.assert_allclose(np.float32(row["embeddings"]), vectors, atol=1e-4)
 

@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import pytest
 
-from polyvec.server.batching import Scheduler, whole
 from polyvec.server.errors import ApiError
-from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
+from polyvec.server.quotas import Limits
+from polyvec.server.scheduler import Scheduler, whole
 from tests.processes import start_server, wait_for
 from tests.server.conftest import check_error, serving
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine

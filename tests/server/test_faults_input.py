@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from polyvec.server import reading
+from polyvec.server import inputs
 from tests.server.conftest import MODEL, check_error, serving
 
 
@@ -73,7 +73,7 @@ def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(library):
     text = "Grüße an 2,5 Millionen Leser… 猫が好き。\n\tfoo_bar " * 6_000
     for prompt in ("", "Represent the document for retrieval: "):
         [whole] = library.tokenizer.encode([text], [prompt])
-        part = reading.read_long(library.tokenizer, text, prompt)
+        part = inputs.read_long(library.tokenizer, text, prompt)
         assert np.array_equal(part.ids, whole.ids) and part.truncated == whole.truncated
 
 
@@ -205,10 +205,10 @@ def test_a_truncated_body_ends_the_request_and_nothing_else(server):
 
 def test_a_slow_request_is_cut_off(monkeypatch):
     """F5: slow-loris, in the body and in the head."""
-    from polyvec.server import main
-    from polyvec.server.limits import Limits
+    from polyvec.server import run
+    from polyvec.server.quotas import Limits
 
-    monkeypatch.setattr(main, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(run, "HEADER_SECONDS", 0.3)
     with serving(limits=Limits(read_seconds=0.3)) as server:
         with connect(server) as connection:
             head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"

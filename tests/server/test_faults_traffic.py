@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
-from polyvec.server import limits as limits_module
-from polyvec.server.endpoints import ENDPOINTS
-from polyvec.server.gate import OPEN
-from polyvec.server.limits import Bucket, Client, Clients, Limits, hash_key, plain_keys, read_keys
+from polyvec.server import quotas as limits_module
+from polyvec.server.middleware import OPEN
+from polyvec.server.quotas import Bucket, Client, Clients, Limits, hash_key, plain_keys, read_keys
+from polyvec.server.routes.health import ENDPOINTS
 from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine

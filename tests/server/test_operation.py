@@ -11,8 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from polyvec import Encoder
 from polyvec.server.cache import OVERHEAD, Cache, cache_key
-from polyvec.server.limits import Limits
-from polyvec.server.main import make_service
+from polyvec.server.quotas import Limits
+from polyvec.server.run import make_service
 from tests.processes import wait_for
 from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine

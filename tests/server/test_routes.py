@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import SGDClassifier
 
 from polyvec import similarity
-from polyvec.server.classifiers import Classifiers, learn
+from polyvec.server.stores.classifiers import Classifiers, learn
 from tests.server.conftest import MODEL, check_error, serving
 
 TEXTS = ["Where does the cat sleep?", "Die Katze schläft auf dem Stuhl.", "Brot backen"]

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from polyvec import Encoder
 from polyvec.network import Network
-from polyvec.train.draws import Draws
+from polyvec.train.data.batches import Draws
 from polyvec.train.metrics import read_records
 
 # What transformers says when PEFT asks it.

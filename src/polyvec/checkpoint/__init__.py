@@ -23,18 +23,18 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from polyvec.checkpoint.adapters import (
-    find_tasks,
-    folder_names,
-    read_adapters,
-    write_adapters,
-)
 from polyvec.checkpoint.names import (
     Layout,
     file_names,
     list_modules,
     parameter_shapes,
     weight_shapes,
+)
+from polyvec.checkpoint.peft import (
+    find_tasks,
+    folder_names,
+    read_adapters,
+    write_adapters,
 )
 from polyvec.checkpoint.storage import (
     BFLOAT16,
@@ -246,8 +246,7 @@ def save_checkpoint(
     for module in modules:
         for parameter in parameter_shapes(module, config):
             if module.kind == "head":
-                name = f"{module.name}.{parameter}"
-                heads[name] = weights[name]
+                heads[f"{module.disk}.{parameter}"] = weights[f"{module.name}.{parameter}"]
             elif not parameter.startswith("lora"):
                 name = f"{module.disk}.{parameter}"
                 name = name if module.disk.startswith("lm_head") else prefix + name
@@ -283,15 +282,17 @@ def save_compact(
     _check_weights(config, weights)
     folder_names(config)
     tensors: dict[str, np.ndarray] = {}
-    for name in weight_shapes(config, pooler=False):
-        weight = weights[name]
-        if name.startswith(("sparse.", "multi.")) or name.endswith((".lora_a", ".lora_b")):
-            tensors[name] = to_float(weight).astype(BFLOAT16)
-        elif name.endswith(".weight") and len(weight.shape) == 2:
-            matrix = weight if isinstance(weight, Int8Matrix) else quantise_rows(weight)
-            tensors[name], tensors[name + SCALES] = matrix.values, matrix.scales
-        else:
-            tensors[name] = to_float(weight)
+    for module in list_modules(config, pooler=False, mlm=False):
+        for parameter in parameter_shapes(module, config):
+            weight = weights[f"{module.name}.{parameter}"]
+            [(name,)] = file_names(module, parameter, "compact")
+            if module.kind == "head" or parameter in ("lora_a", "lora_b"):
+                tensors[name] = to_float(weight).astype(BFLOAT16)
+            elif parameter == "weight" and len(weight.shape) == 2:
+                matrix = weight if isinstance(weight, Int8Matrix) else quantise_rows(weight)
+                tensors[name], tensors[name + SCALES] = matrix.values, matrix.scales
+            else:
+                tensors[name] = to_float(weight)
     data = config_to_json(config)
     # So that transformers does not take the folder for its own and invent the weights.
     del data["model_type"], data["architectures"]

@@ -81,8 +81,8 @@ def list_modules(config: ModelConfig, *, pooler: bool, mlm: bool) -> Iterator[Mo
         yield Module(f"{ours}.ffn_norm", f"{disk}.norm2", (second,), (width,), "plain")
     if config.sparse_head:
         yield same("sparse", "sparse", (1, width), "head")
-    if config.multi_dim:
-        yield same("multi", "multi", (config.multi_dim, width), "head")
+    if config.multi_vector_dim:
+        yield same("multi_vector", "multi", (config.multi_vector_dim, width), "head")
     if pooler:
         yield same("pooler", "pooler.dense", (width, width), "linear")
     if mlm:
@@ -134,7 +134,7 @@ def file_names(module: Module, parameter: str, layout: Layout) -> list[tuple[str
     Each choice is one tensor, or three to be laid on top of one another.
     """
     if layout == "compact":
-        return [(f"{module.name}.{parameter}",)]
+        return [(f"{module.disk if module.kind == 'head' else module.name}.{parameter}",)]
     if layout == "original" and module.has_adapters and parameter != "bias":
         tail = {"weight": "original", "lora_a": "0.lora_A", "lora_b": "0.lora_B"}[parameter]
         return [(f"{module.disk}.parametrizations.weight.{tail}",)]

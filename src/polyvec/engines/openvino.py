@@ -39,7 +39,7 @@ from polyvec.engines.openvino_graph import (
     layer_names,
     make_input,
 )
-from polyvec.engines.quiet import ops, ov
+from polyvec.engines.openvino_import import ops, ov
 from polyvec.pooling import pool_spans
 
 MAX_GROUP_TOKENS = 4_096
@@ -134,7 +134,7 @@ class OpenVINOEngine:
         return hidden, pool_spans(hidden, starts, ends)
 
     def _run(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
-        if self.merge_row is not None and (batch.rows != self.merge_row).any():
+        if self.merge_row is not None and (batch.adapter_ids != self.merge_row).any():
             raise ValueError(f"this engine's weights are merged with adapter {self.merge_row}")
         arrays = attention_inputs(batch, self.config.head_width, self.rope_base)
         if self.merge_row is None and self.config.tasks:
@@ -252,8 +252,8 @@ def embed_tokens(batch: Batch, weights: Weights, config: ModelConfig) -> Float32
     """Token rows plus type row plus each text's adapter, normalised: what the first block reads."""
     x = _rows(weights["embeddings.word.weight"], batch.token_ids)
     x += _rows(weights["embeddings.token_type.weight"], np.zeros(1, np.int32))
-    rows = np.repeat(batch.rows, batch.lengths)
-    for row in set(batch.rows.tolist()) - {-1}:
+    rows = np.repeat(batch.adapter_ids, batch.lengths)
+    for row in set(batch.adapter_ids.tolist()) - {-1}:
         mine = np.flatnonzero(rows == row)
         for name, ids in (("word", batch.token_ids[mine]), ("token_type", np.zeros_like(mine))):
             a_AVR, b_ARD = (weights[f"embeddings.{name}.lora_{side}"] for side in "ab")
@@ -289,9 +289,9 @@ def attention_inputs(batch: Batch, head_width: int, rope_base: float) -> dict[st
 
 def adapter_mask(batch: Batch, config: ModelConfig) -> Float32[np.ndarray, "T C"]:
     """The adapter scale in the columns of each token's own adapter, zeros elsewhere."""
-    mask = np.zeros((len(batch.rows), count_columns(config)), np.float32)
+    mask = np.zeros((len(batch.adapter_ids), count_columns(config)), np.float32)
     owners = np.repeat(np.arange(len(config.tasks)), config.adapter_rank)
-    mask[:, : len(owners)] = np.where(batch.rows[:, None] == owners, config.adapter_scale, 0)
+    mask[:, : len(owners)] = np.where(batch.adapter_ids[:, None] == owners, config.adapter_scale, 0)
     return np.repeat(mask, batch.lengths, axis=0)
 
 

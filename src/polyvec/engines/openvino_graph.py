@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from polyvec.config import ModelConfig
-from polyvec.engines.quiet import ops, ov
+from polyvec.engines.openvino_import import ops, ov
 
 Weight = Callable[[str], ov.Node]
 """Canonical name -> the node that holds it: float32, or bf16 where products are to be in bf16."""

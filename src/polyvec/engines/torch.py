@@ -82,7 +82,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> Float[Tensor, "T D"]:
-        rows = batch.rows
+        rows = batch.adapter_ids
         if self.merge_row is not None:
             if (rows != self.merge_row).any():
                 raise ValueError(f"this engine's weights are merged with adapter {self.merge_row}")

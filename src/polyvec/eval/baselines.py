@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.pipeline import make_pipeline
 
-from polyvec.eval.local import task_texts
 from polyvec.eval.protocol import Model, MtebEncoder
+from polyvec.eval.task_folders import task_texts
 
 WORDS = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[\w\u0300-\u036f\u0900-\u109f\u1780-\u17ff]+"
 """A bag's words: runs of letters and of the vowel signs of Indic scripts, which `\\w` leaves

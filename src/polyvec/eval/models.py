@@ -14,9 +14,9 @@ from mteb.models.model_meta import ScoringFunction
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import Encoder, find_model
+from polyvec.eval.api_model import load_server
 from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
 from polyvec.eval.protocol import ChooseAdapter, Embed, Model, MtebEncoder, paper_adapter
-from polyvec.eval.remote import load_server
 from polyvec.outputs import truncate_and_normalise
 from polyvec.tasks import Task
 

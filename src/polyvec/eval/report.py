@@ -6,9 +6,9 @@ from fnmatch import fnmatch
 from statistics import mean
 
 from polyvec.eval.intervals import difference
-from polyvec.eval.local import KINDS, TRAIN_TEXTS
 from polyvec.eval.published import PAPER_TASKS, PUBLISHED
-from polyvec.eval.summary import Score, Summary, TaskScore
+from polyvec.eval.results import Score, Summary, TaskScore
+from polyvec.eval.task_folders import KINDS, TRAIN_TEXTS
 
 GROUPS = {
     "STS": "STS",

@@ -3,12 +3,12 @@
 Beside it: what a folder is about (`topics`), and which label a text has (`labels`).
 """
 
-from polyvec.search.asking import Hit
+from polyvec.classification import Classifier, classify, learn_examples, learn_names
+from polyvec.search.clustering import Clusters, cluster_texts
 from polyvec.search.duplicates import Group, find_duplicates
 from polyvec.search.fusion import Part
 from polyvec.search.index import BusyError, Index, Update
-from polyvec.search.labels import Classifier, classify, learn_examples, learn_names
-from polyvec.search.topics import Clusters, cluster_texts
+from polyvec.search.retrieval import Hit
 
 __all__ = [
     "BusyError",

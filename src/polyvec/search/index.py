@@ -27,8 +27,12 @@ from jaxtyping import Float32
 from lancedb.table import Table
 
 from polyvec.encoder import Encoder
-from polyvec.search import asking
-from polyvec.search.asking import (
+from polyvec.search import retrieval
+from polyvec.search.files import list_files, read_file
+from polyvec.search.fusion import By, Part, fuse, total
+from polyvec.search.lexical import WORDS
+from polyvec.search.passages import Cut, cut_file, titled_texts
+from polyvec.search.retrieval import (
     CANDIDATES,
     PASSAGE,
     QUERY,
@@ -39,9 +43,6 @@ from polyvec.search.asking import (
     quote,
     where_sql,
 )
-from polyvec.search.files import list_files, read_file
-from polyvec.search.fusion import By, Part, fuse, total
-from polyvec.search.passages import Cut, cut_file, titled_texts
 from polyvec.search.vectors import (
     Quantise,
     Row,
@@ -50,7 +51,6 @@ from polyvec.search.vectors import (
     unpack_vectors,
     vector_types,
 )
-from polyvec.search.words import WORDS
 
 FORMAT = 2
 """Changes with the columns and with how texts are cut; an index of another format is rebuilt."""
@@ -191,7 +191,7 @@ class Index:
         """The `top` passages that answer the question best, best first.
 
         `weights` say how much each of dense, bm25 and sparse counts, where it is not as in
-        `asking.WEIGHTS`; `by` how they are put together, see `fusion.fuse`. If there is a
+        `retrieval.WEIGHTS`; `by` how they are put together, see `fusion.fuse`. If there is a
         `rerank`, so many first passages, and at least `top`, are put in order by MaxSim instead.
         `path` is a pattern of paths, in which `*` stands for any characters and `?` for one;
         `since` leaves out files written earlier.
@@ -201,7 +201,7 @@ class Index:
         """
         _check_top(top)
         chosen = choose_weights(weights or {}, self.sparse)
-        if rerank and not self.encoder.config.multi_dim:
+        if rerank and not self.encoder.config.multi_vector_dim:
             raise ValueError("this model has no multi-vector head to rerank with: leave it out")
         wanted = max(top, rerank)
         with _explain_damage(self.place):
@@ -219,7 +219,7 @@ class Index:
         hits = [make_hit(found.rows[key], total(parts), parts) for key, parts in fused]
         if rerank and hits:
             titled = [found.rows[key]["text"] for key, _ in fused]
-            hits = asking.rerank(self.encoder, question, hits, titled)
+            hits = retrieval.rerank(self.encoder, question, hits, titled)
         return hits[:top]
 
     def near(

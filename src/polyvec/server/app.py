@@ -17,15 +17,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from polyvec.server.batches import Batches
-from polyvec.server.classifiers import Classifiers
 from polyvec.server.errors import ApiError, error_body
-from polyvec.server.gate import Gate, Traffic, dialect_of
-from polyvec.server.limits import Client, Clients, Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.render import dump
-from polyvec.server.schemas import Wire, read_json, validate
-from polyvec.server.served import Served
+from polyvec.server.middleware import Gate, Traffic, dialect_of
+from polyvec.server.model import Served
+from polyvec.server.quotas import Client, Clients, Limits
+from polyvec.server.serialise import dump
+from polyvec.server.stores.batch_jobs import Batches
+from polyvec.server.stores.classifiers import Classifiers
+from polyvec.server.wire import Wire, read_json, validate
 
 if TYPE_CHECKING:
     from polyvec.server.tracing import Traces

@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from polyvec import outputs
 from polyvec.server.app import Call, Endpoint, json_response
-from polyvec.server.render import dump, encode, shape
 from polyvec.server.requests import (
     CohereEncoding,
     CohereRequest,
@@ -17,7 +16,8 @@ from polyvec.server.requests import (
     TeiRerankRequest,
     TeiTokenizeRequest,
 )
-from polyvec.server.reranking import score
+from polyvec.server.routes.rerank import score
+from polyvec.server.serialise import dump, encode, shape
 
 COHERE_TASKS = {
     "search_document": "retrieval.passage",

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from polyvec.server.app import Endpoint
-from polyvec.server.gate import dialect_of
-from polyvec.server.schemas import CohereErrorResponse, ErrorResponse, TeiErrorResponse
+from polyvec.server.middleware import dialect_of
+from polyvec.server.wire import CohereErrorResponse, ErrorResponse, TeiErrorResponse
 
 REFUSALS = {"jina": ErrorResponse, "tei": TeiErrorResponse, "cohere": CohereErrorResponse}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from polyvec.server.schemas import Texts, Wire
+from polyvec.server.wire import Texts, Wire
 
 Label = Annotated[str, Field(min_length=1, max_length=1_000)]
 Top = Annotated[int, Field(ge=1, le=1_000_000)]

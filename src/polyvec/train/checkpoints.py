@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyvec.train.processes import like, rank, wait, whole
+from polyvec.train.distributed import like, rank, wait, whole
 
 logger = logging.getLogger(__name__)
 

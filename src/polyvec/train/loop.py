@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polyvec.train.checkpoints import resume, save_checkpoint
+from polyvec.train.distributed import num_processes, rank, wait, whole
 from polyvec.train.metrics import Metrics, summarise
-from polyvec.train.processes import num_processes, rank, wait, whole
 
 logger = logging.getLogger(__name__)
 

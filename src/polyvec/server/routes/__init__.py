@@ -1,0 +1,1 @@
+"""One file per dialect or resource: its schemas, handlers, error form and endpoints."""

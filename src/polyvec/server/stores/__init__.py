@@ -1,0 +1,1 @@
+"""State that outlives a request: trained classifiers and batch jobs."""

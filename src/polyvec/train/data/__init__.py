@@ -1,0 +1,1 @@
+"""Training data: rows, pairs, tuples, filters, hard negatives, streams and batch plans."""

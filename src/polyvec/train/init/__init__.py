@@ -1,0 +1,1 @@
+"""Starting points of a model: other encoders' weights, and a tokenizer."""
