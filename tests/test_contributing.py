@@ -74,11 +74,11 @@ def test_the_table_covers_these_changes():
 def test_the_design_page_draws_the_floors_that_are_tested():
     block = DESIGN.split("## Imports point downwards")[1].split("```")[1]
     drawn = [set(line.split(", ")) for line in block.strip().splitlines()]
-    rooms = {path.stem for path in SOURCE.iterdir()} - {"__main__"}
-    assert drawn == [set(floor) & rooms for floor in FLOORS]
+    modules = {path.stem for path in SOURCE.iterdir()} - {"__main__"}
+    assert drawn == [set(floor) & modules for floor in FLOORS]
 
 
-def test_the_tree_of_the_design_page_names_every_room():
+def test_the_tree_of_the_design_page_names_every_module():
     tree = DESIGN.split("## Where things are")[1].split("```")[1]
     for path in SOURCE.iterdir():
         if path.name not in ("__init__.py", "__main__.py", "__pycache__", "models", "py.typed"):
