@@ -1,4 +1,4 @@
-"""Reading rows: every format, every way in which a row or a file can be bad."""
+"""Rows of files: every format, every way in which a row or a file can be bad."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyvec.train.data.rows import (
+from polyvec.records import (
     BadRow,
     Columns,
     as_label,
@@ -54,13 +54,12 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert read(write(tmp_path / name, GOOD)) == (GOOD, [])
 
 
-def test_columns_that_are_not_asked_for_are_left_alone(tmp_path: Path) -> None:
+def test_other_columns_are_left_out(tmp_path: Path) -> None:
     rows = [{"id": i, **row} for i, row in enumerate(GOOD)]
     assert read(write(tmp_path / "rows.parquet", rows)) == (GOOD, [])
 
 
 def test_a_bad_row_of_parquet_is_left_out_and_named(tmp_path: Path) -> None:
-    """F34."""
     rows = [{"text": text, "score": 1.0} for text in ("a", None, " ", "b")]
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
@@ -73,7 +72,6 @@ def test_a_bad_row_of_parquet_is_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_of_json_is_left_out_and_named(tmp_path: Path) -> None:
-    """F34."""
     path = tmp_path / "rows.jsonl"
     good = json.dumps(GOOD[0]).encode()
     lines = [
@@ -99,7 +97,7 @@ def test_a_bad_line_of_json_is_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_of_csv_is_left_out_and_named(tmp_path: Path) -> None:
-    """F34: the number is the line's, although one text holds a line break."""
+    # The number is the line's, although one text holds a line break.
     path = tmp_path / "rows.csv"
     path.write_bytes(
         b'\xef\xbb\xbftext,score\r\na,1\r\n"b\nb",2\r\n\r\nc\r\nd,x\r\n\xff,3\r\n,4\r\ne,5\r\n'
@@ -109,7 +107,7 @@ def test_a_bad_line_of_csv_is_left_out_and_named(tmp_path: Path) -> None:
     assert [(row.number, row.reason) for row in bad] == [
         (6, "has 1 cells, the header 2"),
         (7, "score is 'x', must be a number"),
-        (8, "text is not UTF-8"),
+        (8, "is not UTF-8"),
         (9, "text is empty"),
     ]
 
@@ -121,23 +119,23 @@ def test_without_a_report_bad_rows_go_to_the_log(
     path.write_text("nonsense\n")
     with caplog.at_level(logging.WARNING):
         assert list(read_rows(path, COLUMNS)) == []
-    assert "rows.jsonl, row 1: is not JSON" in caplog.text
+    assert "rows.jsonl, line 1: is not JSON" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
         ("gone.parquet", None, "there is no file .*gone.parquet"),
-        ("rows.txt", b"a", "must end in .parquet, .csv, .jsonl"),
+        ("rows.txt", b"a", "rows.txt: the name of a table must end in .csv, .tsv, .json, .jsonl"),
+        ("rows.xlsx", b"a", "rows.xlsx: the name of a table must end in .csv"),
         ("rows.csv", b"text,stars\na,1\n", "rows.csv lacks the column score; it has text, stars"),
         ("rows.csv", b"", "lacks the columns text, score; it has none"),
-        ("rows.parquet", b"PAR1 no more", "rows.parquet is no whole Parquet file"),
+        ("rows.parquet", b"PAR1 no more", "rows.parquet is not a whole Parquet file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_an_error_that_names_it(
     name: str, content: bytes | None, part: str, tmp_path: Path
 ) -> None:
-    """F38."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=part):
@@ -166,8 +164,8 @@ def test_blocks_together_are_the_file(name: str, tmp_path: Path) -> None:
     blocks = list_blocks(path, COLUMNS)
     assert len(blocks) > 2
     found = [row for block in blocks for row in block.read(COLUMNS)]
-    assert [number for number, _ in found] == list(range(1, 2_501))
-    assert [row["text"] for _, row in found if isinstance(row, dict)] == [r["text"] for r in rows]
+    assert [row.number for row in found] == list(range(1, 2_501))
+    assert [row.record["text"] for row in found if row.record] == [r["text"] for r in rows]
     last = list(blocks[-1].read(COLUMNS))
     assert len(last) == blocks[-1].size
     assert last == found[-len(last) :]
