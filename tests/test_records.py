@@ -1,8 +1,13 @@
 """Rows of files: every format, every way in which a row or a file can be bad."""
 
 import csv
+import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyvec.records import (
+    SUFFIXES,
     BadRow,
     Columns,
     as_label,
@@ -17,8 +23,10 @@ from polyvec.records import (
     as_text,
     as_texts,
     list_blocks,
+    read_records,
     read_rows,
 )
+from polyvec.text_rows import SAMPLE_LINES, find_delimiter, newline_mode, parse_text
 
 COLUMNS = Columns(needed={"text": as_text, "score": as_number}, optional={"tags": as_texts})
 
@@ -33,11 +41,13 @@ def write(path: Path, rows: list[dict]) -> Path:
     """The rows as the file's name asks."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix.lower() in (".jsonl", ".ndjson"):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file)
+            lines = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             lines.writerow(rows[0])
             for row in rows:
                 lines.writerow(["".join(v) if isinstance(v, list) else v for v in row.values()])
@@ -49,7 +59,18 @@ def read(path: Path) -> tuple[list[dict], list[BadRow]]:
     return list(read_rows(path, COLUMNS, report=bad.append)), bad
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rows.parquet",
+        "rows.jsonl",
+        "rows.NDJSON",
+        "rows.json",
+        "rows.csv",
+        "rows.CSV",
+        "rows.tsv",
+    ],
+)
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert read(write(tmp_path / name, GOOD)) == (GOOD, [])
 
@@ -182,3 +203,189 @@ def test_labels_may_be_numbers_and_truth_values() -> None:
     assert [as_label(value) for value in ("spam", 3, True)] == ["spam", "3", "True"]
     with pytest.raises(ValueError, match="must be a text"):
         as_label(0.5)
+
+
+def records(path: Path, content: bytes) -> list[dict]:
+    path.write_bytes(content)
+    return list(read_records([path]))
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".jsonl", ".json", ".csv", ".tsv"])
+def test_every_text_format_may_be_utf_8_or_utf_16(
+    suffix: str, encoding: str, tmp_path: Path
+) -> None:
+    texts = ["Füchse", "狐狸 🦊"]
+    as_json = [json.dumps(text, ensure_ascii=False) for text in texts]
+    lines = as_json if suffix == ".jsonl" else texts
+    lines = [f"[{', '.join(as_json)}]"] if suffix == ".json" else lines
+    lines = ["text", *texts] if suffix in (".csv", ".tsv") else lines
+    found = records(tmp_path / f"rows{suffix}", "\r\n".join(lines).encode(encoding))
+    assert found == [{"text": text} for text in texts]
+
+
+def test_a_blank_line_is_an_empty_text_and_no_row_of_a_table(tmp_path: Path) -> None:
+    def texts(name: str, content: bytes) -> list[str]:
+        return [record["text"] for record in records(tmp_path / name, content)]
+
+    assert texts("a.txt", b"a\n\nb\n") == ["a", "", "b"]
+    assert texts("a.jsonl", b'"a"\n\n"b"\n') == ["a", "b"]
+    assert texts("a.csv", b"text\na\n\nb\n") == ["a", "b"]
+
+
+def test_other_columns_stay_with_a_text(tmp_path: Path) -> None:
+    assert records(tmp_path / "a.csv", b"id, text\n7,fox\n") == [{"id": "7", "text": "fox"}]
+    pq.write_table(pa.table({"id": [7], "text": ["fox"]}), tmp_path / "a.parquet")
+    assert list(read_records([tmp_path / "a.parquet"])) == [{"id": 7, "text": "fox"}]
+
+
+def test_the_first_bad_row_ends_the_reading_unless_it_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'"a"\n{"no": 1}\n7\n"\xff"\n"b"\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: text is missing"):
+        list(read_records([path]))
+    bad: list[BadRow] = []
+    assert list(read_records([path], report=bad.append)) == [{"text": "a"}, {"text": "b"}]
+    assert [(row.number, row.reason) for row in bad] == [
+        (2, "text is missing"),
+        (3, "text is 7, must be a text"),
+        (4, "is not UTF-8"),
+    ]
+
+
+def test_a_cell_may_be_of_any_length(tmp_path: Path) -> None:
+    text = "fox\n" * 100_000
+    assert records(tmp_path / "a.csv", f'text,id\n"{text}",7\n'.encode()) == [
+        {"text": text, "id": "7"}
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_table_may_have_any_of_four_delimiters(name: str, delimiter: str, tmp_path: Path) -> None:
+    with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter=delimiter)
+        rows.writerows([["text", "score", "note"], ["a, b; c | d\te", "1,5", ""]] * 2)
+    assert next(iter(read_records([tmp_path / name]))) == {
+        "text": "a, b; c | d\te",
+        "score": "1,5",
+        "note": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "preferred", "delimiter"),
+    [
+        (["a;b", "1,5;2,5"], ",", ";"),
+        (["a,b", "x;y,z;w"], ",", ","),
+        (["a,b\tc", "1,2\t3"], "\t", "\t"),
+        (["text", "one, two", "three; four"], ",", ","),
+        (["text"], "\t", "\t"),
+        (["a|b|c", "1|2", "1|2|3"], ",", "|"),
+        (["sep=;", "a,b", "1,2"], ",", ";"),
+        (['"a,b";c', '"d\n', 'e";f'], ",", ";"),
+        ([], ",", ","),
+    ],
+)
+def test_the_delimiter_is_the_one_with_which_all_rows_are_alike(
+    lines: list[str], preferred: str, delimiter: str
+) -> None:
+    assert find_delimiter([line + "\n" for line in lines], preferred) == delimiter
+
+
+def test_a_row_that_goes_on_below_the_sample_does_not_hide_the_delimiter() -> None:
+    rows = ["a;b\n"] * (SAMPLE_LINES - 1) + ['"c\n']
+    assert find_delimiter(rows) == ";"
+
+
+def test_the_line_that_names_the_delimiter_is_no_row_but_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    assert records(path, b"sep=;\r\ntext;id\r\na,b;1\r\n") == [{"text": "a,b", "id": "1"}]
+    path.write_text("sep=;\ntext;id\na;1\nb\n")
+    with pytest.raises(ValueError, match="line 4: has 1 cells, the header 2"):
+        list(read_records([path]))
+
+
+def test_no_cell_of_a_table_is_lost() -> None:
+    lines = io.StringIO("a,a,,\n1,2,3,4,5\n6\n", newline=newline_mode(".csv"))
+    rows = list(parse_text(lines, ".csv"))
+    assert [(row.number, row.record) for row in rows] == [
+        (2, {"a": "1\n2", "": "3\n4\n5"}),
+        (3, {"a": "6"}),
+    ]
+    assert all("cells, the header 4" in row.flaw for row in rows)
+
+
+def test_lines_of_an_old_mac_table_are_told_apart(tmp_path: Path) -> None:
+    found = records(tmp_path / "a.csv", b"text,id\rfox,7\rdog,8\r")
+    assert found == [{"text": "fox", "id": "7"}, {"text": "dog", "id": "8"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.json", b'["a", ', "a.json is not JSON"),
+        ("a.txt", b"\xff\xfea\xd8", "a.txt is not UTF-16"),
+        ("a.csv", b"body\nx\n", "a.csv lacks the column text; it has body"),
+        ("a.csv", b"", "a.csv lacks the column text; it has none"),
+        ("a.parquet", b"", "a.parquet is not a whole Parquet file"),
+    ],
+)
+def test_a_broken_file_is_named(name: str, content: bytes, part: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=part):
+        records(tmp_path / name, content)
+
+
+@pytest.mark.parametrize("name", [f"rows{suffix}" for suffix in SUFFIXES])
+def test_every_format_has_blocks_or_says_that_it_has_none(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, [{"text": "fox"}])
+    columns = Columns(needed={"text": as_text})
+    if path.suffix in (".csv", ".tsv", ".json"):
+        with pytest.raises(ValueError, match="cannot be read from the middle"):
+            list_blocks(path, columns)
+    else:
+        assert [block.first for block in list_blocks(path, columns)] == [1]
+
+
+def test_utf_16_has_no_blocks(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"a"\n', encoding="utf-16")
+    with pytest.raises(ValueError, match="UTF-16 cannot be read from the middle"):
+        list_blocks(tmp_path / "a.jsonl", Columns(needed={"text": as_text}))
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.csv"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("text,id\nfox,7\n",))
+    writer.start()
+    assert list(read_records([path])) == [{"text": "fox", "id": "7"}]
+    writer.join()
+
+
+def test_standard_input_has_a_text_on_every_line_and_stays_open() -> None:
+    script = (
+        "import sys; from pathlib import Path; from polyvec.records import read_records; "
+        "print([record['text'] for record in read_records([Path('-')])], sys.stdin.closed)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], input="a\n\nfüchse\n".encode(), capture_output=True
+    )
+    assert run.stdout.decode().strip() == "['a', '', 'füchse'] False"
+
+
+def test_only_parquet_imports_pyarrow_and_a_missing_one_is_an_import_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [{"text": "fox"}])
+    write(tmp_path / "a.parquet", [{"text": "fox"}])
+    script = (
+        "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; "
+        "from polyvec.records import read_records; "
+        "print(len(list(read_records([Path('a.csv')])))); list(read_records([Path('a.parquet')]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.stdout == "1\n"
+    assert "ModuleNotFoundError" in run.stderr or "ImportError" in run.stderr

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from polyvec import Encoder
-from polyvec.search.cluster_plot import find_fonts, first_words, render_page, write_map
+from polyvec.search.cluster_plot import find_fonts, render_page, shorten, write_plot
 from polyvec.search.clustering import (
     Clusters,
     cluster_items,
     cluster_texts,
     find_clusters,
-    lay_out,
+    plot_points,
     read_items,
     salient_words,
 )
@@ -113,9 +113,9 @@ def test_no_cluster_is_smaller_than_asked(rng, size):
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_a_few_texts_or_equal_ones_do_no_harm(tiny, count):
     found = cluster_texts(["fox"] * count, tiny)
-    assert len(found.numbers) == count
-    assert len(set(found.numbers.tolist())) <= 1
-    points = lay_out(found.vectors)
+    assert len(found.cluster_ids) == count
+    assert len(set(found.cluster_ids.tolist())) <= 1
+    points = plot_points(found.vectors)
     assert points.shape == (count, 2)
     assert np.isfinite(points).all()
 
@@ -123,11 +123,11 @@ def test_a_few_texts_or_equal_ones_do_no_harm(tiny, count):
 def test_three_topics_are_told_apart_and_named(bundled):
     texts = [text for topic in TOPICS.values() for text in topic]
     found = cluster_texts(texts, bundled)
-    clusters = [{found.numbers[6 * topic + place] for place in range(6)} for topic in range(3)]
+    clusters = [{found.cluster_ids[6 * topic + place] for place in range(6)} for topic in range(3)]
     inside = [numbers - {-1} for numbers in clusters]
     assert all(inside)
     assert not any(inside[a] & inside[b] for a, b in [(0, 1), (0, 2), (1, 2)])
-    assert (found.numbers >= 0).mean() > 0.7
+    assert (found.cluster_ids >= 0).mean() > 0.7
     for topic, word in enumerate(["bread", "football", "planet telescope galaxy"]):
         words = {word for number in inside[topic] for word in found.words[number]}
         assert words & set(word.split())
@@ -136,10 +136,10 @@ def test_three_topics_are_told_apart_and_named(bundled):
 def test_every_text_is_in_one_cluster_or_none(bundled, notes):
     items = read_items(notes, bundled.tokenizer)
     found = cluster_items(items, bundled)
-    assert len(items) == len(found.numbers) == 18
+    assert len(items) == len(found.cluster_ids) == 18
     kinds = range(-1, len(found.words))
     assert sorted(place for kind in kinds for place in found.members(kind)) == [*range(18)]
-    assert ((found.scores == 0) == (found.numbers < 0)).all()
+    assert ((found.scores == 0) == (found.cluster_ids < 0)).all()
     for kind in range(len(found.words)):
         scores = found.scores[found.members(kind)]
         assert (scores[:-1] >= scores[1:]).all()
@@ -150,9 +150,9 @@ def test_the_order_of_texts_changes_nothing_but_their_order(bundled):
     shuffled = Random(1).sample(texts, len(texts))
     one, other = cluster_texts(texts, bundled), cluster_texts(shuffled, bundled)
     assert one.words == other.words
-    assert members(one.numbers.tolist(), texts) == members(other.numbers.tolist(), shuffled)
-    drawn = dict(zip(texts, lay_out(one.vectors), strict=True))
-    for text, point in zip(shuffled, lay_out(other.vectors), strict=True):
+    assert members(one.cluster_ids.tolist(), texts) == members(other.cluster_ids.tolist(), shuffled)
+    drawn = dict(zip(texts, plot_points(one.vectors), strict=True))
+    for text, point in zip(shuffled, plot_points(other.vectors), strict=True):
         np.testing.assert_array_equal(point, drawn[text])
 
 
@@ -162,7 +162,7 @@ def test_a_file_as_a_whole_is_one_item_and_lies_between_its_passages(tiny, tmp_p
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     said = []
-    items = read_items(tmp_path, tiny.tokenizer, each="file", skipped=said.append)
+    items = read_items(tmp_path, tiny.tokenizer, each="file", on_skipped=said.append)
     assert [item.path for item in items] == ["a.csv", "b.txt"]
     assert len(said) == 1
     assert "bad.txt" in said[0]
@@ -221,7 +221,7 @@ def hostile():
     found = Clusters(
         texts=[bad, "b"],
         vectors=np.eye(2, dtype=np.float32),
-        numbers=np.array([0, -1]),
+        cluster_ids=np.array([0, -1]),
         scores=np.array([1.0, 0.0]),
         words=[["<b>$x$", "温泉", "\U0010fffd"]],
     )
@@ -231,7 +231,7 @@ def hostile():
 def test_a_page_shows_texts_as_text_and_loads_nothing():
     bad, found = hostile()
     page = render_page(
-        found, np.array([[0.0, 1.0], [1.0, 0.0]]), places=[bad, "b"], texts=[bad, "b"], title=bad
+        found, np.array([[0.0, 1.0], [1.0, 0.0]]), locations=[bad, "b"], texts=[bad, "b"], title=bad
     )
     tags = set()
     reader = HTMLParser()
@@ -248,18 +248,18 @@ def test_a_png_of_any_words_is_drawn(tmp_path):
     bad, found = hostile()
     path = tmp_path / "map.png"
     points = np.array([[0.0, 1.0], [1.0, 0.0]])
-    write_map(path, found, points, places=["a", "b"], texts=["a", "b"], title=bad)
+    write_plot(path, found, points, locations=["a", "b"], texts=["a", "b"], title=bad)
     first = path.read_bytes()
     assert first.startswith(b"\x89PNG")
-    write_map(path, found, points, places=["a", "b"], texts=["a", "b"], title=bad)
+    write_plot(path, found, points, locations=["a", "b"], texts=["a", "b"], title=bad)
     assert path.read_bytes() == first
     assert find_fonts("plain \U0010fffd")[1] == {0x10FFFD: "□"}
 
 
-def test_first_words_fit_the_size():
+def test_shortened_texts_fit_the_size():
     for size in (5, 9, 20):
-        assert len(first_words("one  two\nthree four five", size)) <= size + 1
-    assert first_words("温泉" * 9, 5) == "温泉温泉 …"
+        assert len(shorten("one  two\nthree four five", size)) <= size + 1
+    assert shorten("温泉" * 9, 5) == "温泉温泉 …"
 
 
 def test_json_has_a_line_for_each_text(polyvec, notes):
