@@ -2,7 +2,7 @@
 
 The library, the command line, the search and the server all rank with the functions of this file.
 They compare a query with candidates that were encoded separately (a bi-encoder), so the outputs of
-candidates can be stored. A cross-encoder encodes the query and a candidate together, which is slower
+candidates can be stored. A cross-encoder encodes a query and a candidate together, which is slower
 and usually more accurate.
 
 Axes in this file: C candidates.
