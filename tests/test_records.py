@@ -1,7 +1,6 @@
 """Rows of files: every format, every way in which a row or a file can be bad."""
 
 import csv
-import io
 import json
 import logging
 import os
@@ -26,7 +25,6 @@ from polyvec.records import (
     read_records,
     read_rows,
 )
-from polyvec.text_rows import SAMPLE_LINES, find_delimiter, newline_mode, parse_text
 
 COLUMNS = Columns(needed={"text": as_text, "score": as_number}, optional={"tags": as_texts})
 
@@ -276,47 +274,12 @@ def test_a_table_may_have_any_of_four_delimiters(name: str, delimiter: str, tmp_
     }
 
 
-@pytest.mark.parametrize(
-    ("lines", "preferred", "delimiter"),
-    [
-        (["a;b", "1,5;2,5"], ",", ";"),
-        (["a,b", "x;y,z;w"], ",", ","),
-        (["a,b\tc", "1,2\t3"], "\t", "\t"),
-        (["text", "one, two", "three; four"], ",", ","),
-        (["text"], "\t", "\t"),
-        (["a|b|c", "1|2", "1|2|3"], ",", "|"),
-        (["sep=;", "a,b", "1,2"], ",", ";"),
-        (['"a,b";c', '"d\n', 'e";f'], ",", ";"),
-        ([], ",", ","),
-    ],
-)
-def test_the_delimiter_is_the_one_with_which_all_rows_are_alike(
-    lines: list[str], preferred: str, delimiter: str
-) -> None:
-    assert find_delimiter([line + "\n" for line in lines], preferred) == delimiter
-
-
-def test_a_row_that_goes_on_below_the_sample_does_not_hide_the_delimiter() -> None:
-    rows = ["a;b\n"] * (SAMPLE_LINES - 1) + ['"c\n']
-    assert find_delimiter(rows) == ";"
-
-
 def test_the_line_that_names_the_delimiter_is_no_row_but_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     assert records(path, b"sep=;\r\ntext;id\r\na,b;1\r\n") == [{"text": "a,b", "id": "1"}]
     path.write_text("sep=;\ntext;id\na;1\nb\n")
     with pytest.raises(ValueError, match="line 4: has 1 cells, the header 2"):
         list(read_records([path]))
-
-
-def test_no_cell_of_a_table_is_lost() -> None:
-    lines = io.StringIO("a,a,,\n1,2,3,4,5\n6\n", newline=newline_mode(".csv"))
-    rows = list(parse_text(lines, ".csv"))
-    assert [(row.number, row.record) for row in rows] == [
-        (2, {"a": "1\n2", "": "3\n4\n5"}),
-        (3, {"a": "6"}),
-    ]
-    assert all("cells, the header 4" in row.flaw for row in rows)
 
 
 def test_lines_of_an_old_mac_table_are_told_apart(tmp_path: Path) -> None:

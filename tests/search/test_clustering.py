@@ -1,17 +1,12 @@
 import json
-import re
 from functools import partial
-from html.parser import HTMLParser
 from random import Random
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from polyvec import Encoder
-from polyvec.search.cluster_plot import find_fonts, render_page, shorten, write_plot
 from polyvec.search.clustering import (
-    Clusters,
     cluster_items,
     cluster_texts,
     find_clusters,
@@ -19,7 +14,6 @@ from polyvec.search.clustering import (
     read_items,
     salient_words,
 )
-from polyvec.search.lexical import split_words, weigh_words
 
 TOPICS = {
     "baking": [
@@ -171,37 +165,6 @@ def test_a_file_as_a_whole_is_one_item_and_lies_between_its_passages(tiny, tmp_p
     np.testing.assert_allclose(vectors[0], both / np.linalg.norm(both), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("我们在温泉里", ["我们", "在", "温泉", "里"]),
-        ("露天風呂に入る", ["露天風呂", "入る"]),
-        ("แมวไม่ควรกินช็อกโกแลต", ["แมว", "ไม่", "ควร", "กิน", "ช็อกโกแลต"]),
-        ("हिन्दी में योग", ["हिन्दी", "में", "योग"]),
-        ("L'été, 3.14 & a Straße!", ["l'été", "straße"]),
-        ("a \ud800 fox", ["fox"]),
-        ("", []),
-    ],
-)
-def test_words_are_told_apart_in_every_script(text, words):
-    assert split_words(text) == words
-
-
-@pytest.mark.parametrize(
-    ("small", "telling"),
-    [
-        ("the", "bicycle"),
-        ("und", "fahrrad"),
-        ("de", "bicicleta"),
-        ("на", "велосипед"),
-        ("的", "猫"),
-    ],
-)
-def test_a_word_that_is_rare_in_its_language_says_more(bundled, small, telling):
-    said = weigh_words({small, telling}, bundled.tokenizer)
-    assert said[telling] > 1.5 * said[small]
-
-
 def test_a_word_that_all_clusters_share_is_salient_in_none(bundled):
     texts = ["garden house"] * 3 + ["garden river"] * 3 + ["garden mountain"]
     numbers = np.array([0] * 3 + [1] * 3 + [-1])
@@ -214,52 +177,6 @@ def test_a_word_that_every_text_of_its_language_has_is_less_salient_than_its_top
     numbers = np.array([0] * 4 + [1] * 4)
     words = salient_words(texts, numbers, bundled.tokenizer, count=1)
     assert words == [["garten"], ["house"]]
-
-
-def hostile():
-    bad = "<script>alert(1)</script>\"'&"
-    found = Clusters(
-        texts=[bad, "b"],
-        vectors=np.eye(2, dtype=np.float32),
-        cluster_ids=np.array([0, -1]),
-        scores=np.array([1.0, 0.0]),
-        words=[["<b>$x$", "温泉", "\U0010fffd"]],
-    )
-    return bad, found
-
-
-def test_a_page_shows_texts_as_text_and_loads_nothing():
-    bad, found = hostile()
-    page = render_page(
-        found, np.array([[0.0, 1.0], [1.0, 0.0]]), locations=[bad, "b"], texts=[bad, "b"], title=bad
-    )
-    tags = set()
-    reader = HTMLParser()
-    reader.handle_starttag = lambda tag, attrs: tags.add(tag)
-    reader.feed(page)
-    assert "script" not in tags
-    assert "b" not in tags
-    assert not re.search(r"https?:|src=|@import|url\(", page)
-    dots = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
-    assert [title.text for title in dots.iter("title")] == ["b\nb", f"{bad}\n{bad}"]
-
-
-def test_a_png_of_any_words_is_drawn(tmp_path):
-    bad, found = hostile()
-    path = tmp_path / "map.png"
-    points = np.array([[0.0, 1.0], [1.0, 0.0]])
-    write_plot(path, found, points, locations=["a", "b"], texts=["a", "b"], title=bad)
-    first = path.read_bytes()
-    assert first.startswith(b"\x89PNG")
-    write_plot(path, found, points, locations=["a", "b"], texts=["a", "b"], title=bad)
-    assert path.read_bytes() == first
-    assert find_fonts("plain \U0010fffd")[1] == {0x10FFFD: "□"}
-
-
-def test_shortened_texts_fit_the_size():
-    for size in (5, 9, 20):
-        assert len(shorten("one  two\nthree four five", size)) <= size + 1
-    assert shorten("温泉" * 9, 5) == "温泉温泉 …"
 
 
 def test_json_has_a_line_for_each_text(polyvec, notes):

@@ -17,23 +17,8 @@ from polyvec.checkpoint import save_checkpoint
 from polyvec.encoder import Encoder
 from polyvec.heads import maxsim
 from polyvec.search import BusyError, Index
-from polyvec.search.duplicates import find_duplicates
 from polyvec.search.index import TABLE
 from polyvec.search.passages import PASSAGE_TOKENS
-
-
-@pytest.fixture(scope="module")
-def searcher(tiny_model):
-    return Encoder.load(tiny_model)
-
-
-@pytest.fixture
-def notes(tmp_path):
-    folder = tmp_path / "notes"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "fox.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.\n")
-    (folder / "sub" / "fuchs.txt").write_text("Der schnelle Fuchs springt.\n")
-    return folder
 
 
 def rows(index):
@@ -471,19 +456,6 @@ def test_an_index_broken_off_before_its_words_are_indexed_is_made_anew(notes, se
         index.search("fox")
     assert "interrupted" in index.update().rebuilt
     assert index.search("fox")
-
-
-def test_copies_are_grouped_with_the_first_file_and_other_files_are_not(notes, searcher):
-    (notes / "a.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.")
-    (notes / "z.txt").write_text("\nDer schnelle Fuchs springt.\n\n")
-    (notes / "bad.txt").write_bytes(b"a\0b")
-    (notes / "empty.txt").write_text("")
-    told = []
-    groups = find_duplicates(notes, searcher, threshold=1.0, on_skipped=told.append)
-    found = {group.path: [path for path, _ in group.copies] for group in groups}
-    assert found == {"a.md": ["fox.md"], "z.txt": ["sub/fuchs.txt"]}
-    assert len(told) == 1
-    assert find_duplicates(notes, searcher, threshold=0.01)[0].path == "a.md"
 
 
 def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, searcher):
