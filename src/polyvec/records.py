@@ -198,7 +198,7 @@ class Block:
     """Neighbouring rows of a file that can be read without those before them."""
 
     path: Path
-    place: int
+    offset: int
     """The row group of a Parquet file, else the byte at which the first row begins."""
 
     first: int
@@ -213,7 +213,7 @@ class Block:
             yield from _read_row_group(self, columns)
             return
         with self.path.open("rb") as file:
-            file.seek(self.place)
+            file.seek(self.offset)
             with decode_lines(file, _suffix(self.path), "utf-8-sig") as lines:
                 part = islice(lines, self.size)
                 yield from parse_text(part, _suffix(self.path), first=self.first)
@@ -265,16 +265,16 @@ def _check_file(path: Path, columns: Columns) -> None:
 
 
 def _list_line_blocks(path: Path) -> list[Block]:
-    blocks, place, first, size, end = list[Block](), 0, 1, 0, 0
+    blocks, offset, first, size, end = list[Block](), 0, 1, 0, 0
     with path.open("rb") as file:
         if text_rows.find_encoding(file.peek(2)) == "utf-16":
             raise ValueError(f"{path}: UTF-16 cannot be read from the middle; write it as UTF-8")
         for number, line in enumerate(file, 1):
             size, end = size + 1, end + len(line)
             if size == BLOCK_ROWS:
-                blocks.append(Block(path, place, first, size))
-                place, first, size = end, number + 1, 0
-    return [*blocks, Block(path, place, first, size)] if size else blocks
+                blocks.append(Block(path, offset, first, size))
+                offset, first, size = end, number + 1, 0
+    return [*blocks, Block(path, offset, first, size)] if size else blocks
 
 
 def _list_row_groups(path: Path, columns: Columns) -> list[Block]:
@@ -296,7 +296,7 @@ def _read_row_group(block: Block, columns: Columns) -> Iterator[ParsedRow]:
         used = {*columns.needed, *columns.optional}
         names = [name for name in file.schema_arrow.names if columns.keep_others or name in used]
         try:
-            for batch in file.iter_batches(BLOCK_ROWS, row_groups=[block.place], columns=names):
+            for batch in file.iter_batches(BLOCK_ROWS, row_groups=[block.offset], columns=names):
                 yield from number_rows(batch.to_pylist(), number)
                 number += len(batch)
         except (pa.ArrowException, OSError) as error:
