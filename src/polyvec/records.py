@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyvec import text_rows
-from polyvec.text_rows import ParsedRow, Record, check_columns, decode_lines, parse_text
+from polyvec.text_rows import (
+    ParsedRow,
+    Record,
+    check_columns,
+    decode_lines,
+    is_utf8,
+    parse_text,
+)
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -107,7 +114,7 @@ def as_text(value: Any) -> str:
     text = as_string(value)
     if not text.strip():
         raise ValueError("is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise ValueError("is not UTF-8")
     return text
 

@@ -21,7 +21,6 @@ To support another kind of text file, add it to `SUFFIXES` and to `parse_text`.
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -47,9 +46,6 @@ SAMPLE_LINES = 200
 
 MAX_CELL_CHARACTERS = 2**31 - 1
 """The largest limit that the csv module takes on every system. Its default is 131,072."""
-
-UNDECODED = re.compile("[\udc80-\udcff]")
-"""Bytes that are not UTF-8, as Python's `surrogateescape` keeps them."""
 
 
 class ParsedRow(NamedTuple):
@@ -96,6 +92,15 @@ def decode_lines(
     finally:
         # Whoever opened the file closes it; standard input stays open.
         lines.detach()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no surrogate, and so no undecoded byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_text(
@@ -193,7 +198,7 @@ def _parse_table(
         except csv.Error as error:
             yield ParsedRow(first, None, str(error))
             continue
-        if any(map(_has_undecoded, cells)):
+        if not is_utf8("".join(cells)):
             yield ParsedRow(first, None, "is not UTF-8")
         elif cells:
             same = len(cells) == len(names)
@@ -218,7 +223,7 @@ def _parse_json_lines(lines: Iterable[str], first: int = 1) -> Iterator[ParsedRo
     for number, line in enumerate(lines, first):
         if not line.strip():
             continue
-        if _has_undecoded(line):
+        if not is_utf8(line):
             yield ParsedRow(number, None, "is not UTF-8")
             continue
         try:
@@ -255,11 +260,7 @@ def _as_record(value: Any) -> Record:
 
 def _parse_lines(lines: Iterable[str], first: int) -> Iterator[ParsedRow]:
     for number, line in enumerate(lines, first):
-        if _has_undecoded(line):
+        if not is_utf8(line):
             yield ParsedRow(number, None, "is not UTF-8")
         else:
             yield ParsedRow(number, {"text": line.rstrip("\r\n")})
-
-
-def _has_undecoded(text: str) -> bool:
-    return not text.isascii() and UNDECODED.search(text) is not None
