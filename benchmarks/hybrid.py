@@ -36,30 +36,31 @@ import tyro
 from mteb.abstasks import AbsTask
 
 from benchmarks.report import describe_machine, table
-from polyvec import Encoder, maxsim
+from polyvec import Encoder, Outputs
 from polyvec.eval.task_folders import local_tasks
-from polyvec.search.fusion import By, fuse
-from polyvec.search.lexical import WORDS
+from polyvec.reranking import rank_candidates, score_candidates
+from polyvec.search.fusion import FusionMethod, fuse
+from polyvec.search.lexical import WORD_INDEX
 from polyvec.search.retrieval import (
-    CANDIDATES,
+    MIN_CANDIDATES,
     PASSAGE,
     QUERY,
     WEIGHTS,
     choose_weights,
     find_candidates,
 )
-from polyvec.search.vectors import pack_vectors
+from polyvec.search.vectors import pack_sparse, pack_vectors
 
 TASKS = ("tydiqa-dev-*", "needle-256", "needle-512", "passkey-256", "passkey-512")
 """Retrieval of passages; longer documents are not what a search's passages are."""
 
 RERANKED = 20
 
-FUSIONS: dict[str, tuple[dict[str, float], By]] = {
+FUSIONS: dict[str, tuple[dict[str, float], FusionMethod]] = {
     "dense": ({"dense": 1.0}, "scores"),
     "bm25": ({"bm25": 1.0}, "scores"),
     "sparse": ({"sparse": 1.0}, "scores"),
-    "search": (choose_weights({}, sparse=True), "scores"),
+    "search": (choose_weights({}, has_sparse=True), "scores"),
     "even": ({"dense": 1.0, "bm25": 1.0}, "scores"),
     "ranks": ({"dense": 1.0, "bm25": 1.0}, "ranks"),
     "all": (WEIGHTS | {"sparse": 0.2}, "scores"),
@@ -166,50 +167,49 @@ def score_task(
     asked = dict(list(task.questions.items())[:most])
     config = encoder.config
     heads = {"sparse": config.sparse_head, "multi_vector": bool(config.multi_vector_dim)}
-    found = encoder.encode_all(
-        list(documents.values()),
-        task=PASSAGE,
-        outputs=["dense", *(name for name in ("sparse", "multi_vector") if heads[name])],
-    )
-    assert found.dense is not None
+    outputs = ["dense", *(name for name in ("sparse", "multi_vector") if heads[name])]
+    encoded = encoder.encode_all(list(documents.values()), task=PASSAGE, outputs=outputs)
+    assert encoded.dense is not None
     columns: dict[str, pa.Array] = {
         "path": pa.array(list(documents)),
         "start": pa.array([0] * len(documents)),
         "text": pa.array(list(documents.values())),
-        **pack_vectors(found.dense, "float"),
+        **pack_vectors(encoded.dense, "float"),
     }
-    if found.sparse is not None:
-        ends = pa.array(found.sparse.indptr.astype(np.int32))
-        columns["tokens"] = pa.ListArray.from_arrays(ends, pa.array(found.sparse.indices))
-        columns["weights"] = pa.ListArray.from_arrays(ends, pa.array(found.sparse.data))
-    token_vectors = dict(zip(documents, found.multi_vector or [], strict=False))
+    if encoded.sparse is not None:
+        columns |= pack_sparse(encoded.sparse)
+    token_vectors = dict(zip(documents, encoded.multi_vector or [], strict=False))
     names = [name for name in WEIGHTS if heads.get(name, True)]
     fusions = {name: fusion for name, fusion in FUSIONS.items() if name in shown}
     totals: dict[str, float] = {name: 0.0 for name in shown}
     with tempfile.TemporaryDirectory() as place:
         rows = lancedb.connect(place).create_table("documents", pa.table(columns))
-        rows.create_index("text", config=WORDS)
-        vectors = encoder.encode(list(asked.values()), task=QUERY)
-        for (number, text), vector in zip(asked.items(), vectors, strict=True):
+        rows.create_index("text", config=WORD_INDEX)
+        questions = encoder.encode_all(list(asked.values()), task=QUERY, outputs=outputs)
+        for i, (number, text) in enumerate(asked.items()):
+            question = questions[i : i + 1]
             candidates = find_candidates(
                 rows,
-                encoder,
+                encoder.tokenizer,
                 text,
-                vector=vector,
+                question,
                 quantise="float",
-                names=names,
-                depth=CANDIDATES,
+                components=names,
+                depth=MIN_CANDIDATES,
                 where="",
             )
             orders = {
-                name: [path for path, _ in fuse(candidates.scores, weights, by, candidates.wholes)]
+                name: [
+                    path for path, _ in fuse(candidates.scores, weights, by, candidates.max_scores)
+                ]
                 for name, (weights, by) in fusions.items()
             }
             if heads["multi_vector"]:
                 first = orders["search"][:RERANKED]
-                query = encoder.encode_multi_vector([text], task=QUERY)[0]
-                likeness = maxsim(query, [token_vectors[key] for key in first])
-                orders["maxsim"] = [first[i] for i in np.argsort(-likeness, kind="stable")]
+                passages = Outputs(None, None, [token_vectors[key] for key in first])
+                scored = score_candidates(question, passages, ["multi_vector"])
+                ranked = rank_candidates(scored, {"multi_vector": 1.0})
+                orders["maxsim"] = [first[one.index] for one in ranked]
             for name, order in orders.items():
                 others = task.left_out.get(number, ())
                 counted = [key for key in order if key not in others]

@@ -20,7 +20,7 @@ from polyvec import Encoder
 from polyvec.search import Index
 from polyvec.search.files import list_files, read_file
 from polyvec.search.index import TABLE
-from polyvec.search.passages import cut_file, titled_texts
+from polyvec.search.passages import split_file, texts_with_headings
 
 PASSAGES = 4_000
 """At most; the model reads them again and again."""
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from polyvec import Encoder
 from polyvec.search import Index, index
-index.COMMIT_CHUNKS = 32
+index.COMMIT_PASSAGES = 32
 target = Index(Path(sys.argv[1]), Encoder.load())
 target.update(lambda path: print(path, flush=True))
 """
@@ -98,7 +98,7 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
 
 def read_rows(index: Index) -> list[dict]:
     """All that the index has."""
-    table = lancedb.connect(index.place).open_table(TABLE)
+    table = lancedb.connect(index.directory).open_table(TABLE)
     return table.search().limit(None).to_arrow().to_pylist()
 
 
@@ -117,9 +117,9 @@ def check_whole(index: Index) -> int:
     rows = read_rows(index)
     expected = set()
     for path in list_files(index.folder):
-        cut = cut_file(index.folder, read_file(index.folder, path), index.encoder.tokenizer)
-        for chunk, (text, _) in zip(cut.chunks, titled_texts(cut), strict=True):
-            expected.add((path, chunk.start, text))
+        split = split_file(index.folder, read_file(index.folder, path), index.encoder.tokenizer)
+        for passage, (text, _) in zip(split.passages, texts_with_headings(split), strict=True):
+            expected.add((path, passage.start, text))
     found = {(row["path"], row["start"], row["text"]) for row in rows}
     if found != expected:
         raise ValueError(f"{len(expected - found)} passages lost, {len(found - expected)} too many")

@@ -43,27 +43,27 @@ def main(
         folder, first = Path(root) / "texts", Path(root) / "float"
         texts = read_passages(data, passages)
         write_rows(folder, texts)
-        index = Index(folder, encoder, place=first)
+        index = Index(folder, encoder, directory=first)
         started = time.perf_counter()
         update = index.update()
         seconds = time.perf_counter() - started
-        if update.chunks < passages or update.skipped:
-            sys.exit(f"{update.chunks} of {passages} passages were indexed: {update.skipped}")
-        rate = update.chunks / seconds
+        if update.passages < passages or update.skipped:
+            sys.exit(f"{update.passages} of {passages} passages were indexed: {update.skipped}")
+        rate = update.passages / seconds
         rows = []
         for form in FORMS:
-            place = Path(root) / form
-            if place != first:
-                shutil.copytree(first, place)
-            index = Index(folder, encoder, place=place, quantise=form)
+            directory = Path(root) / form
+            if directory != first:
+                shutil.copytree(first, directory)
+            index = Index(folder, encoder, directory=directory, quantise=form)
             changing = timed(index.update)
-            rows.append(measure(form, index, update.chunks, asked, changing))
+            rows.append(measure(form, index, update.passages, asked, changing))
         tried = "" if not kills else kill_often(Path(root) / "killed", texts, encoder, kills, rate)
     text = "\n\n".join(
         [
             "## Search",
-            f"{update.chunks:,} passages in one folder, vectors of {index.dim} numbers; indexed at "
-            f"{rate:,.0f} passages/s. A question's time includes embedding it: by all that the "
+            f"{update.passages:,} passages in one folder, vectors of {index.dim} numbers; indexed "
+            f"at {rate:,.0f} passages/s. A question's time includes embedding it: by all that the "
             "model has as `polyvec search` weighs it, by meaning alone, and by words alone. The "
             "index's size includes the passages' texts and the index of their words; `again` is an "
             "update that finds nothing new, or that makes the vectors of `float` smaller.",
@@ -93,10 +93,10 @@ def measure(
 ) -> list[str]:
     """A row of the table."""
     # Older states of the table are kept for an hour; they are not what an index needs.
-    lancedb.connect(index.place).open_table(TABLE).optimize(
+    lancedb.connect(index.directory).open_table(TABLE).optimize(
         cleanup_older_than=timedelta(milliseconds=1)
     )
-    size = sum(file.stat().st_size for file in index.place.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in index.directory.rglob("*") if file.is_file())
     row = [f"`{form}`", f"{size / 1e6:,.1f} MB", f"{size / passages:,.0f}"]
     sparse = {"sparse": 0.0} if index.sparse else {}
     for weights in ({}, {"bm25": 0.0} | sparse, {"dense": 0.0} | sparse):

@@ -13,8 +13,8 @@ SOURCE = Path(polyvec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
-    ("tasks", "chunking", "config", "terminal"),
-    ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "records"),
+    ("tasks", "chunking", "config", "terminal", "text_rows", "records", "vector_files"),
+    ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub"),
     ("engines", "network"),
     ("encoder", "reranking", "classification", "export"),
     ("train", "eval", "server", "search", "bulk", "integrations"),

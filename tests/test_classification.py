@@ -1,3 +1,5 @@
+"""Classification: by names and by examples, in the library and on the command line."""
+
 import json
 import sys
 from functools import partial
@@ -6,7 +8,14 @@ import numpy as np
 import pytest
 
 from polyvec import Encoder
-from polyvec.classification import classify, learn_examples, learn_names
+from polyvec.classification import (
+    TEMPERATURE,
+    classify,
+    from_examples,
+    from_names,
+    learn_examples,
+    learn_names,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +32,74 @@ def bundled():
 def polyvec(run_verb):
     """Run `polyvec classify` with the tiny model: exit status, output, complaints."""
     return partial(run_verb, "classify")
+
+
+def unit(rng, count, dim=16):
+    """Random vectors of length 1."""
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_zero_shot_odds_are_the_difference_of_cosines_over_the_temperature(rng):
+    names, texts = unit(rng, 3), unit(rng, 50)
+    classifier = from_names(["a", "b", "c"], names)
+    probabilities = classifier.probabilities(texts)
+    cosines = texts @ names.T
+    odds = np.log(probabilities[:, 0] / probabilities[:, 1])
+    np.testing.assert_allclose(odds, (cosines[:, 0] - cosines[:, 1]) / TEMPERATURE, atol=1e-3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert (probabilities.argmax(1) == cosines.argmax(1)).all()
+
+
+@pytest.mark.parametrize("labels", [["b", "a"] * 10, ["b", "c", "a", "b"] * 5])
+def test_few_shot_probabilities_do_not_depend_on_the_order_of_examples(rng, labels):
+    vectors, texts = unit(rng, 20), unit(rng, 30)
+    order = rng.permutation(20)
+    one = from_examples(labels, vectors)
+    other = from_examples([labels[i] for i in order], vectors[order])
+    assert one.labels == other.labels == sorted(set(labels))
+    np.testing.assert_allclose(one.probabilities(texts), other.probabilities(texts), atol=1e-3)
+    np.testing.assert_allclose(one.probabilities(texts).sum(1), 1, atol=1e-5)
+    assert [one.labels[i] for i in one.probabilities(vectors).argmax(1)] == labels
+
+
+def test_examples_in_a_narrow_cone_are_told_apart_as_well_as_others(rng):
+    labels = ["a", "b"] * 10
+    vectors, texts = unit(rng, 20), unit(rng, 30)
+    wide = from_examples(labels, vectors).probabilities(texts)
+    narrow = from_examples(labels, vectors * 0.01 + 1).probabilities(texts * 0.01 + 1)
+    np.testing.assert_allclose(narrow, wide, atol=0.02)
+
+
+def test_large_logits_do_not_overflow(rng):
+    vectors = 1_000 * unit(rng, 3)
+    probabilities = from_names(["a", "b", "c"], vectors).probabilities(vectors)
+    assert probabilities.argmax(1).tolist() == [0, 1, 2]
+    assert np.isfinite(probabilities).all()
+
+
+def test_the_command_line_gives_the_probabilities_of_the_library(polyvec, tiny, tmp_path):
+    texts = ["a fox", "der Hund", "snow"]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    (tmp_path / "known.jsonl").write_text(
+        "".join(
+            json.dumps({"text": text, "label": label}) + "\n"
+            for text, label in [("fox", "animal"), ("ice", "weather"), ("dog", "animal")]
+        )
+    )
+    ways = {
+        ("-l", "fox", "-l", "dog"): learn_names(tiny, ["fox", "dog"]),
+        ("--examples", tmp_path / "known.jsonl"): learn_examples(
+            tiny, ["fox", "ice", "dog"], ["animal", "weather", "animal"]
+        ),
+    }
+    for words, classifier in ways.items():
+        code, out, _ = polyvec("-i", tmp_path / "in.txt", *words, "--json")
+        assert code == 0
+        scores = [json.loads(line)["scores"] for line in out.splitlines()]
+        assert [[*one] for one in scores] == [classifier.labels] * 3
+        got = np.array([[*one.values()] for one in scores])
+        np.testing.assert_allclose(got, classify(tiny, classifier, texts), atol=1e-5)
 
 
 def test_shares_of_a_text_sum_to_one_in_the_order_of_the_names(tiny):
@@ -136,13 +213,13 @@ def test_a_text_steers_no_terminal(polyvec):
         ("", ["x"], "--labels NAME"),
         ("", ["x", "-l", "a", "-l", "b", "--examples", "in.csv"], "--labels NAME"),
         ("", ["x", "-i", "in.csv", "-l", "a"], "not both"),
-        ("", ["x", "--examples", "in.csv"], 'in.csv: needs a column "text"'),
+        ("", ["x", "--examples", "in.csv"], "in.csv lacks the column text"),
         ("text,label\n", ["x", "--examples", "in.csv"], "in.csv has no examples"),
         ("text,label\nx,a\n", ["x", "--examples", "in.csv"], "in.csv: there must be"),
         ("text,kind\nx,a\n", ["x", "--examples", "in.csv"], 'lacks a "label"'),
         ("text,label\nx,a,b\n", ["x", "--examples", "in.csv"], "line 2: has 3 cells"),
-        ("body\nx\n", ["-i", "in.csv", "-l", "a", "-l", "b"], 'column "text"'),
-        ("text\n\xff\n", ["-i", "in.csv", "-l", "a", "-l", "b"], "in.csv, after line"),
+        ("body\nx\n", ["-i", "in.csv", "-l", "a", "-l", "b"], "column text"),
+        ("text\n\xff\n", ["-i", "in.csv", "-l", "a", "-l", "b"], "in.csv, line 2: is not UTF-8"),
         ("", ["-i", "no.csv", "-l", "a", "-l", "b"], "no.csv"),
         ("", ["x", "-l", "a", "-l", "b", "--task", "cooking"], "classification"),
     ],

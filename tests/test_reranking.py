@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyvec import Encoder, ModelConfig, cli, maxsim, rerank
+from polyvec import Encoder, ModelConfig, Outputs, cli, maxsim, rerank
 from polyvec.checkpoint import Weights, save_checkpoint
-from polyvec.reranking import HYBRID, Kind
+from polyvec.reranking import HYBRID, Kind, rank_candidates, score_candidates
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,39 @@ def test_weights_add_the_kinds_up(encoder: Encoder, sentences: list[str]) -> Non
         assert one.parts == pytest.approx({k: s[one.index] for k, s in scores.items()}, abs=1e-5)
         total = one.parts["dense"] + 0.3 * one.parts["sparse"] + one.parts["multi_vector"]
         assert one.score == pytest.approx(total, abs=1e-5)
+
+
+def test_stored_outputs_are_ranked_as_the_texts_are(encoder: Encoder, sentences: list[str]) -> None:
+    query = encoder.encode_all("fox", task=RETRIEVAL[0])
+    stored = encoder.encode_all(sentences, task=RETRIEVAL[1])
+    ranked = rank_candidates(score_candidates(query, stored, HYBRID), HYBRID)
+    from_texts = rerank(encoder, "fox", sentences, by=HYBRID)
+    assert [one.index for one in ranked] == [one.index for one in from_texts]
+    np.testing.assert_allclose(
+        [one.score for one in ranked], [one.score for one in from_texts], atol=1e-5
+    )
+
+
+def test_only_the_outputs_of_the_kinds_are_needed(rng: np.random.Generator) -> None:
+    vectors = rng.normal(size=(4, 8)).astype(np.float32)
+    query, candidates = (Outputs(part, None, None) for part in (vectors[:1], vectors[1:]))
+    scores = score_candidates(query, candidates, ["dense"])
+    assert list(scores) == ["dense"]
+    np.testing.assert_allclose(scores["dense"], vectors[1:] @ vectors[0], rtol=1e-5)
+
+
+def test_ties_keep_the_order_of_the_candidates() -> None:
+    ranked = rank_candidates({"dense": np.float32([1, 2, 1, 2])}, {"dense": 0.5})
+    assert [(one.index, one.score) for one in ranked] == [(1, 1), (3, 1), (0, 0.5), (2, 0.5)]
+    assert ranked[0].parts == {"dense": 2}
+
+
+def test_the_order_of_candidates_changes_no_score(encoder: Encoder, sentences: list[str]) -> None:
+    one = rerank(encoder, "fox", sentences, by=HYBRID)
+    other = rerank(encoder, "fox", sentences[::-1], by=HYBRID)
+    last = len(sentences) - 1
+    assert [o.index for o in one] == [last - o.index for o in other]
+    np.testing.assert_allclose([o.score for o in one], [o.score for o in other], atol=1e-5)
 
 
 def test_equal_candidates_stay_in_order_and_none_give_none(encoder: Encoder) -> None:

@@ -1,9 +1,9 @@
 """Rerank candidate texts by how well they answer a query.
 
 The library, the command line, the search and the server all rank with the functions of this file.
-They compare a query with candidates that were encoded apart from it (a bi-encoder), so that each
-candidate's outputs may be stored. A cross-encoder reads both together, which is slower and usually
-more accurate.
+They compare a query with candidates that were encoded separately (a bi-encoder), so the outputs of
+candidates can be stored. A cross-encoder encodes a query and a candidate together, which is slower
+and usually more accurate.
 
 Axes in this file: C candidates.
 """
@@ -63,12 +63,13 @@ def rerank(
     if isinstance(candidates, str):
         raise ValueError("candidates is one text; put it in a list")
     query_task, candidate_task = task if isinstance(task, tuple) else (task, task)
-    # Each text once: what its neighbours in a batch do to its last bits is no reason to prefer it.
-    places = {text: place for place, text in enumerate(dict.fromkeys(candidates))}
-    texts, tasks = [query, *places], [query_task, *[candidate_task] * len(places)]
+    # Each text is encoded once. The rounding of a result depends on the other texts in the batch,
+    # and must not decide the order of equal texts.
+    positions = {text: position for position, text in enumerate(dict.fromkeys(candidates))}
+    texts, tasks = [query, *positions], [query_task, *[candidate_task] * len(positions)]
     outputs = encoder.encode_all(texts, task=tasks, outputs=[*weights])
     scores = score_candidates(outputs[:1], outputs[1:], weights)
-    order = [places[text] for text in candidates]
+    order = [positions[text] for text in candidates]
     return rank_candidates({kind: part[order] for kind, part in scores.items()}, weights)
 
 

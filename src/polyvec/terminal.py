@@ -29,4 +29,4 @@ def json_line(fields: Mapping[str, Any]) -> str:
     >>> json_line({"text": "grüß"})
     '{"text": "grüß"}\n'
     """
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json.dumps(fields, ensure_ascii=False, default=str) + "\n"

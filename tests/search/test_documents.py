@@ -33,11 +33,13 @@ def places(document):
     """Every part's text, and the line or page it begins on."""
     parts = [document.text[start:end] for start, end in document.parts()]
     starts = [start for start, _ in document.parts()]
-    return [(document.find(start), text.strip()) for start, text in zip(starts, parts, strict=True)]
+    return [
+        (document.locate(start), text.strip()) for start, text in zip(starts, parts, strict=True)
+    ]
 
 
 def where(document, words):
-    return document.find(document.text.index(words))
+    return document.locate(document.text.index(words))
 
 
 @pytest.mark.parametrize("name", ["a.md", "a.txt", "a.py", "A.RST"])
@@ -105,8 +107,8 @@ def test_pages_of_a_pdf_are_parts_with_their_numbers():
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"", "not a PDF"),
-        (b"%PDF-1.4 nothing", "not a PDF"),
+        (b"", "not a valid PDF"),
+        (b"%PDF-1.4 nothing", "not a valid PDF"),
         (pdf("fox").replace(b"/Kids [4 0 R]", b"/Kids [9 0 R]"), "PDF|text"),
         (pdf("fox")[:300], "PDF|text"),
         (pdf(""), "no text"),
@@ -114,7 +116,7 @@ def test_pages_of_a_pdf_are_parts_with_their_numbers():
     ],
 )
 def test_a_pdf_that_cannot_be_read_says_why(raw, reason, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_PAGES", 2)
+    monkeypatch.setattr(documents, "MAX_PDF_PAGES", 2)
     with pytest.raises(ValueError, match=reason):
         read_document(raw, "a.pdf")
 
@@ -164,3 +166,8 @@ def test_an_empty_file_has_an_empty_text(name):
 def test_what_is_not_text_says_so(name, raw):
     with pytest.raises(ValueError, match="not text"):
         read_document(raw, name)
+
+
+def test_rows_longer_and_shorter_than_the_header_are_searched_too():
+    document = read_document(b"name,food\nfox,mice,red\nowl\n", "a.csv")
+    assert places(document) == [(2, "name: fox\nfood: mice\nred"), (3, "name: owl")]

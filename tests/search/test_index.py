@@ -17,34 +17,19 @@ from polyvec.checkpoint import save_checkpoint
 from polyvec.encoder import Encoder
 from polyvec.heads import maxsim
 from polyvec.search import BusyError, Index
-from polyvec.search.duplicates import find_duplicates
 from polyvec.search.index import TABLE
-from polyvec.search.passages import CHUNK_TOKENS
-
-
-@pytest.fixture(scope="module")
-def searcher(tiny_model):
-    return Encoder.load(tiny_model)
-
-
-@pytest.fixture
-def notes(tmp_path):
-    folder = tmp_path / "notes"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "fox.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.\n")
-    (folder / "sub" / "fuchs.txt").write_text("Der schnelle Fuchs springt.\n")
-    return folder
+from polyvec.search.passages import PASSAGE_TOKENS
 
 
 def rows(index):
-    table = lancedb.connect(index.place).open_table(TABLE)
+    table = lancedb.connect(index.directory).open_table(TABLE)
     found = table.search().limit(None).to_arrow().to_pylist()
     return sorted((row["path"], row["start"], row["end"], row["text"]) for row in found)
 
 
 def fresh(folder, searcher, tmp_path):
     """What an index made in one go would hold."""
-    index = Index(folder, searcher, place=tmp_path / "fresh")
+    index = Index(folder, searcher, directory=tmp_path / "fresh")
     index.update()
     return rows(index)
 
@@ -52,7 +37,7 @@ def fresh(folder, searcher, tmp_path):
 def test_a_passage_is_found_by_its_own_words_with_file_and_line(notes, searcher):
     index = Index(notes, searcher)
     update = index.update()
-    assert (update.files, update.chunks, update.changed) == (2, 3, ["fox.md", "sub/fuchs.txt"])
+    assert (update.files, update.passages, update.changed) == (2, 3, ["fox.md", "sub/fuchs.txt"])
     hits = index.search("It sleeps there.", top=3)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     den = next(hit for hit in hits if "sleeps" in hit.text)
@@ -203,6 +188,45 @@ def test_reranked_hits_are_in_the_order_of_maxsim(notes, many_headed):
     assert hits[0].text.splitlines()[-1] == texts[int(scores.argmax())].splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("weights", "rerank", "outputs"),
+    [
+        ({}, 0, ["dense"]),
+        ({"sparse": 0.3}, 0, ["dense", "sparse"]),
+        ({}, 20, ["dense", "multi_vector"]),
+        ({"sparse": 0.3}, 20, ["dense", "sparse", "multi_vector"]),
+    ],
+)
+def test_a_search_encodes_its_question_once(
+    notes, many_headed, monkeypatch, weights, rerank, outputs
+):
+    index = Index(notes, many_headed)
+    index.update()
+    batches, calls = [], []
+
+    def spy_on_engine(name):
+        run = getattr(many_headed.engine, name)
+        monkeypatch.setattr(
+            many_headed.engine,
+            name,
+            lambda batch, *spans: batches.append(len(batch.lengths)) or run(batch, *spans),
+        )
+
+    spy_on_engine("pool")
+    spy_on_engine("read")
+    encode_all = Encoder.encode_all
+
+    def spy(self, texts, **options):
+        calls.append((len(texts), options["outputs"]))
+        return encode_all(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode_all", spy)
+    assert index.search("The fox sleeps.", weights=weights, rerank=rerank)
+    reranked = [(3, ["multi_vector"])] if rerank else []
+    assert calls == [(1, outputs), *reranked]
+    assert sorted(batches) == [1, *([3] if rerank else [])]
+
+
 def test_a_head_that_the_model_lacks_is_refused(notes, searcher):
     index = Index(notes, searcher)
     index.update()
@@ -242,18 +266,18 @@ def test_a_date_leaves_out_files_written_earlier(notes, searcher):
     assert len({hit.path for hit in index.search("fox", top=9, since=datetime(2020, 5, 5))}) == 2
 
 
-def test_near_finds_the_copy_of_a_file_and_never_the_file(notes, searcher, tmp_path):
+def test_similar_files_include_the_copy_of_a_file_and_never_the_file(notes, searcher, tmp_path):
     (notes / "copy.txt").write_text("Der schnelle Fuchs springt!\n")
     for number in range(3):
         (notes / f"{number}.txt").write_text("fox over dog. " * 200 * (number + 1))
     index = Index(notes, searcher)
     index.update()
-    hits = index.near(notes / "sub" / "fuchs.txt", top=9)
+    hits = index.find_similar(notes / "sub" / "fuchs.txt", top=9)
     assert hits[0].path == "copy.txt"
     assert sorted(hit.path for hit in hits) == ["0.txt", "1.txt", "2.txt", "copy.txt", "fox.md"]
     outside = tmp_path / "outside.txt"
     outside.write_text("Der schnelle Fuchs springt.\n")
-    assert index.near(outside, top=1)[0].score == pytest.approx(1, abs=1e-3)
+    assert index.find_similar(outside, top=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
 def test_only_what_changed_is_indexed_again(notes, searcher, monkeypatch, tmp_path):
@@ -278,14 +302,14 @@ def test_only_what_changed_is_indexed_again(notes, searcher, monkeypatch, tmp_pa
 
 
 def test_deleted_shortened_and_emptied_files_leave_nothing_behind(notes, searcher, tmp_path):
-    (notes / "it's.txt").write_text("one. " * 20 * CHUNK_TOKENS)
+    (notes / "it's.txt").write_text("one. " * 20 * PASSAGE_TOKENS)
     index = Index(notes, searcher)
-    assert index.update().chunks > 10
+    assert index.update().passages > 10
     (notes / "it's.txt").write_text("one.")
     (notes / "fox.md").write_text("")
     (notes / "sub" / "fuchs.txt").unlink()
     update = index.update()
-    assert (update.files, update.chunks) == (1, 1)
+    assert (update.files, update.passages) == (1, 1)
     assert (update.changed, update.removed) == (["fox.md", "it's.txt"], ["sub/fuchs.txt"])
     assert rows(index) == fresh(notes, searcher, tmp_path)
     assert index.update().changed == []
@@ -337,13 +361,13 @@ def test_a_form_is_kept_with_the_index_and_made_of_floats_without_a_model(
     plain.update()
     by_meaning = {"bm25": 0.0}
     expected = {hit.start: hit.parts["dense"].score for hit in plain.search("fox", top=9)}
-    made = Index(notes, searcher, place=tmp_path / "made", quantise=quantise)
+    made = Index(notes, searcher, directory=tmp_path / "made", quantise=quantise)
     made.update()
     changed = Index(notes, searcher, quantise=quantise)
     with pytest.raises(ValueError, match=f"its vectors are float, not {quantise}"):
         changed.search("fox")
     with monkeypatch.context() as patch:
-        patch.setattr(Index, "_rows", None)
+        patch.setattr(Index, "_make_rows", None)
         update = changed.update()
     assert (update.rebuilt, update.changed) == (f"its vectors are float, not {quantise}", [])
     for index in (made, changed, Index(notes, searcher)):
@@ -352,7 +376,7 @@ def test_a_form_is_kept_with_the_index_and_made_of_floats_without_a_model(
         hits = index.search("fox", top=9, weights=by_meaning)
         found = {hit.start: hit.parts["dense"].score for hit in hits}
         assert found == pytest.approx(expected, abs=0.02)
-        assert [hit.path for hit in index.near(notes / "fox.md")] == ["sub/fuchs.txt"]
+        assert [hit.path for hit in index.find_similar(notes / "fox.md")] == ["sub/fuchs.txt"]
         assert {hit.path for hit in index.search("fox", path="*.md")} == {"fox.md"}
     assert rows(changed) == rows(made)
     (notes / "new.txt").write_text("Another fox.")
@@ -372,16 +396,16 @@ def test_a_dim_is_kept_with_the_index(notes, searcher):
 def test_one_process_writes_and_others_read(notes, searcher):
     index = Index(notes, searcher)
     index.update()
-    with filelock.FileLock(index.place / "lock"):
+    with filelock.FileLock(index.directory / "lock"):
         with pytest.raises(BusyError):
             Index(notes, searcher).update()
         assert index.search("fox")
 
 
 def test_the_index_of_another_folder_is_refused(notes, searcher, tmp_path):
-    Index(notes, searcher, place=tmp_path / "ix").update()
+    Index(notes, searcher, directory=tmp_path / "ix").update()
     with pytest.raises(ValueError, match="another folder"):
-        Index(notes / "sub", searcher, place=tmp_path / "ix").update()
+        Index(notes / "sub", searcher, directory=tmp_path / "ix").update()
 
 
 def test_an_index_inside_its_folder_moves_with_it(notes, searcher, tmp_path):
@@ -400,7 +424,7 @@ def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_comple
         from pathlib import Path
         from polyvec.encoder import Encoder
         from polyvec.search import Index, index
-        index.COMMIT_CHUNKS = 3
+        index.COMMIT_PASSAGES = 3
         target = Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r}))
         target.update(lambda path: print(path, flush=True))
     """
@@ -427,24 +451,11 @@ def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_comple
 def test_an_index_broken_off_before_its_words_are_indexed_is_made_anew(notes, searcher):
     index = Index(notes, searcher)
     index.update()
-    lancedb.connect(index.place).open_table(TABLE).drop_index("text_idx")
-    with pytest.raises(ValueError, match="broken off"):
+    lancedb.connect(index.directory).open_table(TABLE).drop_index("text_idx")
+    with pytest.raises(ValueError, match="interrupted"):
         index.search("fox")
-    assert "broken off" in index.update().rebuilt
+    assert "interrupted" in index.update().rebuilt
     assert index.search("fox")
-
-
-def test_copies_are_grouped_with_the_first_file_and_other_files_are_not(notes, searcher):
-    (notes / "a.md").write_text("# Foxes\nThe quick brown fox.\n\n## Den\n\nIt sleeps there.")
-    (notes / "z.txt").write_text("\nDer schnelle Fuchs springt.\n\n")
-    (notes / "bad.txt").write_bytes(b"a\0b")
-    (notes / "empty.txt").write_text("")
-    told = []
-    groups = find_duplicates(notes, searcher, threshold=1.0, skipped=told.append)
-    found = {group.path: [path for path, _ in group.copies] for group in groups}
-    assert found == {"a.md": ["fox.md"], "z.txt": ["sub/fuchs.txt"]}
-    assert len(told) == 1
-    assert find_duplicates(notes, searcher, threshold=0.01)[0].path == "a.md"
 
 
 def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, searcher):
@@ -458,7 +469,7 @@ def test_a_folder_that_is_none_and_an_index_that_is_none_are_refused(notes, sear
 def test_a_damaged_index_says_how_to_go_on(notes, searcher, part):
     index = Index(notes, searcher)
     index.update()
-    for path in (index.place / f"{TABLE}.lance" / part).iterdir():
+    for path in (index.directory / f"{TABLE}.lance" / part).iterdir():
         path.write_bytes(b"garbage")
     for action in (index.update, lambda: index.search("fox")):
         with pytest.raises(ValueError, match="delete it"):

@@ -7,7 +7,7 @@ from watchfiles import Change
 
 from polyvec.encoder import Encoder
 from polyvec.search import BusyError, Index
-from polyvec.search.watch import follow, is_news
+from polyvec.search.watch import is_relevant, watch_index
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from polyvec.search.watch import follow, is_news
 def test_what_cannot_change_the_index_is_no_news(tmp_path, change, path, expected):
     (tmp_path / "there").mkdir()
     place = tmp_path / "there" / "index"
-    assert is_news(change, tmp_path / path, tmp_path, place) == expected
+    assert is_relevant(change, tmp_path / path, tmp_path, place) == expected
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def index(tiny_model, tmp_path):
 def test_the_first_update_comes_first_and_then_news_and_questions(index):
     questions, done = SimpleQueue(), []
     questions.put("where?")
-    events = follow(index, questions, done.append)
+    events = watch_index(index, questions, done.append)
     assert next(events).changed == ["fox.md"]
     assert done == ["fox.md"]
     assert next(events) == "where?"
@@ -62,8 +62,8 @@ def test_an_index_that_another_process_writes_is_tried_until_it_is_free(index):
     questions = SimpleQueue()
     questions.put("meanwhile")
     (index.folder / "new.md").write_text("The lazy dog.\n")
-    with filelock.FileLock(index.place / "lock"):
-        events = follow(index, questions)
+    with filelock.FileLock(index.directory / "lock"):
+        events = watch_index(index, questions)
         assert isinstance(next(events), BusyError)
         assert next(events) == "meanwhile"
     assert next(events).changed == ["new.md"]

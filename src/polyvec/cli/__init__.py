@@ -154,7 +154,8 @@ def embed(
     if output is None and kind != "jsonl":
         raise ValueError(f"{kind} is not for standard output; name a file with --output")
     from polyvec.encoder import Encoder
-    from polyvec.records import read_records, write_vectors
+    from polyvec.records import read_records
+    from polyvec.vector_files import write_vectors
 
     records = ({"text": text} for text in texts) if texts else read_records(input or [Path("-")])
     # Arguments are few, so it is the start that takes the time.

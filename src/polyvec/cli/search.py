@@ -19,8 +19,14 @@ from polyvec import classification
 from polyvec.encoder import Encoder
 from polyvec.records import Record, read_records
 from polyvec.search import BusyError, Hit, Index, Update, find_duplicates
-from polyvec.search.cluster_plot import check_map, first_words, name_cluster, present, write_map
-from polyvec.search.clustering import Clusters, Item, Layout, cluster_items, lay_out, read_items
+from polyvec.search.cluster_plot import (
+    check_plot_path,
+    cluster_title,
+    list_cluster_ids,
+    shorten,
+    write_plot,
+)
+from polyvec.search.clustering import Clusters, Item, Layout, cluster_items, plot_points, read_items
 from polyvec.search.vectors import Quantise
 from polyvec.terminal import json_line, note, plain
 
@@ -104,7 +110,7 @@ def search(
         raise ValueError("give a QUESTION, or --near FILE")
     if question is not None and not question.strip():
         raise ValueError("the question is empty")
-    target = Index(folder, Encoder.load(model), place=index, dim=dim, quantise=quantise)
+    target = Index(folder, Encoder.load(model), directory=index, dim=dim, quantise=quantise)
 
     def answer(asked: str | None) -> None:
         started = time.perf_counter()
@@ -113,7 +119,7 @@ def search(
                 asked, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
             )
         elif near is not None:
-            hits = target.near(near, top=top, path=path, since=since)
+            hits = target.find_similar(near, top=top, path=path, since=since)
         else:
             return
         note(f"answered in {time.perf_counter() - started:.3f} s")
@@ -158,7 +164,7 @@ def dedupe(
             folder,
             Encoder.load(model),
             threshold=threshold,
-            skipped=lambda sentence: note(f"skipped {sentence}"),
+            on_skipped=lambda sentence: note(f"skipped {sentence}"),
             progress=lambda path: bar.update(),
         )
     for group in groups:
@@ -209,13 +215,16 @@ def cluster(
     if top < 0:
         raise ValueError(f"--top is {top}, must be at least 0")
     if map is not None:
-        check_map(map)
+        check_plot_path(map)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     encoder = Encoder.load(model)
     started = time.perf_counter()
     items = read_items(
-        folder, encoder.tokenizer, each=each, skipped=lambda sentence: note(f"skipped {sentence}")
+        folder,
+        encoder.tokenizer,
+        each=each,
+        on_skipped=lambda sentence: note(f"skipped {sentence}"),
     )
     found = cluster_items(items, encoder, min_size=min_size, task=task)
     seconds = time.perf_counter() - started
@@ -223,14 +232,14 @@ def cluster(
         sys.stdout.writelines(_cluster_lines(found, items))
     else:
         sys.stdout.write(_show_clusters(found, items, folder, top))
-    outside = int((found.numbers < 0).sum())
+    outside = int((found.cluster_ids < 0).sum())
     note(f"{len(items)} {each}s: {len(found.words)} clusters, {outside} in none ({seconds:.2f} s)")
     if map is not None:
         title = f"{folder}: {len(items)} {each}s"
-        points = lay_out(found.vectors, layout)
+        points = plot_points(found.vectors, layout)
         places = [_place(item) for item in items]
-        write_map(
-            map, found, points, places=places, texts=[item.text for item in items], title=title
+        write_plot(
+            map, found, points, locations=places, texts=[item.text for item in items], title=title
         )
         note(f"wrote {map}")
 
@@ -295,13 +304,13 @@ def _update(target: Index) -> None:
 
 def _watch(target: Index, question: str | None, answer: Callable[[str | None], None]) -> None:
     """Keep the index up to date and answer questions, until interrupted."""
-    from polyvec.search.watch import follow, read_questions
+    from polyvec.search.watch import read_questions, watch_index
 
     started = time.perf_counter()
     told = set[str]()
     try:
         with _progress() as bar:
-            events = follow(target, read_questions(), lambda path: bar.update())
+            events = watch_index(target, read_questions(), lambda path: bar.update())
             first = next(events)
         if isinstance(first, Update):
             _tell_update(first, time.perf_counter() - started)
@@ -337,7 +346,7 @@ def _tell_update(update: Update, seconds: float) -> None:
     if update.rebuilt:
         note(f"rebuilt the index, since {update.rebuilt}")
     news = f"{len(update.changed)} new or changed, {len(update.removed)} removed"
-    size = f"{update.files} files, {update.chunks} passages ({news})"
+    size = f"{update.files} files, {update.passages} passages ({news})"
     note(f"indexed {size} in {seconds:.2f} s")
 
 
@@ -400,13 +409,13 @@ def _classify_records(
                 sys.stdout.write(json_line(record | found))
             else:
                 head = "   -" if label is None else f"{scores[label]:.2f}  {label}"
-                line = f"{head}  {first_words(record['text'], LINE)}".rstrip()
+                line = f"{head}  {shorten(record['text'], LINE)}".rstrip()
                 sys.stdout.write(plain(line) + "\n")
 
 
 def _cluster_lines(found: Clusters, items: list[Item]) -> Iterable[str]:
     for item, number, score in zip(
-        items, found.numbers.tolist(), found.scores.tolist(), strict=True
+        items, found.cluster_ids.tolist(), found.scores.tolist(), strict=True
     ):
         place = {"path": item.path, "line": item.line, "page": item.page, "text": item.text}
         inside = {"cluster": None, "words": [], "score": None}
@@ -418,11 +427,11 @@ def _cluster_lines(found: Clusters, items: list[Item]) -> Iterable[str]:
 
 def _show_clusters(found: Clusters, items: list[Item], folder: Path, top: int) -> str:
     lines = []
-    for number in present(found):
+    for number in list_cluster_ids(found):
         members = found.members(number)
-        lines.append(f"{name_cluster(found, number)}  ({len(members)})")
+        lines.append(f"{cluster_title(found, number)}  ({len(members)})")
         for place in members[:top]:
-            text = first_words(items[place].text, LINE)
+            text = shorten(items[place].text, LINE)
             score = f"{found.scores[place]:.2f}" if number >= 0 else "    "
             lines.append(f"    {score}  {folder / _place(items[place])}  {text}")
         lines.append("")

@@ -1,6 +1,7 @@
-"""Index a folder of files, and find passages by meaning and by words. Needs `polyvec[search]`.
+"""Index a folder of files and find passages by meaning and by words. Needs `polyvec[search]`.
 
-Beside it: what a folder is about (`topics`), and which label a text has (`labels`).
+This package also finds near-duplicates, clusters passages by topic and gives access to
+`polyvec.classification`.
 """
 
 from polyvec.classification import Classifier, classify, learn_examples, learn_names

@@ -1,4 +1,4 @@
-"""A picture of clusters: a dot a text, as HTML that needs nothing else, or as PNG.
+"""A plot of clusters with one dot per text, as a self-contained HTML page or as PNG.
 
 Axes in this file: N texts.
 """
@@ -14,15 +14,16 @@ from jaxtyping import Float
 from polyvec.search.clustering import Clusters
 
 SUFFIXES = (".html", ".png")
+"""The ends of the names of files that can be written."""
 
-GREY = "#9a9a9a"
-"""Of texts in no cluster."""
+NO_CLUSTER_COLOUR = "#9a9a9a"
+"""The colour of texts in no cluster."""
 
-SHOWN = 160
-"""Characters of a text that a dot shows."""
+TOOLTIP_CHARACTERS = 160
+"""The length of the beginning of a text that an HTML page shows for its dot."""
 
-LEGEND = 30
-"""Clusters that a PNG names; HTML names all."""
+MAX_LEGEND_CLUSTERS = 30
+"""The clusters in the legend of a PNG. The legend of an HTML page has all clusters."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -51,54 +52,56 @@ PAGE = """<!doctype html>
 """
 
 
-def check_map(path: Path) -> None:
-    """Raises ValueError if no map can be written there, before any work is done for it."""
+def check_plot_path(path: Path) -> None:
+    """Raise ValueError if no plot can be written to `path`; call this before the clustering."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the map {path} must end in {' or '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for the map")
 
 
-def write_map(
+def write_plot(
     path: Path,
     clusters: Clusters,
     points: Float[np.ndarray, "N 2"],
     *,
-    places: Sequence[str],
+    locations: Sequence[str],
     texts: Sequence[str],
     title: str,
 ) -> None:
-    """Write the points, which lie between 0 and 1, as .html or .png, as the name ends.
+    """Write a plot to a file that ends in .html or .png. Points lie between 0 and 1.
 
-    `places` say where each text is from and `texts` what it says. HTML shows both under the
-    pointer; it has no scripts, and loads nothing.
+    `locations` name the file and line of each text. An HTML page shows them with the beginnings of
+    the texts when the pointer is on a dot; it has no scripts and loads nothing.
     """
-    check_map(path)
+    check_plot_path(path)
     if path.suffix.lower() == ".html":
-        page = render_page(clusters, points, places=places, texts=texts, title=title)
-        # A name or a text may hold half a surrogate pair, which UTF-8 has not.
+        page = render_page(clusters, points, locations=locations, texts=texts, title=title)
+        # A name or a text may hold half of a surrogate pair, which UTF-8 cannot encode.
         path.write_bytes(page.encode("utf-8", "replace"))
     else:
-        _draw(path, clusters, points, title)
+        _write_png(path, clusters, points, title)
 
 
-def name_cluster(clusters: Clusters, number: int) -> str:
-    """A cluster's number, counted from 1, and its words; "none" for -1."""
-    return "none" if number < 0 else f"{number + 1}  {', '.join(clusters.words[number])}"
+def cluster_title(clusters: Clusters, cluster_id: int) -> str:
+    """The number of a cluster, counted from 1, and its keywords; "none" for -1."""
+    if cluster_id < 0:
+        return "none"
+    return f"{cluster_id + 1}  {', '.join(clusters.words[cluster_id])}"
 
 
-def present(clusters: Clusters) -> list[int]:
-    """The clusters' numbers, -1 last if a text is in none."""
-    return [*range(len(clusters.words)), *([-1] if (clusters.numbers < 0).any() else [])]
+def list_cluster_ids(clusters: Clusters) -> list[int]:
+    """The ids of all clusters, and -1 at the end if a text is in no cluster."""
+    return [*range(len(clusters.words)), *([-1] if (clusters.cluster_ids < 0).any() else [])]
 
 
-def color(number: int) -> str:
-    """A cluster's colour: neighbouring numbers are far apart, however many there are."""
-    if number < 0:
-        return GREY
-    # The golden ratio never comes back to a hue.
-    hue = number * 0.618034 % 1
-    red, green, blue = colorsys.hls_to_rgb(hue, 0.38 + 0.16 * (number % 2), 0.65)
+def cluster_colour(cluster_id: int) -> str:
+    """The colour of a cluster. The hues of successive clusters are far apart."""
+    if cluster_id < 0:
+        return NO_CLUSTER_COLOUR
+    # Multiples of the golden ratio never repeat a hue.
+    hue = cluster_id * 0.618034 % 1
+    red, green, blue = colorsys.hls_to_rgb(hue, 0.38 + 0.16 * (cluster_id % 2), 0.65)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
@@ -106,35 +109,36 @@ def render_page(
     clusters: Clusters,
     points: Float[np.ndarray, "N 2"],
     *,
-    places: Sequence[str],
+    locations: Sequence[str],
     texts: Sequence[str],
     title: str,
 ) -> str:
-    """The page of `write_map`."""
+    """The HTML page of `write_plot`."""
     dots, legend = [], []
-    # Texts in none first, below the others.
-    for number in present(clusters)[::-1]:
-        for place in clusters.members(number):
-            x, y = points[place] * 1000
-            shown = escape(f"{places[place]}\n{first_words(texts[place], SHOWN)}")
+    # Texts in no cluster come first, so that the others are drawn above them.
+    for cluster_id in list_cluster_ids(clusters)[::-1]:
+        for member in clusters.members(cluster_id):
+            x, y = points[member] * 1000
+            tooltip = escape(f"{locations[member]}\n{shorten(texts[member], TOOLTIP_CHARACTERS)}")
             dots.append(
-                f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="9" fill="{color(number)}">'
-                f"<title>{shown}</title></circle>"
+                f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="9" '
+                f'fill="{cluster_colour(cluster_id)}"><title>{tooltip}</title></circle>'
             )
-    for number in present(clusters):
-        members = clusters.members(number)
-        if number >= 0:
+    for cluster_id in list_cluster_ids(clusters):
+        members = clusters.members(cluster_id)
+        if cluster_id >= 0:
             x, y = np.median(points[members], axis=0) * 1000
-            dots.append(f'<text x="{x:.1f}" y="{1000 - y:.1f}">{number + 1}</text>')
-        name = escape(name_cluster(clusters, number))
-        legend.append(f'<li style="--dot:{color(number)}">{name} ({len(members)})</li>')
+            dots.append(f'<text x="{x:.1f}" y="{1000 - y:.1f}">{cluster_id + 1}</text>')
+        name = escape(cluster_title(clusters, cluster_id))
+        colour = cluster_colour(cluster_id)
+        legend.append(f'<li style="--dot:{colour}">{name} ({len(members)})</li>')
     return PAGE.format(title=escape(title), dots="\n".join(dots), legend="\n".join(legend))
 
 
-def first_words(text: str, size: int) -> str:
-    """A text's beginning on one line, cut at a word where it has words.
+def shorten(text: str, size: int) -> str:
+    """The beginning of a text on one line, about `size` characters; it ends with a whole word.
 
-    >>> first_words("one  two three", 9)
+    >>> shorten("one  two three", 9)
     'one two …'
     """
     line = " ".join(text[: 4 * size].split())
@@ -145,35 +149,44 @@ def first_words(text: str, size: int) -> str:
     return (head if space and 2 * len(head) > size else cut) + " …"
 
 
-def _draw(path: Path, clusters: Clusters, points: Float[np.ndarray, "N 2"], title: str) -> None:
+def _write_png(
+    path: Path, clusters: Clusters, points: Float[np.ndarray, "N 2"], title: str
+) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    numbers = present(clusters)
-    named = [name_cluster(clusters, number) for number in numbers[:LEGEND]]
-    families, unknown = find_fonts(title + "".join(named))
-    # A word may hold a dollar sign, which is no formula.
+    cluster_ids = list_cluster_ids(clusters)
+    names = [
+        cluster_title(clusters, cluster_id) for cluster_id in cluster_ids[:MAX_LEGEND_CLUSTERS]
+    ]
+    families, unknown = find_fonts(title + "".join(names))
+    # A dollar sign in a word must not begin a formula.
     with rc_context({"font.family": families, "text.parse_math": False}):
         figure = Figure(figsize=(11, 7), layout="constrained")
         axes = figure.add_subplot()
-        for number in numbers[::-1]:
-            inside = points[clusters.numbers == number]
-            axes.scatter(inside[:, 0], inside[:, 1], s=22, color=color(number), alpha=0.75)
-        for number in range(len(clusters.words)):
-            x, y = np.median(points[clusters.numbers == number], axis=0)
-            axes.annotate(str(number + 1), (x, y), size="large")
+        for cluster_id in cluster_ids[::-1]:
+            inside = points[clusters.cluster_ids == cluster_id]
+            colour = cluster_colour(cluster_id)
+            axes.scatter(inside[:, 0], inside[:, 1], s=22, color=colour, alpha=0.75)
+        for cluster_id in range(len(clusters.words)):
+            x, y = np.median(points[clusters.cluster_ids == cluster_id], axis=0)
+            axes.annotate(str(cluster_id + 1), (x, y), size="large")
         axes.set(xticks=[], yticks=[], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.set_title(title.translate(unknown))
-        # Dots of no text, so that the legend has the clusters' order.
-        for number, name in zip(numbers, named, strict=False):
-            axes.scatter([], [], color=color(number), label=name.translate(unknown))
-        if named:
+        # Empty series, so that the legend has the order of the clusters.
+        for cluster_id, name in zip(cluster_ids, names, strict=False):
+            label = name.translate(unknown)
+            axes.scatter([], [], color=cluster_colour(cluster_id), label=label)
+        if names:
             figure.legend(loc="outside right upper", fontsize="small", frameon=False)
         figure.savefig(path, dpi=120, format="png")
 
 
 def find_fonts(text: str) -> tuple[list[str], dict[int, str]]:
-    """Families that together have the text's characters, and boxes for those that no font has."""
+    """Font families that together have the text's characters, and a translation of the others.
+
+    Characters that no installed font has are translated to boxes.
+    """
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
@@ -183,12 +196,12 @@ def find_fonts(text: str) -> tuple[list[str], dict[int, str]]:
     for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname)):
         if not missing:
             break
-        # Only the variant that is drawn: a bold one may have other characters. Last Resort has
-        # all, as boxes of its own.
+        # Only the variant that is drawn counts: a bold one may have other characters. The font
+        # Last Resort has all characters, as boxes of its own.
         plain = font.style == "normal" and str(font.weight) in ("400", "normal")
         if not plain or font.name.startswith("Last Resort"):
             continue
-        if found := missing & FT2Font(font.fname).get_charmap().keys():
+        if new := missing & FT2Font(font.fname).get_charmap().keys():
             families.append(font.name)
-            missing -= found
+            missing -= new
     return families, {sign: "□" for sign in missing}

@@ -1,13 +1,15 @@
-"""What a folder is about: its passages in clusters, each with the words that set it apart.
+"""Clusters: the topics of a folder, each with its passages and its keywords.
 
-1. Texts become vectors for separation, the task that draws topics apart.
-2. These are turned to their five main axes, since density means little in hundreds, and made of
-   length 1 again; HDBSCAN (Campello et al. 2013) finds where they are dense. The rest is in none.
-3. A cluster's words are those of most class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794,
-   equation 2), with a factor for how rare the word is in the model's vocabulary: "der" sets a
-   German cluster apart from the others, and still says nothing.
+1. Texts are embedded for separation, the task that moves topics apart.
+2. The vectors are reduced to their five principal axes, since density says little in hundreds of
+   dimensions, and normalised again. HDBSCAN (Campello et al. 2013) finds the dense regions. Texts
+   outside of these regions belong to no cluster.
+3. The keywords of a cluster have the highest class-based TF-IDF (Grootendorst 2022,
+   arXiv:2203.05794, equation 2), multiplied by the rarity of the word in the model's vocabulary.
+   Without this factor "der" would be a keyword of a German cluster among English ones.
 
-Texts are sorted first and clusters last, so their order in the folder does not matter.
+Texts are sorted before clustering, and clusters after it, so that the result does not depend on the
+order of the files.
 
 Axes in this file: N texts, dim the vectors' size, A axes.
 """
@@ -25,37 +27,38 @@ from jaxtyping import Float, Float32, Int
 from polyvec.encoder import Encoder
 from polyvec.search.files import list_files, read_file
 from polyvec.search.lexical import split_words, weigh_words
-from polyvec.search.passages import cut_file, titled_texts
+from polyvec.search.passages import split_file, texts_with_headings
 from polyvec.tokenizer import Tokenizer
 
 TASK = "separation"
 
-AXES = 5
+NUM_AXES = 5
+"""The principal axes in which density is measured."""
 
-MANY = 3_000
-"""So many texts take t-SNE about half a minute on one core; more are mapped by two main axes."""
+MAX_TSNE_TEXTS = 3_000
+"""More texts are laid out by PCA by default. t-SNE takes this many half a minute on one core."""
 
-FEW = 10
-"""Fewer texts have no neighbourhoods for t-SNE to keep."""
+MIN_TSNE_TEXTS = 10
+"""Fewer texts have no neighbourhoods that t-SNE could keep."""
 
 Layout = Literal["tsne", "pca"]
 
 
 class Item(NamedTuple):
-    """A passage, or a file as a whole."""
+    """A passage, or a whole file."""
 
     path: str
-    """Its file, below the folder."""
+    """The path of the file, relative to the folder."""
 
     line: int | None
-    """The line on which it begins, counted from 1; None in a PDF, and for a whole file."""
+    """The line on which the passage begins, counted from 1; None in a PDF and for a whole file."""
 
     page: int | None
-    """The page of a PDF, counted from 1."""
+    """The page of a PDF, counted from 1; None otherwise."""
 
     text: str
     parts: Sequence[str]
-    """What is embedded; a file's vector is the mean of its passages'."""
+    """The texts that are embedded. The vector of a file is the mean of its passages' vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,18 +67,18 @@ class Clusters:
 
     texts: list[str]
     vectors: Float32[np.ndarray, "N dim"]
-    numbers: Int[np.ndarray, " N"]
-    """From 0, the largest cluster; -1 for a text in none."""
+    cluster_ids: Int[np.ndarray, " N"]
+    """The cluster of each text. Cluster 0 is the largest; -1 stands for no cluster."""
 
     scores: Float[np.ndarray, " N"]
-    """Cosines of each text and the mean of its cluster; 0 in none."""
+    """The cosine of each text with the mean of its cluster; 0 for a text in no cluster."""
 
     words: list[list[str]]
-    """Each cluster's, the most salient first."""
+    """The keywords of each cluster, the most salient first."""
 
-    def members(self, number: int) -> list[int]:
-        """Positions of a cluster's texts, the most typical first."""
-        inside = np.flatnonzero(self.numbers == number)
+    def members(self, cluster_id: int) -> list[int]:
+        """The positions of a cluster's texts, the most typical first."""
+        inside = np.flatnonzero(self.cluster_ids == cluster_id)
         return inside[np.argsort(-self.scores[inside], kind="stable")].tolist()
 
 
@@ -84,31 +87,31 @@ def read_items(
     tokenizer: Tokenizer,
     *,
     each: Literal["passage", "file"] = "passage",
-    skipped: Callable[[str], object] = lambda sentence: None,
+    on_skipped: Callable[[str], object] = lambda sentence: None,
 ) -> list[Item]:
-    """The folder's passages, or its files, as `polyvec search` reads them.
+    """The passages or the files of a folder, as `polyvec search` reads them.
 
-    `skipped` is told a sentence for each file that cannot be read. Raises ValueError if there is
-    no such folder.
+    `on_skipped` is called with a sentence for each file that cannot be read. Raises ValueError if
+    the folder does not exist.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     items = []
     for path in list_files(folder):
         try:
-            cut = cut_file(folder, read_file(folder, path), tokenizer)
+            split = split_file(folder, read_file(folder, path), tokenizer)
         except ValueError as error:
-            skipped(str(error))
+            on_skipped(str(error))
             continue
-        document = cut.document
-        parts = [text for text, _ in titled_texts(cut)]
+        document = split.document
+        parts = [text for text, _ in texts_with_headings(split)]
         if each == "file" and parts:
             items.append(Item(path, None, None, document.text.strip(), parts))
         elif each == "passage":
-            for chunk, part in zip(cut.chunks, parts, strict=True):
-                place = document.find(chunk.start)
-                line, page = (place, None) if document.unit == "line" else (None, place)
-                text = document.text[chunk.start : chunk.end]
+            for passage, part in zip(split.passages, parts, strict=True):
+                location = document.locate(passage.start)
+                line, page = (location, None) if document.unit == "line" else (None, location)
+                text = document.text[passage.start : passage.end]
                 items.append(Item(path, line, page, text, [part]))
     return items
 
@@ -116,25 +119,25 @@ def read_items(
 def cluster_items(
     items: Sequence[Item], encoder: Encoder, *, min_size: int | None = None, task: str = TASK
 ) -> Clusters:
-    """Clusters of passages or files; `min_size` as in `find_clusters`."""
-    order = sorted(range(len(items)), key=lambda place: (items[place].parts, items[place].path))
-    parts = [part for place in order for part in items[place].parts]
+    """The clusters of passages or files; `min_size` as in `find_clusters`."""
+    order = sorted(range(len(items)), key=lambda i: (items[i].parts, items[i].path))
+    parts = [part for i in order for part in items[i].parts]
     vectors = encoder.encode(parts, task=task)
     if items:
-        starts = np.cumsum([0, *(len(items[place].parts) for place in order[:-1])])
+        starts = np.cumsum([0, *(len(items[i].parts) for i in order[:-1])])
         vectors = np.add.reduceat(vectors, starts, axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-    numbers = find_clusters(vectors, min_size=min_size)
-    # From the order of the texts to that of the caller.
+    cluster_ids = find_clusters(vectors, min_size=min_size)
+    # From the sorted order back to that of the caller.
     back = np.argsort(order, kind="stable").astype(np.int64)
     texts = ["\n".join(item.parts) for item in items]
-    return _describe(texts, vectors[back], numbers[back], encoder.tokenizer)
+    return _describe(texts, vectors[back], cluster_ids[back], encoder.tokenizer)
 
 
 def cluster_texts(
     texts: Sequence[str], encoder: Encoder, *, min_size: int | None = None, task: str = TASK
 ) -> Clusters:
-    """Clusters of any texts; `min_size` as in `find_clusters`."""
+    """The clusters of any texts; `min_size` as in `find_clusters`."""
     items = [Item("", None, None, text, [text]) for text in texts]
     return cluster_items(items, encoder, min_size=min_size, task=task)
 
@@ -142,33 +145,35 @@ def cluster_texts(
 def find_clusters(
     vectors: Float32[np.ndarray, "N dim"], *, min_size: int | None = None
 ) -> Int[np.ndarray, " N"]:
-    """Each vector's cluster: 0 is the largest, equally large ones by their first; -1 is none.
+    """The cluster of each vector: 0 is the largest cluster, and -1 stands for no cluster.
 
-    No cluster has fewer than `min_size` texts, by default half the square root of their number
-    and at least 3. Raises ValueError if that is below 2.
+    Clusters of the same size are sorted by their first vector. No cluster has fewer than `min_size`
+    vectors; `default_size` gives the default. Raises ValueError if `min_size` is below 2.
     """
     from sklearn.cluster import HDBSCAN
 
     count = len(vectors)
     size = default_size(count) if min_size is None else min_size
     if size < 2:
-        raise ValueError(f"the smallest size of a cluster is {size}, must be at least 2")
+        raise ValueError(f"the smallest cluster has size {size}, must be at least 2")
     if count < size:
         return np.full(count, -1)
-    points = main_axes(vectors, AXES)
+    points = principal_axes(vectors, NUM_AXES)
     points /= np.linalg.norm(points, axis=1, keepdims=True).clip(1e-12)
-    # Pyright reads scikit-learn's defaults as types, here and below.
+    # Pyright takes scikit-learn's defaults for types, here and below.
     model = HDBSCAN(min_cluster_size=size, min_samples=2, copy=True)  # pyright: ignore
-    found = model.fit_predict(points)
-    kinds, firsts, counts = np.unique(found[found >= 0], return_index=True, return_counts=True)
-    renamed = np.full(count, -1)
-    for number, kind in enumerate(kinds[np.lexsort([firsts, -counts])]):
-        renamed[found == kind] = number
-    return renamed
+    labels = model.fit_predict(points)
+    known, firsts, counts = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
+    cluster_ids = np.full(count, -1)
+    for cluster_id, label in enumerate(known[np.lexsort([firsts, -counts])]):
+        cluster_ids[labels == label] = cluster_id
+    return cluster_ids
 
 
 def default_size(count: int) -> int:
-    """The smallest cluster worth a name among so many texts.
+    """The default size of the smallest cluster among `count` texts.
+
+    It is half the square root of their number, and at least 3.
 
     >>> default_size(14), default_size(400)
     (3, 10)
@@ -176,8 +181,8 @@ def default_size(count: int) -> int:
     return max(3, round(math.sqrt(count) / 2))
 
 
-def main_axes(vectors: Float32[np.ndarray, "N dim"], count: int) -> Float[np.ndarray, "N A"]:
-    """The vectors along the axes on which they differ most: PCA, in float64."""
+def principal_axes(vectors: Float32[np.ndarray, "N dim"], count: int) -> Float[np.ndarray, "N A"]:
+    """The coordinates of the vectors on their first `count` principal axes: PCA, in float64."""
     centred = vectors.astype(np.float64)
     centred -= centred.mean(0)
     _, axes = np.linalg.eigh(centred.T @ centred)
@@ -186,54 +191,54 @@ def main_axes(vectors: Float32[np.ndarray, "N dim"], count: int) -> Float[np.nda
 
 def salient_words(
     texts: Sequence[str],
-    numbers: Int[np.ndarray, " N"],
+    cluster_ids: Int[np.ndarray, " N"],
     tokenizer: Tokenizer,
     *,
     count: int = 5,
 ) -> list[list[str]]:
-    """The words that set each cluster apart from the other texts, the most salient first.
+    """The `count` words that distinguish each cluster most from the other texts, the best first.
 
-    Words are counted once a text. A cluster may have fewer than `count` of them, or none.
+    A word counts once per text. A cluster may have fewer words, or none.
     """
-    inside = [Counter[str]() for _ in range(max(numbers, default=-1) + 1)]
-    whole = Counter[str]()
-    for text, number in zip(texts, numbers.tolist(), strict=True):
+    in_cluster = [Counter[str]() for _ in range(max(cluster_ids, default=-1) + 1)]
+    in_all = Counter[str]()
+    for text, cluster_id in zip(texts, cluster_ids.tolist(), strict=True):
         words = set(split_words(text))
-        whole.update(words)
-        if number >= 0:
-            inside[number].update(words)
-    average = whole.total() / max(len(set(numbers.tolist())), 1)
-    words = list(set().union(*inside))
-    rarity = weigh_words(words, tokenizer)
+        in_all.update(words)
+        if cluster_id >= 0:
+            in_cluster[cluster_id].update(words)
+    average = in_all.total() / max(len(set(cluster_ids.tolist())), 1)
+    rarity = weigh_words(list(set().union(*in_cluster)), tokenizer)
     salient = []
-    for counts in inside:
+    for counts in in_cluster:
         weights = {
-            word: times * math.log(1 + average / whole[word]) * rarity[word]
+            word: times * math.log(1 + average / in_all[word]) * rarity[word]
             for word, times in counts.items()
         }
         salient.append(sorted(weights, key=lambda word: (-weights[word], word))[:count])
     return salient
 
 
-def lay_out(
+def plot_points(
     vectors: Float32[np.ndarray, "N dim"], layout: Layout | None = None
 ) -> Float[np.ndarray, "N 2"]:
-    """A point in the plane for each vector, like ones near each other; both axes span 0 to 1.
+    """The point of each vector in a plot, in which similar texts are close. Axes span 0 to 1.
 
-    `pca` shows the two main axes, `tsne` keeps neighbours together (van der Maaten and Hinton
-    2008; seeded, in the order of the vectors). By default t-SNE, unless there are too few texts
-    or too many.
+    `pca` gives the two principal axes. `tsne` (van der Maaten and Hinton 2008) keeps neighbours
+    together; its seed is fixed. The default is `tsne` for `MIN_TSNE_TEXTS` to `MAX_TSNE_TEXTS`
+    texts, and `pca` for fewer or more.
     """
     from sklearn.manifold import TSNE
 
     count = len(vectors)
     points = np.zeros((count, 2))
     if count:
-        points[:, : min(2, vectors.shape[1])] = main_axes(vectors, 2)
+        points[:, : min(2, vectors.shape[1])] = principal_axes(vectors, 2)
     spread = points[:, 0].std() if count else 0.0
-    wanted = layout or ("tsne" if FEW <= count <= MANY else "pca")
-    if wanted == "tsne" and count >= FEW and spread > 1e-6:
-        # Sorted, so that the map does not depend on the order of the texts.
+    if layout is None:
+        layout = "tsne" if count <= MAX_TSNE_TEXTS else "pca"
+    if layout == "tsne" and count >= MIN_TSNE_TEXTS and spread > 1e-6:
+        # Sorted, so that the plot does not depend on the order of the texts.
         order = np.lexsort(vectors.T)
         start = (points / spread * 1e-4)[order].astype(np.float32)
         perplexity = min(30.0, (count - 1) / 3)
@@ -246,13 +251,13 @@ def lay_out(
 def _describe(
     texts: list[str],
     vectors: Float32[np.ndarray, "N dim"],
-    numbers: Int[np.ndarray, " N"],
+    cluster_ids: Int[np.ndarray, " N"],
     tokenizer: Tokenizer,
 ) -> Clusters:
     scores = np.zeros(len(texts))
-    for number in range(max(numbers, default=-1) + 1):
-        inside = numbers == number
+    for cluster_id in range(max(cluster_ids, default=-1) + 1):
+        inside = cluster_ids == cluster_id
         mean = vectors[inside].mean(0)
         scores[inside] = vectors[inside] @ (mean / np.linalg.norm(mean).clip(1e-12))
-    words = salient_words(texts, numbers, tokenizer)
-    return Clusters(texts, vectors, numbers, scores, words)
+    words = salient_words(texts, cluster_ids, tokenizer)
+    return Clusters(texts, vectors, cluster_ids, scores, words)

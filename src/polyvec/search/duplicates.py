@@ -1,8 +1,9 @@
-"""Near-duplicates: files that say the same, be it in other words or another language.
+"""Near-duplicates: files that say the same in the same words, in other words or in other languages.
 
-1. A file's vector is the mean of its passages' vectors for text-matching.
-2. In the order of `list_files`, a file joins the group whose first file is most like it, if that
-   is like enough; else it begins a group. So nothing is chained: every copy is near the original.
+1. The vector of a file is the mean of its passages' vectors for text-matching.
+2. In the order of `list_files`, a file joins the group whose first file is most similar to it, if
+   their cosine reaches the threshold. Otherwise it begins a group of its own. Groups do not form
+   chains, since every copy is compared with the first file of the group.
 
 Axes in this file: N passages, dim the vectors' size.
 """
@@ -16,20 +17,20 @@ from jaxtyping import Float32
 
 from polyvec.encoder import Encoder
 from polyvec.search.files import list_files, read_file
-from polyvec.search.passages import cut_file, titled_texts
+from polyvec.search.passages import split_file, texts_with_headings
 
 TASK = "text-matching"
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Files that say the same."""
+    """A group of files that say the same."""
 
     path: str
-    """The first of them, below the folder."""
+    """The first file, relative to the folder."""
 
     copies: list[tuple[str, float]]
-    """The others, and the cosine of each with the first; the most alike first."""
+    """The other files and the cosine of each with the first file; the most similar first."""
 
 
 def find_duplicates(
@@ -37,32 +38,33 @@ def find_duplicates(
     encoder: Encoder,
     *,
     threshold: float = 0.95,
-    skipped: Callable[[str], object] = lambda sentence: None,
+    on_skipped: Callable[[str], object] = lambda sentence: None,
     progress: Callable[[str], object] = lambda path: None,
 ) -> list[Group]:
-    """Groups of two files and more, in the order of `list_files`.
+    """All groups of at least two files, in the order of `list_files`.
 
-    `skipped` is told a sentence for each file that cannot be read, `progress` every path done.
-    Raises ValueError if there is no such folder, and for a threshold that is no cosine.
+    `on_skipped` is called with a sentence for each file that cannot be read, and `progress` with
+    the path of each file that is done. Raises ValueError if the folder does not exist, and unless
+    the threshold is above 0 and at most 1.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}, must be above 0 and at most 1")
     groups: list[Group] = []
-    # Grown by doubling, as a list is.
+    # The vectors of the groups' first files; the array doubles when it is full.
     firsts = np.empty((64, encoder.config.width), np.float32)
     for path in list_files(folder):
         try:
-            cut = cut_file(folder, read_file(folder, path), encoder.tokenizer)
+            split = split_file(folder, read_file(folder, path), encoder.tokenizer)
         except ValueError as error:
-            skipped(str(error))
+            on_skipped(str(error))
             continue
-        if cut.chunks:
-            vector = mean_vector(encoder, [text for text, _ in titled_texts(cut)])
+        if split.passages:
+            vector = mean_vector(encoder, [text for text, _ in texts_with_headings(split)])
             scores = firsts[: len(groups)] @ vector
             best = int(scores.argmax()) if len(groups) else -1
-            # Equal texts have a cosine of 1 only up to rounding.
+            # The cosine of equal texts is 1 only up to rounding.
             if best >= 0 and scores[best] >= threshold - 1e-5:
                 groups[best].copies.append((path, float(min(scores[best], 1))))
             else:
@@ -77,6 +79,6 @@ def find_duplicates(
 
 
 def mean_vector(encoder: Encoder, texts: list[str]) -> Float32[np.ndarray, " dim"]:
-    """One vector of length 1 for all of the texts."""
+    """The mean of the texts' vectors, with length 1."""
     mean = encoder.encode(texts, task=TASK, progress=False).mean(0)
     return mean / np.linalg.norm(mean).clip(1e-12)

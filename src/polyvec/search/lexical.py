@@ -1,4 +1,4 @@
-"""Words: how an index tells them apart, and how much each of them says."""
+"""Words: how the index splits texts into words, and how much a word says about a text."""
 
 import math
 import unicodedata
@@ -10,32 +10,34 @@ from lancedb.index import FTS
 from polyvec.chunking import SURROGATES
 from polyvec.tokenizer import Tokenizer
 
-WORDS = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False)
-"""Words as Unicode's ICU finds them, in scripts without spaces too; case and accents are folded.
+WORD_INDEX = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False)
+"""The full-text index. Words are those of Unicode's ICU, which also splits scripts without spaces;
+case and accents are folded.
 
-No stemming and no stop words: both belong to one language, and files are in many.
+Words are not stemmed and stop words are kept, since both depend on one language and the files of a
+folder are in many.
 """
 
 
 def index_words(text: str) -> set[str]:
-    """The words of a text as an index has them.
+    """The words of a text in the form in which the index stores them.
 
     >>> sorted(index_words("Two cafés: the Café, 猫"))
     ['cafe', 'cafes', 'the', 'two', '猫']
     """
-    found = lancedb.tokenize(
+    words = lancedb.tokenize(
         SURROGATES.sub("\ufffd", text),
-        base_tokenizer=WORDS.base_tokenizer,
-        stem=WORDS.stem,
-        remove_stop_words=WORDS.remove_stop_words,
+        base_tokenizer=WORD_INDEX.base_tokenizer,
+        stem=WORD_INDEX.stem,
+        remove_stop_words=WORD_INDEX.remove_stop_words,
     )
-    return {word.text for word in found}
+    return {word.text for word in words}
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text as ICU finds them, for people to read: in lower case, accents kept.
+    """The words of a text as people read them, in lower case and with their accents.
 
-    They have a letter each, and two signs unless it is an ideograph.
+    Each word contains a letter. A word of one character is kept only if it is an ideograph.
 
     >>> split_words("Don't feed 2 cats: 猫に注意")
     ["don't", 'feed', 'cats', '猫', '注意']
@@ -47,24 +49,25 @@ def split_words(text: str) -> list[str]:
         remove_stop_words=False,
         ascii_folding=False,
     )
-    return [word.text for word in words if _says_something(word.text)]
+    return [word.text for word in words if _is_informative(word.text)]
 
 
-def _says_something(word: str) -> bool:
+def _is_informative(word: str) -> bool:
     if len(word) == 1:
         return unicodedata.name(word, "").startswith("CJK UNIFIED")
     return any(map(str.isalpha, word))
 
 
 def weigh_words(words: Collection[str], tokenizer: Tokenizer) -> dict[str, float]:
-    """How much each word says, in any language: the rarer in the model's vocabulary, the more.
+    """The weight of each word in any language: the rarer the word, the higher its weight.
 
-    A piece's place in the vocabulary is its rank by frequency, so the logarithm of the place of a
-    word's rarest piece is about how rare it is (Zipf). Squared, it outweighs what is frequent in
-    one language alone. Pieces that were added to a finished vocabulary stand last, as rare ones.
+    The vocabulary of the model is sorted by frequency. The logarithm of the position of a word's
+    rarest piece therefore approximates the rarity of the word (Zipf). It is squared, so that a word
+    which is frequent in only one language still has a low weight. Pieces that were added to a
+    finished vocabulary stand at its end and count as rare.
     """
-    read = tokenizer.encode(list(words), [""] * len(words))
+    tokenised = tokenizer.encode(list(words), [""] * len(words))
     return {
         word: math.log(2 + int(tokens.ids.max())) ** 2
-        for word, tokens in zip(words, read, strict=True)
+        for word, tokens in zip(words, tokenised, strict=True)
     }

@@ -1,4 +1,4 @@
-"""A file's passages: what is embedded, found and shown."""
+"""Passages: the parts of a file that are embedded, retrieved and shown."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,46 +9,50 @@ from polyvec.search.documents import Document, read_document
 from polyvec.search.files import File
 from polyvec.tokenizer import Tokenizer
 
-CHUNK_TOKENS = 128
-"""A passage that can be read at a glance, in any script; small models are trained on such."""
+PASSAGE_TOKENS = 128
+"""The longest passage, in tokens: it can be read at a glance in any script, and small models are
+trained on texts of this length."""
 
 
-class Cut(NamedTuple):
-    """A file, its text, and where in it the passages are."""
+class SplitFile(NamedTuple):
+    """A file, its text, and the positions of its passages in the text."""
 
     file: File
     document: Document
-    chunks: list[Chunk]
+    passages: list[Chunk]
 
 
-def cut_file(folder: Path, file: File, tokenizer: Tokenizer) -> Cut:
-    """The file's passages, without the white space around them.
+def split_file(folder: Path, file: File, tokenizer: Tokenizer) -> SplitFile:
+    """The passages of a file, without the white space around them.
 
-    Raises ValueError naming the file and saying why it has no text.
+    Raises ValueError with the name of the file and the reason if it has no text.
     """
     try:
         document = read_document(file.raw, file.path)
     except ValueError as error:
         raise ValueError(f"{folder / file.path}: {error}") from None
-    found = []
+    passages = []
     for first, last in document.parts():
         part = document.text[first:last]
         for chunk in split_text(
             part,
-            CHUNK_TOKENS,
+            PASSAGE_TOKENS,
             size=lambda text: tokenizer.count(text) - 2,
             markdown=document.is_markdown,
         ):
             text = part[chunk.start : chunk.end]
             start = first + chunk.end - len(text.lstrip())
             if text.strip():
-                found.append(Chunk(start, start + len(text.strip()), chunk.headings))
-    return Cut(file, document, found)
+                passages.append(Chunk(start, start + len(text.strip()), chunk.headings))
+    return SplitFile(file, document, passages)
 
 
-def titled_texts(cut: Cut) -> Iterator[tuple[str, int]]:
-    """Each chunk's text below the headings that it lacks, and how many characters these take."""
-    for chunk in cut.chunks:
-        text = cut.document.text[chunk.start : chunk.end]
-        titles = "".join(f"{title}\n" for title in chunk.headings if title not in text)
-        yield titles + text, len(titles)
+def texts_with_headings(split: SplitFile) -> Iterator[tuple[str, int]]:
+    """The text of each passage below its headings, and the number of characters of the headings.
+
+    A heading that stands in the passage itself is not repeated.
+    """
+    for passage in split.passages:
+        text = split.document.text[passage.start : passage.end]
+        headings = "".join(f"{title}\n" for title in passage.headings if title not in text)
+        yield headings + text, len(headings)

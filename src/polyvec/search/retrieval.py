@@ -1,10 +1,10 @@
-"""What is asked of an index's table: each component's candidates, and their order.
+"""Retrieve candidates from an index's table with each component, and rerank them.
 
 Axes in this file: N candidates, dim the vectors' size.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -15,77 +15,90 @@ from lancedb.query import MatchQuery
 from lancedb.table import Table
 
 from polyvec.encoder import Encoder
-from polyvec.heads import Sparse, maxsim
-from polyvec.search.fusion import Key, Part
+from polyvec.heads import Outputs, Sparse
+from polyvec.reranking import RETRIEVAL, rank_candidates, score_candidates
+from polyvec.search.fusion import Part, PassageKey
 from polyvec.search.lexical import index_words, weigh_words
-from polyvec.search.vectors import Quantise, Row, collect, find_cosines, find_nearest
+from polyvec.search.vectors import Quantise, Row, find_cosines, find_nearest, run_query
 from polyvec.tokenizer import Tokenizer
 
-QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
+QUERY, PASSAGE = RETRIEVAL
 
-CANDIDATES = 100
-"""How many passages each component names, at least."""
+MIN_CANDIDATES = 100
+"""The number of passages that each component retrieves, at least."""
 
 WEIGHTS = {"dense": 1.0, "bm25": 0.25, "sparse": 0.0}
-"""How much each component counts, where nothing is said of it: benchmarks/hybrid.py has measured
-it. More for words finds more where all files have one language, and less across languages."""
+"""The default weight of each component, chosen with benchmarks/hybrid.py. A higher weight of bm25
+finds more if all files have one language, and less across languages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage found."""
+    """A passage that a search found."""
 
     path: str
-    """Its file, below the folder."""
+    """The file of the passage, relative to the folder."""
 
     line: int | None
-    """The file's line, counted from 1, on which the passage begins; None in a PDF."""
+    """The line of the file, counted from 1, on which the passage begins; None in a PDF."""
 
     page: int | None
-    """The page of a PDF, counted from 1."""
+    """The page of a PDF, counted from 1; None in other files."""
 
     start: int
     end: int
-    """Its characters [start, end) in the file's text."""
+    """The passage's characters [start, end) in the file's text."""
 
     text: str
     score: float
-    """The sum of its parts' shares, 1 at most. After MaxSim, and beside a file, a cosine."""
+    """The sum of the shares of its parts, at most 1. After reranking it is the MaxSim score, and
+    for similar files the cosine."""
 
     parts: dict[str, Part]
-    """What each component said of it; one that says nothing is missing."""
+    """The contribution of each component that scored the passage."""
 
 
 class Candidates(NamedTuple):
-    """What was found, and what each component says of it."""
+    """The passages that the components retrieved, and their scores."""
 
-    rows: dict[Key, Row]
-    scores: dict[str, dict[Key, float]]
-    wholes: dict[str, float]
-    """Each component's score of a passage that says all that the question does."""
+    rows: dict[PassageKey, Row]
+    scores: dict[str, dict[PassageKey, float]]
+    """For each component, the scores of the passages that it scored."""
+
+    max_scores: dict[str, float]
+    """For each component, the score of a passage that matches the question completely."""
+
+
+def question_outputs(components: Collection[str], *, rerank: bool) -> list[str]:
+    """The outputs of the question that a search needs from the encoder."""
+    needed = {"dense": True, "sparse": "sparse" in components, "multi_vector": rerank}
+    return [name for name, is_needed in needed.items() if is_needed]
 
 
 def find_candidates(
     table: Table,
-    encoder: Encoder,
+    tokenizer: Tokenizer,
     question: str,
+    encoded: Outputs,
     *,
-    vector: Float32[np.ndarray, " dim"],
     quantise: Quantise,
-    names: Sequence[str],
+    components: Collection[str],
     depth: int,
     where: str,
 ) -> Candidates:
-    """Passages, and what each of the components says of those that it has found.
+    """The passages that the components retrieve, and the score that each component gives them.
 
-    `dense` and `bm25` look for `depth` passages each. `dense` and `sparse` have an opinion of all
-    of these, whether or not the other finder is asked for its own.
+    `encoded` holds the outputs of the question that `question_outputs` names. The components dense
+    and bm25 retrieve `depth` passages each. The components dense and sparse score the passages of
+    both, even if only one of the two has a weight.
     """
+    assert encoded.dense is not None
+    vector = encoded.dense[0]
     nearest: list[Row] = []
     matching, cosines = [], []
-    if "dense" in names or "sparse" in names:
+    if "dense" in components or "sparse" in components:
         nearest = find_nearest(table, vector, quantise=quantise, depth=depth, where=where)
-    if "bm25" in names or "sparse" in names:
+    if "bm25" in components or "sparse" in components:
         matching, cosines = find_matching(table, question, vector, depth=depth, where=where)
     rows = {_key(row): row for row in [*matching, *nearest]}
     scores = {
@@ -95,14 +108,16 @@ def find_candidates(
             **{_key(row): row["score"] for row in nearest},
         },
     }
-    wholes = {"dense": 1.0}
-    if "bm25" in names and matching:
+    max_scores = {"dense": 1.0}
+    if "bm25" in components and matching:
         best = max(matching, key=lambda row: row["score"])
-        share = share_words(question, best["text"], encoder.tokenizer)
-        wholes["bm25"] = best["score"] / max(share, 1e-9)
-    if "sparse" in names:
-        scores["sparse"], wholes["sparse"] = _weigh(encoder, question, rows)
-    return Candidates(rows, {name: scores[name] for name in names}, wholes)
+        share = shared_weight(question, best["text"], tokenizer)
+        max_scores["bm25"] = best["score"] / max(share, 1e-9)
+    if "sparse" in components:
+        assert encoded.sparse is not None
+        scores["sparse"] = _sparse_scores(encoded.sparse, rows)
+        max_scores["sparse"] = float(encoded.sparse.dot(encoded.sparse)[0, 0])
+    return Candidates(rows, {name: scores[name] for name in components}, max_scores)
 
 
 def find_matching(
@@ -113,107 +128,103 @@ def find_matching(
     depth: int,
     where: str,
 ) -> tuple[list[Row], list[float]]:
-    """The `depth` rows that match the question's words best by BM25; all share one at least.
+    """The `depth` rows with the highest BM25 scores, and the cosine of each with `vector`.
 
-    And the cosine of each with the question's vector.
+    Every row shares at least one word with the question.
     """
-    # A plain string would do, were its syntax told. Pyright does not see the defaults.
+    # A plain string would be parsed as a query with its own syntax. Pyright misses the defaults.
     query = table.search(MatchQuery(question, "text"), query_type="fts")  # pyright: ignore
-    found = collect(table, query, "_score", depth, where, ["vector"])
-    cosines = find_cosines(found["vector"].combine_chunks(), vector)
-    return found.drop_columns(["vector"]).to_pylist(), cosines.tolist()
+    rows = run_query(table, query, "_score", depth, where, ["vector"])
+    cosines = find_cosines(rows["vector"].combine_chunks(), vector)
+    return rows.drop_columns(["vector"]).to_pylist(), cosines.tolist()
 
 
-def _key(row: Row) -> Key:
+def _key(row: Row) -> PassageKey:
     return row["path"], row["start"]
 
 
-def share_words(question: str, text: str, tokenizer: Tokenizer) -> float:
-    """How much of what the question's words say, the text has words for: 0 to 1.
+def shared_weight(question: str, text: str, tokenizer: Tokenizer) -> float:
+    """The share of the weight of the question's words that also occur in the text, from 0 to 1.
 
-    A question in another language has only small words in common with a text, if any: "no", "in".
+    A question in another language shares only short, frequent words with a text, such as "no" or
+    "in", so its share is low.
     """
     weights = weigh_words(index_words(question), tokenizer)
     shared = sum(weights[word] for word in index_words(text) if word in weights)
     return shared / max(sum(weights.values()), 1e-9)
 
 
-def _weigh(
-    encoder: Encoder, question: str, rows: Mapping[Key, Row]
-) -> tuple[dict[Key, float], float]:
-    """Products of the question's sparse weights and the rows', where they share a word.
-
-    And the product of the question's with themselves.
-    """
-    asked = encoder.encode_sparse([question], task=QUERY, progress=False)
+def _sparse_scores(question: Sparse, rows: Mapping[PassageKey, Row]) -> dict[PassageKey, float]:
+    """The products of the question's sparse weights and the rows', where they share a token."""
     ids = [np.array(row["tokens"], np.int32) for row in rows.values()]
     weights = [np.array(row["weights"], np.float32) for row in rows.values()]
-    theirs = Sparse(
+    passages = Sparse(
         np.cumsum([0, *map(len, ids)], dtype=np.int64),
         np.concatenate([np.empty(0, np.int32), *ids]),
         np.concatenate([np.empty(0, np.float32), *weights]),
-        asked.vocab_size,
+        question.vocab_size,
     )
-    products = asked.dot(theirs)[0].tolist()
-    shared = {key: product for key, product in zip(rows, products, strict=True) if product > 0}
-    return shared, float(asked.dot(asked)[0, 0])
+    products = question.dot(passages)[0].tolist()
+    return {key: product for key, product in zip(rows, products, strict=True) if product > 0}
 
 
-def rerank(encoder: Encoder, question: str, hits: Sequence[Hit], titled: list[str]) -> list[Hit]:
-    """The hits by MaxSim of the question's tokens and those of their text with its headings.
+def rerank_hits(
+    encoder: Encoder, question: Outputs, hits: Sequence[Hit], texts: Sequence[str]
+) -> list[Hit]:
+    """The hits sorted by MaxSim of the question's tokens and those of their texts with headings.
 
-    What other components said stays among a hit's parts, with a share of 0.
+    `question` has the output `multi_vector`. The parts of other components stay with a hit, but
+    their share becomes 0, since the fused score no longer counts.
     """
-    asked = encoder.encode_multi_vector([question], task=QUERY, progress=False)[0]
-    scores = maxsim(
-        asked, encoder.encode_multi_vector(titled, task=PASSAGE, progress=False)
-    ).tolist()
-    order = sorted(range(len(hits)), key=lambda place: -scores[place])
-    found = []
-    for rank, place in enumerate(order, 1):
-        part = Part(rank, scores[place], scores[place])
-        # The fused score no longer counts, and so nor do the shares of it.
-        said = {name: replace(old, share=0.0) for name, old in hits[place].parts.items()}
-        parts = said | {"maxsim": part}
-        found.append(replace(hits[place], score=scores[place], parts=parts))
-    return found
+    passages = encoder.encode_all(texts, task=PASSAGE, outputs=["multi_vector"], progress=False)
+    scores = score_candidates(question, passages, ["multi_vector"])
+    reranked = []
+    for rank, ranked in enumerate(rank_candidates(scores, {"multi_vector": 1.0}), 1):
+        hit = hits[ranked.index]
+        parts = {name: replace(part, share=0.0) for name, part in hit.parts.items()}
+        parts["maxsim"] = Part(rank, ranked.score, ranked.score)
+        reranked.append(replace(hit, score=ranked.score, parts=parts))
+    return reranked
 
 
-def choose_weights(weights: Mapping[str, float], sparse: bool) -> dict[str, float]:
-    """The weights of the components that count; `sparse` tells whether the model has that head.
+def choose_weights(weights: Mapping[str, float], has_sparse: bool) -> dict[str, float]:
+    """The weights of the components that count: `weights`, and else the default weights.
 
-    Raises ValueError for a component that is none or cannot be, and where none is left.
+    Raises ValueError for an unknown component, for one whose head the model lacks, for a weight
+    that is not a number from 0 on, and if every weight is 0.
     """
-    known = {name: weight for name, weight in WEIGHTS.items() if name != "sparse" or sparse}
+    defaults = {name: weight for name, weight in WEIGHTS.items() if name != "sparse" or has_sparse}
     for name, weight in weights.items():
         if name not in WEIGHTS:
             raise ValueError(f"there is no component {name!r}, only {', '.join(WEIGHTS)}")
         if not 0 <= weight < float("inf"):
             raise ValueError(f"the weight of {name} is {weight}, must be 0 or more")
-        if name not in known and weight:
+        if name not in defaults and weight:
             raise ValueError("this model has no sparse head: leave out the weight of sparse")
-    chosen = {name: weight for name, weight in (known | dict(weights)).items() if weight}
+    chosen = {name: weight for name, weight in (defaults | dict(weights)).items() if weight}
     if not chosen:
-        raise ValueError("every weight is 0; at least one component must count")
+        raise ValueError("every weight is 0; at least one component must have a weight")
     return chosen
 
 
 def make_hit(row: Row, score: float, parts: dict[str, Part]) -> Hit:
-    """A row as its finder shows it."""
-    place = {name: row[name] for name in ("path", "line", "page", "start", "end")}
-    return Hit(text=row["text"][row["titles"] :], score=score, parts=parts, **place)
+    """The hit for a row of the table. Its text has no headings from above the passage."""
+    position = {name: row[name] for name in ("path", "line", "page", "start", "end")}
+    return Hit(text=row["text"][row["titles"] :], score=score, parts=parts, **position)
 
 
 def where_sql(path: str | None, since: datetime | None) -> str:
-    r"""The condition in SQL on a file's path and date; "" for none.
+    r"""The SQL condition on a file's path and date; "" if there is none.
+
+    In `path`, `*` stands for any characters and `?` for one.
 
     >>> where_sql("*.md", None)
     "regexp_like(path, '^(?s:.*\\.md)$')"
     """
     conditions = []
     if path is not None:
-        wild = {"*": ".*", "?": "."}
-        pattern = "".join(wild.get(sign, re.escape(sign)) for sign in path)
+        wildcards = {"*": ".*", "?": "."}
+        pattern = "".join(wildcards.get(sign, re.escape(sign)) for sign in path)
         conditions.append(f"regexp_like(path, {quote(f'^(?s:{pattern})$')})")
     if since is not None:
         conditions.append(f"modified >= {int(since.timestamp())}")
@@ -221,5 +232,5 @@ def where_sql(path: str | None, since: datetime | None) -> str:
 
 
 def quote(text: str) -> str:
-    """A string as SQL spells it."""
+    """A string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,12 +1,13 @@
-"""How an index keeps its vectors, and which of them are nearest to a question's.
+"""The forms in which an index stores its vectors, and the search for the nearest of them.
 
 `float`   float32 numbers, which LanceDB compares exactly.
-`int8`    a byte a number. LanceDB compares such only with whole numbers; here they are read in
-          batches and compared with the question's own, which loses less.
-`binary`  a bit a number, beside the int8 vector. LanceDB finds by the bits (Hamming distance)
-          some times as many passages as are wanted; these are scored again as in `int8`.
+`int8`    one byte per number. LanceDB compares int8 vectors only with int8 questions. Here they are
+          read in batches and compared with the question's float32 vector, which is more accurate.
+`binary`  one bit per number, beside the int8 vector. LanceDB retrieves several times as many
+          passages as are needed by their bits (Hamming distance), and these are scored as in
+          `int8`.
 
-A score is a cosine whatever the form. The question is never rounded, except to find by bits.
+Every form gives cosines as scores. The question is rounded only to compare bits.
 
 Axes in this file: N passages, D numbers in a vector.
 """
@@ -20,27 +21,28 @@ from jaxtyping import Float32, UInt64
 from lancedb.query import LanceQueryBuilder, LanceVectorQueryBuilder
 from lancedb.table import Table
 
+from polyvec.heads import Sparse
 from polyvec.outputs import to_int8, to_ubinary
 
 Quantise = Literal["float", "int8", "binary"]
 
-FORMS = ("float", "int8", "binary")
-"""From the most bytes that a search compares to the fewest: 32, 8 and 1 bit a number."""
+FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
+"""All forms. A search compares 32, 8 and 1 bits per number."""
 
 OVERSAMPLING = 4
-"""How many times as many passages as wanted are found by their bits, to be scored again."""
+"""With `binary`, the passages that are retrieved by their bits, per passage that is needed."""
 
-UNSEEN = {"digest", "modified", "vector", "bits"}
-"""Columns that no finder shows."""
+INTERNAL_COLUMNS = {"digest", "modified", "vector", "bits"}
+"""Columns that are not part of a search's rows."""
 
 Row = Mapping[str, Any]
-"""A passage as the table has it, and its "score" by the component that found it."""
+"""A passage's row of the table, and under "score" the score of the component that retrieved it."""
 
 
 def vector_types(quantise: Quantise, dim: int) -> dict[str, pa.DataType]:
-    """The table's columns for vectors.
+    """The names and types of the table's columns for vectors.
 
-    Raises ValueError for a form that is none, and if there are no whole bytes of bits.
+    Raises ValueError for an unknown form, and for `binary` if `dim` is not a multiple of 8.
     """
     if quantise not in FORMS:
         raise ValueError(f"quantise is {quantise!r}, must be one of {', '.join(FORMS)}")
@@ -54,15 +56,24 @@ def vector_types(quantise: Quantise, dim: int) -> dict[str, pa.DataType]:
 
 
 def pack_vectors(vectors: Float32[np.ndarray, "N D"], quantise: Quantise) -> dict[str, pa.Array]:
-    """The columns of `vector_types`, a row a vector."""
+    """The columns of `vector_types`, one row per vector."""
     if quantise == "float":
         return {"vector": _fixed(vectors)}
     columns = {"vector": _fixed(to_int8(vectors))}
     return columns if quantise == "int8" else columns | {"bits": _fixed(to_ubinary(vectors))}
 
 
+def pack_sparse(sparse: Sparse) -> dict[str, pa.Array]:
+    """The columns for sparse weights, one row per text: token ids and the weight of each."""
+    ends = pa.array(sparse.indptr.astype(np.int32))
+    return {
+        "tokens": pa.ListArray.from_arrays(ends, pa.array(sparse.indices)),
+        "weights": pa.ListArray.from_arrays(ends, pa.array(sparse.data)),
+    }
+
+
 def unpack_vectors(column: pa.FixedSizeListArray) -> Float32[np.ndarray, "N D"]:
-    """The numbers of a `vector` column in float32; those of int8 are not scaled back."""
+    """The numbers of a `vector` column as float32; int8 numbers are not scaled back."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, column.type.list_size).astype(np.float32, copy=False)
 
@@ -76,54 +87,57 @@ def find_nearest(
     where: str,
     oversampling: int = OVERSAMPLING,
 ) -> list[Row]:
-    """The `depth` rows of the highest cosines with a vector of length 1, the highest first.
+    """The `depth` rows with the highest cosines with a vector of length 1, the highest first.
 
-    `where` is a condition in SQL, "" for none. Where the table has bits, only the
-    `depth * oversampling` rows of the nearest ones are compared.
+    `where` is an SQL condition, or "". With `binary`, only the `depth * oversampling` rows with the
+    nearest bits are compared.
     """
     if quantise == "float":
         query = _by_distance(table, vector, "vector").distance_type("dot")
-        rows = collect(table, query, "_distance", depth, where)
+        rows = run_query(table, query, "_distance", depth, where)
         # LanceDB's dot distance is 1 - dot.
         return [{**row, "score": 1 - row["score"]} for row in rows.to_pylist()]
     if quantise == "int8":
         ids, scores = _scan(table, vector, depth, where)
-        found = _take(table, ids)
+        rows = _take(table, ids)
     else:
         query = _by_distance(table, to_ubinary(vector[None])[0], "bits")
         query = query.distance_type("hamming")  # pyright: ignore[reportArgumentType]
-        found = collect(table, query, "_distance", depth * oversampling, where, ["vector"])
-        scores = find_cosines(found["vector"].combine_chunks(), vector)
+        rows = run_query(table, query, "_distance", depth * oversampling, where, ["vector"])
+        scores = find_cosines(rows["vector"].combine_chunks(), vector)
         best = np.argsort(-scores, kind="stable")[:depth]
-        found, scores = found.take(best).drop_columns(["vector", "score"]), scores[best]
-    return found.append_column("score", pa.array(scores)).to_pylist()
+        rows, scores = rows.take(best).drop_columns(["vector", "score"]), scores[best]
+    return rows.append_column("score", pa.array(scores)).to_pylist()
 
 
-def collect(
+def run_query(
     table: Table,
     query: LanceQueryBuilder,
     score: str,
     depth: int,
     where: str,
-    more: list[str] | None = None,
+    internal: list[str] | None = None,
 ) -> pa.Table:
-    """The first `depth` rows of a query, its column `score` as "score"; and `more` columns."""
-    columns = [*seen(table), *(more or [])]
+    """The first `depth` rows of a query, with its column `score` renamed to "score".
+
+    `internal` names the columns of `INTERNAL_COLUMNS` that are needed as well.
+    """
+    columns = [*row_columns(table), *(internal or [])]
     if where:
         query = query.where(where)
     rows = query.limit(depth).select([*columns, score]).to_arrow()
     return rows.rename_columns([*columns, "score"])
 
 
-def seen(table: Table) -> list[str]:
-    """The columns that a finder shows."""
-    return [name for name in table.schema.names if name not in UNSEEN]
+def row_columns(table: Table) -> list[str]:
+    """The columns of a search's rows."""
+    return [name for name in table.schema.names if name not in INTERNAL_COLUMNS]
 
 
 def _scan(
     table: Table, vector: Float32[np.ndarray, " D"], depth: int, where: str
 ) -> tuple[UInt64[np.ndarray, " N"], Float32[np.ndarray, " N"]]:
-    """Row ids and cosines of the nearest `depth` passages, the nearest first."""
+    """The row ids and the cosines of the `depth` nearest passages, the nearest first."""
     query = table.search().select(["vector"]).with_row_id(True).limit(None)
     if where:
         query = query.where(where)
@@ -131,25 +145,26 @@ def _scan(
     for batch in query.to_batches():
         ids = np.concatenate([ids, batch["_rowid"].to_numpy()])
         scores = np.concatenate([scores, find_cosines(batch["vector"], vector)])
-        # Only the best are kept, so memory does not grow with the index.
+        # Only the best are kept, so that memory does not grow with the index.
         best = np.argsort(-scores, kind="stable")[:depth]
         ids, scores = ids[best], scores[best]
     return ids, scores
 
 
 def _take(table: Table, ids: UInt64[np.ndarray, " N"]) -> pa.Table:
-    """The rows of these ids, in this order, which LanceDB does not keep."""
-    query = table.take_row_ids(ids.tolist()).select(seen(table)).with_row_id()
+    """The rows with these ids, in this order, which LanceDB does not keep."""
+    query = table.take_row_ids(ids.tolist()).select(row_columns(table)).with_row_id()
     rows = query.to_arrow()
-    places = np.argsort(rows["_rowid"].to_numpy())
-    order = places[np.searchsorted(rows["_rowid"].to_numpy(), ids, sorter=places)]
+    row_ids = rows["_rowid"].to_numpy()
+    by_id = np.argsort(row_ids)
+    order = by_id[np.searchsorted(row_ids, ids, sorter=by_id)]
     return rows.take(order).drop_columns(["_rowid"])
 
 
 def find_cosines(
     column: pa.FixedSizeListArray, vector: Float32[np.ndarray, " D"]
 ) -> Float32[np.ndarray, " N"]:
-    """Of each row of a `vector` column with a vector of length 1."""
+    """The cosine of each row of a `vector` column with a vector of length 1."""
     numbers = unpack_vectors(column)
     return numbers @ vector / np.linalg.norm(numbers, axis=1)
 

@@ -1,4 +1,4 @@
-"""Keep an index up to date while files change, and read questions in between."""
+"""Keep an index up to date while files change, and read questions in the meantime."""
 
 import io
 import sys
@@ -10,34 +10,39 @@ from threading import Thread
 from watchfiles import Change, watch
 
 from polyvec.search.documents import SUFFIXES
-from polyvec.search.files import NOT_OURS
+from polyvec.search.files import IGNORED_FOLDERS
 from polyvec.search.index import BusyError, Index, Update
 
-TICK = 100
-"""Milliseconds after which a question is answered at the latest, if no file has changed."""
+POLL_MILLISECONDS = 100
+"""The longest time that a question waits if no file changes."""
 
 
-def follow(
+def watch_index(
     index: Index,
     questions: SimpleQueue[str],
     progress: Callable[[str], object] = lambda path: None,
 ) -> Iterator[Update | BusyError | str]:
-    """Without end: first what bringing the index up to date did, then news and questions.
+    """Yield, without end, the updates of the index and the questions.
 
-    News are updates that changed or removed something. The folder is watched before the first
-    update begins, so no change falls between the two. `progress` is told each path the first
-    update has done. While another process is writing the index, it is tried again every tick; if
-    that is so from the start, the first is the error that says so.
+    1. The first item is the result of the first update, even if nothing has changed.
+    2. Then come the updates that changed or removed something, and the questions.
 
-    Raises KeyboardInterrupt when the process is interrupted, and ValueError as `Index.update`.
+    The folder is watched before the first update begins, so no change is missed. `progress` is
+    called with the path of each file that the first update has done. While another process writes
+    the index, the update is tried again every `POLL_MILLISECONDS`. If this happens to the first
+    update, the first item is the error.
+
+    Raises KeyboardInterrupt when the process is interrupted, and ValueError as `Index.update` does.
     """
-    folder, place = index.folder.resolve(), index.place.resolve()
+    folder, directory = index.folder.resolve(), index.directory.resolve()
 
-    def concerns(change: Change, path: str) -> bool:
-        return is_news(change, Path(path), folder, place)
+    def filter_change(change: Change, path: str) -> bool:
+        return is_relevant(change, Path(path), folder, directory)
 
     first, late = True, True
-    for changes in watch(folder, watch_filter=concerns, rust_timeout=TICK, yield_on_timeout=True):
+    for changes in watch(
+        folder, watch_filter=filter_change, rust_timeout=POLL_MILLISECONDS, yield_on_timeout=True
+    ):
         if changes or late:
             try:
                 update = index.update(progress if first else None)
@@ -53,24 +58,24 @@ def follow(
             yield questions.get()
 
 
-def is_news(change: Change, path: Path, folder: Path, place: Path) -> bool:
-    """Whether a change at `path` may concern the index of `folder` that is kept in `place`.
+def is_relevant(change: Change, path: Path, folder: Path, directory: Path) -> bool:
+    """Whether a change at `path` may change the index of `folder` that is stored in `directory`.
 
-    A folder that moves or goes takes files along, and what is gone may have been a folder.
+    Folders count, since their files move with them. A deleted path may have been a folder.
     """
     parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part in NOT_OURS for part in parts)
-    if hidden or path.is_relative_to(place):
+    hidden = any(part.startswith(".") or part in IGNORED_FOLDERS for part in parts)
+    if hidden or path.is_relative_to(directory):
         return False
     return path.name.lower().endswith(SUFFIXES) or change is Change.deleted or path.is_dir()
 
 
 def read_questions() -> SimpleQueue[str]:
-    """Lines of standard input, filled in as they come; empty ones are left out."""
+    """A queue to which the lines of standard input are added as they come, except empty ones."""
     questions = SimpleQueue[str]()
 
     def read() -> None:
-        # Not sys.stdin, whose lock a thread that waits would hold when the process ends.
+        # A thread that waits for sys.stdin would hold its lock when the process ends.
         for line in io.FileIO(0, closefd=False):
             if question := line.decode(errors="replace").strip():
                 questions.put(question)

@@ -35,10 +35,11 @@ from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
 from polyvec.engines.openvino_import import ov
 from polyvec.network import Network
+from polyvec.records import BadRow, read_rows
+from polyvec.records import Record as Row
 from polyvec.tasks import Task, adapter_index
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.data.pairs import token_ids
-from polyvec.train.data.rows import BadRow, Row, read_rows
 from polyvec.train.data.streams import check_files
 from polyvec.train.loop import Settings, Work, train
 from polyvec.train.objectives import embed

@@ -23,7 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from polyvec.network import Network
-from polyvec.train.data.rows import Columns, Row, as_label, as_number, as_text, as_texts
+from polyvec.records import Columns, as_label, as_number, as_text, as_texts
+from polyvec.records import Record as Row
 from polyvec.train.loop import Work
 from polyvec.train.losses import matryoshka
 from polyvec.train.objectives import Tokens, contrast, embed, ordering

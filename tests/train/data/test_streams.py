@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from polyvec.train.data.rows import BadRow, Block, Columns, as_text
+from polyvec.records import BadRow, Block, Columns, as_text
 from polyvec.train.data.streams import batches, check_files, plan_turns, shuffle_files, shuffle_rows
 
 COLUMNS = Columns(needed={"text": as_text})

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from polyvec.train.data.rows import Columns, Report, Row, check_rows, list_blocks, warn
+from polyvec.records import Columns, Report, check_rows, list_blocks, number_rows, warn
+from polyvec.records import Record as Row
 
 Window = tuple[int, Callable[[], list[Row | None]]]
 """How many rows it has, and how to read them: None in place of a bad one."""
@@ -74,8 +75,6 @@ def _shuffle(windows: Iterator[Window], seed: int, start: int) -> Iterator[Row |
 def _file_windows(
     files: Sequence[Path], columns: Columns, seed: int, window: int, report: Report
 ) -> Iterator[Window]:
-    if csvs := [file for file in files if file.suffix == ".csv"]:
-        raise ValueError(f"{csvs[0]}: CSV cannot be read from the middle; write it as Parquet")
     blocks = [block for file in files for block in list_blocks(file, columns) if block.size]
     if not blocks:
         raise ValueError(f"no rows in {', '.join(map(str, files)) or 'no files'}")
@@ -84,8 +83,7 @@ def _file_windows(
         rows: list[Row | None] = []
         for block in (blocks[i] for i in numbers):
             slots: list[Row | None] = [None] * block.size
-            found = check_rows(block.read(columns), str(block.path), columns, report)
-            for number, row in found:
+            for number, row in block.check(columns, report):
                 slots[number - block.first] = row
             rows += slots
         return rows
@@ -111,7 +109,8 @@ def _given_windows(
 ) -> Iterator[Window]:
     def load(first: int, part: list[Row]) -> list[Row | None]:
         slots: list[Row | None] = [None] * len(part)
-        for number, row in check_rows(enumerate(part, first), "the rows given", columns, report):
+        rows = number_rows(part, first)
+        for number, row in check_rows(rows, "the rows given", columns, report):
             slots[number - first] = row
         return slots
 

@@ -1,0 +1,42 @@
+"""Rows of text files: delimiters, and rows of other lengths than the header."""
+
+import io
+
+import pytest
+
+from polyvec.text_rows import SAMPLE_LINES, find_delimiter, newline_mode, parse_text
+
+
+@pytest.mark.parametrize(
+    ("lines", "preferred", "delimiter"),
+    [
+        (["a;b", "1,5;2,5"], ",", ";"),
+        (["a,b", "x;y,z;w"], ",", ","),
+        (["a,b\tc", "1,2\t3"], "\t", "\t"),
+        (["text", "one, two", "three; four"], ",", ","),
+        (["text"], "\t", "\t"),
+        (["a|b|c", "1|2", "1|2|3"], ",", "|"),
+        (["sep=;", "a,b", "1,2"], ",", ";"),
+        (['"a,b";c', '"d\n', 'e";f'], ",", ";"),
+        ([], ",", ","),
+    ],
+)
+def test_the_delimiter_is_the_one_with_which_all_rows_are_alike(
+    lines: list[str], preferred: str, delimiter: str
+) -> None:
+    assert find_delimiter([line + "\n" for line in lines], preferred) == delimiter
+
+
+def test_a_row_that_goes_on_below_the_sample_does_not_hide_the_delimiter() -> None:
+    rows = ["a;b\n"] * (SAMPLE_LINES - 1) + ['"c\n']
+    assert find_delimiter(rows) == ";"
+
+
+def test_no_cell_of_a_table_is_lost() -> None:
+    lines = io.StringIO("a,a,,\n1,2,3,4,5\n6\n", newline=newline_mode(".csv"))
+    rows = list(parse_text(lines, ".csv"))
+    assert [(row.number, row.record) for row in rows] == [
+        (2, {"a": "1\n2", "": "3\n4\n5"}),
+        (3, {"a": "6"}),
+    ]
+    assert all("cells, the header 4" in row.flaw for row in rows)
