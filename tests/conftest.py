@@ -127,16 +127,16 @@ def tiny_model(
 def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
     """Each engine in turn: call it as `make_engine(config, weights, ...)`."""
 
-    def make(config: ModelConfig, weights: Weights, *, merge_row: int | None = None) -> Engine:
+    def make(config: ModelConfig, weights: Weights, *, merge_adapter: int | None = None) -> Engine:
         if request.param == "torch":
-            return TorchEngine(config, weights, merge_row=merge_row)
+            return TorchEngine(config, weights, merge_adapter=merge_adapter)
         return OpenVINOEngine(
             config,
             weights,
             precision="float32",
             num_threads=1,
             prepack=request.param == "openvino-prepacked",
-            merge_row=merge_row,
+            merge_adapter=merge_adapter,
         )
 
     return make

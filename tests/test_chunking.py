@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from polyvec.chunking import Sentences, group_sentences, split_sentences, split_text
+from polyvec.chunking import split_sentences, split_text
 
 TEXTS = {
     "english": "One sentence. Another one! A third?\n\nA new paragraph, which is longer. " * 5,
@@ -120,7 +120,3 @@ def test_sentences_lie_end_to_end_and_none_is_white_space(text):
     sentences = split_sentences(text)
     assert "".join(text[start:end] for start, end in sentences) == text
     assert all(text[start:end].strip() for start, end in sentences) or not text.strip()
-    for count in (1, 2, 7):
-        groups = group_sentences(text, Sentences(count))
-        assert len(groups) == -(-len(sentences) // count)
-        assert "".join(text[start:end] for start, end in groups) == text

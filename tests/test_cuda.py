@@ -93,15 +93,15 @@ def test_in_float32_the_gpu_gives_what_the_cpu_gives(
     """Each task, none, and all in one batch; with adapters beside the weights and merged."""
     batch, one_task = make_batch(texts, rows), {*rows} == {rows[0]} != {-1}
     expected = TorchEngine(CONFIG, WEIGHTS).hidden(batch)
-    for merge_row in (None, rows[0]) if one_task else (None,):
-        choices = {"device": DEVICE, "precision": "float32", "merge_row": merge_row}
+    for merge_adapter in (None, rows[0]) if one_task else (None,):
+        choices = {"device": DEVICE, "precision": "float32", "merge_adapter": merge_adapter}
         engine = TorchEngine(CONFIG, WEIGHTS, **choices)
         np.testing.assert_allclose(engine.hidden(batch), expected, rtol=0, atol=1e-4)
 
 
 def test_in_bf16_packed_texts_have_nearly_their_vectors(batch: Batch) -> None:
     engine, exact = TorchEngine(CONFIG, WEIGHTS, device=DEVICE), TorchEngine(CONFIG, WEIGHTS)
-    found, expected = (e.read(batch, batch.starts, batch.ends) for e in (engine, exact))
+    found, expected = (e.hidden_and_pool(batch, batch.starts, batch.ends) for e in (engine, exact))
     # Of every token, then of every text.
     assert min(least_cosine(*pair) for pair in zip(found, expected, strict=True)) > 0.999
 

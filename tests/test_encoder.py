@@ -22,7 +22,7 @@ TASK_NAMES = [task.name for task in TASKS]
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of four texts, so that a few texts fill several."""
-    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 4)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_order_and_windows_do_not_matter(
     texts = [sentence[i:] for sentence in sentences for i in range(5)]
     tasks = (TASK_NAMES * 6)[: len(texts)]
     plain = encoder.encode(texts, task=tasks)
-    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 7)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 50)
     backwards = encoder.encode(texts[::-1], task=tasks[::-1])[::-1]
     np.testing.assert_allclose(backwards, plain, atol=1e-5)
@@ -91,7 +91,7 @@ def test_a_stream_reads_no_more_than_it_must(
 
 
 def test_long_texts_make_small_windows(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "WINDOW_CHARACTERS", 100)
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_CHARACTERS", 100)
     parts = encoder.encode_stream(["a" * 90, "b" * 90, "c", "d" * 500])
     assert [len(part) for part in parts] == [1, 2, 1]
 

@@ -164,7 +164,7 @@ def test_mixed_tasks_in_any_batch_give_what_each_text_gives_alone(
     encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
-    monkeypatch.setattr("polyvec.encoder.WINDOW_TEXTS", 4)
+    monkeypatch.setattr("polyvec.encoder.MAX_BLOCK_TEXTS", 4)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
     found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi_vector"])
     assert found.dense is None and found.sparse is not None and found.multi_vector is not None
@@ -323,7 +323,7 @@ def units(rng: np.random.Generator, rows: int) -> np.ndarray:
 def test_maxsim_is_its_double_loop_under_any_budget(
     rng: np.random.Generator, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "MAX_SCORES", budget)
+    monkeypatch.setattr(heads, "MAX_SCORE_PAIRS", budget)
     query, lengths = units(rng, 7), [3, 1, 8, 2, 30]
     candidates = [units(rng, length) for length in lengths]
     expected = []

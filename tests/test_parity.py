@@ -277,7 +277,7 @@ def test_one_adapter_a_batch_gives_the_same_hidden_states(make_engine: MakeEngin
         batch = make_batch(TEXTS, [row] * len(TEXTS))
         np.testing.assert_allclose(mixing.hidden(batch), expected, atol=1e-5, rtol=0)
         if row != NO_ADAPTER:
-            merged = make_engine(config, weights, merge_row=row)
+            merged = make_engine(config, weights, merge_adapter=row)
             np.testing.assert_allclose(merged.hidden(batch), expected, atol=1e-5, rtol=0)
 
 

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from polyvec.checkpoint import (
     Int8Matrix,
     Weights,
-    forget_pages,
     load_checkpoint,
     quantise_rows,
+    release_pages,
     save_checkpoint,
     save_compact,
     weight_shapes,
@@ -135,7 +135,7 @@ def test_tensors_are_read_only_views_that_survive_forgetting(model: Path):
     assert not table.flags.owndata
     with pytest.raises(ValueError, match="read-only"):
         table[:] = 7
-    forget_pages([*weights.values(), np.ones(3)])
+    release_pages([*weights.values(), np.ones(3)])
     assert_equal(weights, random_weights())
 
 

@@ -73,7 +73,7 @@ def test_merged_weights_give_what_the_adapter_gives(
     row: int,
 ) -> None:
     same_task = make_batch(texts, [row] * len(texts))
-    merged = make_engine(tiny_config, tiny_weights, merge_row=row)
+    merged = make_engine(tiny_config, tiny_weights, merge_adapter=row)
     np.testing.assert_allclose(merged.hidden(same_task), engine.hidden(same_task), atol=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_a_merged_engine_refuses_other_tasks(
     make_engine: MakeEngine, tiny_config: ModelConfig, tiny_weights: Weights, batch: Batch
 ) -> None:
     with pytest.raises(ValueError, match="merged with adapter 2"):
-        make_engine(tiny_config, tiny_weights, merge_row=2).hidden(batch)
+        make_engine(tiny_config, tiny_weights, merge_adapter=2).hidden(batch)
 
 
 def test_adapters_of_zeros_change_nothing(

@@ -78,9 +78,8 @@ def read_body(body):
 
 def tokenise(request, tokenizer):
     """Texts and token ids become what the engine reads; so do chunks of one document."""
-    import numpy as np
-
-    from polyvec.server.inputs import chunk_spans, read
+    from polyvec.late_chunking import find_token_spans, join_chunks
+    from polyvec.server.inputs import read
 
     for name in ("input", "documents", "inputs", "texts"):
         texts = getattr(request, name, None)
@@ -89,11 +88,17 @@ def tokenise(request, tokenizer):
         for tokens in read(tokenizer, texts, "search: "):
             assert 2 <= len(tokens.ids) <= tokenizer.max_tokens
         if all(isinstance(text, str) and text.strip() for text in texts):
-            [document] = read(tokenizer, [" ".join(texts)], "")
-            starts, ends = chunk_spans(document, [len(text) for text in texts])
+            whole, offsets = join_chunks(texts)
+            [document] = read(tokenizer, [whole], "")
+            starts, ends = find_token_spans(document, whole, offsets)
             assert (starts <= ends).all() and (ends <= len(document.ids)).all()
             used = ends > starts
-            assert np.array_equal(starts[used][1:], ends[used][:-1]), "tokens belong to one chunk"
+            for left, right in zip(ends[used][:-1], starts[used][1:], strict=True):
+                assert left <= right, "no token belongs to two chunks"
+                # Only the space between two chunks may be a token of neither.
+                assert all(
+                    whole[a:b].isspace() or a == b for a, b in document.offsets[left:right].tolist()
+                )
 
 
 def make_body(data):

@@ -70,23 +70,6 @@ def read_ids(tokenizer: Tokenizer, ids: list[int], prompt: str) -> Tokens:
     )
 
 
-def chunk_spans(document: Tokens, lengths: Sequence[int]) -> Spans:
-    """The tokens of each chunk of a document that is its chunks joined by single spaces.
-
-    `lengths` are the chunks' characters. A token is its chunk's in which it ends: the piece that
-    holds the joining space and the next word is the next chunk's. The first chunk also has `<s>`
-    and the instruction, the last one `</s>`. A chunk without a token of its own, be it that the
-    document was cut before it, has an empty span.
-    """
-    borders = np.cumsum(np.array(lengths) + 1) - 1
-    token_ends = np.maximum.accumulate(document.offsets[document.num_prompt : -1, 1])
-    ends = document.num_prompt + np.searchsorted(token_ends, borders, side="right")
-    starts = np.append(document.num_prompt, ends[:-1])
-    has_own = ends > starts
-    starts[0], ends[-1] = 0, len(document.ids)
-    return starts.astype(np.int32), np.where(has_own, ends, starts).astype(np.int32)
-
-
 def token_spans(first: int, end: int) -> Spans:
     """A span for each token from `first` up to `end`."""
     starts = np.arange(first, end, dtype=np.int32)

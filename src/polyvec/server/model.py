@@ -14,9 +14,10 @@ from jaxtyping import Float32
 
 from polyvec.config import ModelConfig
 from polyvec.heads import Sparse, gather_weights, token_vectors, token_weights
+from polyvec.late_chunking import find_token_spans, join_chunks
 from polyvec.server.cache import Cache, cache_key
 from polyvec.server.errors import ApiError, bad_input
-from polyvec.server.inputs import chunk_spans, read, token_spans
+from polyvec.server.inputs import read, token_spans
 from polyvec.server.metrics import Metrics
 from polyvec.server.quotas import Client, Limits
 from polyvec.server.scheduler import Scheduler, Text, not_finite, whole
@@ -165,13 +166,14 @@ class Served:
         chunks beyond the model's longest text are a 400 all the same: they have no vector.
         """
         self.check_texts(chunks, "input")
-        [document] = await self._read([" ".join(chunks)], task)
+        text, offsets = join_chunks(chunks)
+        [document] = await self._read([text], task)
         if document.truncated and not truncate:
             raise bad_input(
                 f"the chunks have more than {self.config.max_tokens:,} tokens together; send "
                 "fewer, or without late_chunking"
             )
-        starts, ends = chunk_spans(document, [len(chunk) for chunk in chunks])
+        starts, ends = find_token_spans(document, text, offsets)
         lost = np.flatnonzero(ends <= starts)
         if len(lost):
             raise bad_input(

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model
-from polyvec.heads import read_heads
+from polyvec.heads import select_heads
 from polyvec.server.app import Service, make_app
 from polyvec.server.engine_process import EngineMaker, load_engine
 from polyvec.server.metrics import Metrics
@@ -225,7 +225,7 @@ def make_service(
             name,
             config,
             tokenizer,
-            read_heads(weights),
+            select_heads(weights),
             scheduler,
             limits,
             metrics,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
-from polyvec.network import Layer, Network, lay_out, number_tokens, pool
+from polyvec.network import Layer, Network, number_tokens, pack_layout, pool
 from polyvec.train.data.pairs import token_ids
 
 PARTS = {
@@ -86,7 +86,7 @@ class Teacher:
         return out
 
     def _hidden(self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "T D"]:
-        net, layout = self.network, lay_out(lengths)
+        net, layout = self.network, pack_layout(lengths)
         _, positions = number_tokens(layout, len(ids))
         kind = net.embeddings.token_type.weight[0]
         words = net.embeddings.word(ids, None) + kind
@@ -179,7 +179,7 @@ def _moments(
 ) -> list[Float[Tensor, "E E"]]:
     """For every block, the mean of x x' over tokens, x being its input with a 1 appended."""
     batch = make_batch(ids, [-1] * len(ids))
-    layout = lay_out(torch.from_numpy(batch.lengths))
+    layout = pack_layout(torch.from_numpy(batch.lengths))
     x = network.embeddings(torch.from_numpy(batch.token_ids), None)
     moments = []
     for layer in network.layers:
