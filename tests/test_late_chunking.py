@@ -102,8 +102,8 @@ def test_groups_of_sentences_cover_the_text(text: str, count: int) -> None:
     assert "".join(text[start:end] for start, end in groups) == text
 
 
-def test_joined_chunks_own_all_tokens_but_the_spaces_between_them(bundled: Tokenizer) -> None:
-    """`猫` follows a token that is only a space; it belongs to no chunk."""
+def test_joined_chunks_share_out_the_tokens_of_the_document(bundled: Tokenizer) -> None:
+    """The space that joins two chunks is part of the second one's first token."""
     chunks = ["The fox sleeps.", "猫が好き。", "🦊 den", "under 雪"]
     text, offsets = join_chunks(chunks)
     assert [text[start:end] for start, end in offsets] == chunks
@@ -112,9 +112,7 @@ def test_joined_chunks_own_all_tokens_but_the_spaces_between_them(bundled: Token
         starts, ends = find_token_spans(tokens, text, offsets)
         assert (starts[0], ends[-1]) == (0, len(tokens.ids))
         assert (ends > starts).all()
-        for left, right in zip(ends[:-1], starts[1:], strict=True):
-            assert left <= right
-            assert all(text[a:b].isspace() for a, b in tokens.offsets[left:right].tolist())
+        np.testing.assert_array_equal(starts[1:], ends[:-1])
 
 
 def test_a_chunk_behind_the_truncation_has_no_tokens(bundled: Tokenizer) -> None:
