@@ -150,7 +150,9 @@ def test_a_chunk_inside_a_word_shares_its_token(bundled: Tokenizer) -> None:
     assert (ends > starts).all()
 
 
-def test_the_whole_text_as_one_chunk_is_encode(encoder: Encoder, sentences: list[str]) -> None:
+def test_the_whole_text_as_one_chunk_has_the_vector_of_encode(
+    encoder: Encoder, sentences: list[str]
+) -> None:
     for task in (*TASK_NAMES, None):
         for chunks in (1000, [(0, len(sentences[3]))], Sentences(9)):
             (vector,) = encoder.encode_chunks(sentences[3], task=task, chunks=chunks).vectors
@@ -175,7 +177,7 @@ def test_a_list_of_chunks_is_the_text_joined_by_spaces(encoder: Encoder) -> None
     np.testing.assert_allclose(found.vectors[2], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_a_span_has_one_vector_whatever_else_is_asked(
+def test_the_vector_of_a_span_does_not_depend_on_other_spans(
     encoder: Encoder, sentences: list[str]
 ) -> None:
     text = sentences[0]
@@ -186,7 +188,7 @@ def test_a_span_has_one_vector_whatever_else_is_asked(
         np.testing.assert_allclose(vector, alone, atol=1e-6)
 
 
-def test_the_smaller_sizes_are_starts_of_the_larger(encoder: Encoder, sentences: list[str]) -> None:
+def test_smaller_sizes_are_the_start_of_the_largest(encoder: Encoder, sentences: list[str]) -> None:
     full = encoder.encode_chunks(sentences[0], chunks=5)
     for dim in encoder.config.dims:
         small = encoder.encode_chunks(sentences[0], chunks=5, dim=dim)
@@ -216,11 +218,11 @@ def test_long_documents_are_pooled_over_their_windows(
     (tokens,) = encoder.tokenizer.encode([text], [TASKS[1].prompt], truncate=False)
     assert len(tokens.ids) > 64
     size = overlap if overlap is not None else min(256, window // 2)
-    # As in the reference: every window but the first drops what the window before has read.
+    # As in the reference: every window but the first drops the tokens of the window before it.
     parts, start = [], 0
     while sum(map(len, parts)) < len(tokens.ids):
         ids = tokens.ids[start : start + window]
-        batch_states = hidden(encoder, ids, row=1)
+        batch_states = hidden(encoder, ids, adapter_id=1)
         parts.append(batch_states[size if start else 0 :])
         start += window - size
     states = np.concatenate(parts)
@@ -232,11 +234,11 @@ def test_long_documents_are_pooled_over_their_windows(
     np.testing.assert_allclose(found.vectors, by_hand, atol=1e-5)
 
 
-def hidden(encoder: Encoder, ids: np.ndarray, row: int) -> np.ndarray:
-    return encoder.engine.hidden(make_batch([ids], [row]))
+def hidden(encoder: Encoder, ids: np.ndarray, adapter_id: int) -> np.ndarray:
+    return encoder.engine.hidden(make_batch([ids], [adapter_id]))
 
 
-def test_a_window_as_long_as_the_document_is_all_there_is(
+def test_a_window_as_long_as_the_document_changes_nothing(
     encoder: Encoder, sentences: list[str]
 ) -> None:
     text = sentences[0]
@@ -277,7 +279,7 @@ def test_memory_holds_one_batch_of_a_long_document() -> None:
     np.testing.assert_allclose(means[:, 0], (starts + ends - 1) / 2, rtol=1e-5)
 
 
-# What cannot be
+# Invalid choices
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from polyvec.pooling import pool_spans
 
 @pytest.fixture
 def network(tiny_config: ModelConfig, tiny_weights: Weights) -> Network:
-    """The tiny model as a module, free to change."""
+    """The tiny model as a module that a test may change."""
     network = Network(tiny_config)
     network.load_state_dict({name: torch.tensor(w) for name, w in tiny_weights.items()})
     return network
@@ -21,7 +21,7 @@ def network(tiny_config: ModelConfig, tiny_weights: Weights) -> Network:
 
 @pytest.fixture
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, lengths and adapter rows of four texts, two of them equally long."""
+    """Token ids, lengths and adapter ids of four texts, two of them equally long."""
     lengths = torch.tensor([7, 4, 4, 9])
     ids = torch.randint(4, 90, (24,), generator=torch.Generator().manual_seed(0))
     return ids, lengths, torch.tensor([0, -1, 3, 2])

@@ -28,6 +28,7 @@ HEADED = replace(CONFIG, sparse_head=True, multi_vector_dim=5)
 
 FC1 = "encoder.layers.1.mlp.fc1.weight"
 
+
 def random_weights(
     config: ModelConfig = CONFIG, *, pooler: bool = True, mlm: bool = False, seed: int = 0
 ) -> Weights:
@@ -35,10 +36,12 @@ def random_weights(
     shapes = weight_shapes(config, pooler=pooler, mlm=mlm)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
+
 def assert_equal(left: Weights, right: Weights) -> None:
     assert set(left) == set(right)
     for name, weight in left.items():
         np.testing.assert_array_equal(weight, right[name], err_msg=name)
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -46,18 +49,22 @@ def model(tmp_path: Path) -> Path:
     save_checkpoint(tmp_path / "model", CONFIG, random_weights())
     return tmp_path / "model"
 
+
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
 
 def edit_tensors(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
+
 def split(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """A safetensors file's header and data."""
     end = 8 + int.from_bytes(raw[:8], "little")
     return json.loads(raw[8:end]), raw[end:]
+
 
 def join(header: object, data: bytes) -> bytes:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()

@@ -228,7 +228,7 @@ def test_a_folder_that_is_not_a_model_is_refused_with_the_reason(tmp_path: Path)
 
 
 def test_nothing_relies_on_asserts(model: Path, tmp_path: Path):
-    """A few of the attacks above, in an interpreter that skips assert statements."""
+    """Some of these attacks, in an interpreter that skips assert statements."""
     raw = (model / "model.safetensors").read_bytes()
     header, data = split(raw)
     gap = join({name: entry for name, entry in header.items() if name != FC1}, data)

@@ -32,7 +32,7 @@ def test_an_adapter_folder_put_beside_the_others_becomes_a_task(model: Path):
     assert names == ["classification", *five, "mine"]
 
 
-def test_an_adapter_that_adapts_nothing_is_the_bare_encoder(model: Path):
+def test_an_adapter_without_targets_is_the_bare_encoder(model: Path):
     for task in ("retrieval_query", "retrieval_passage", "classification", "text_matching"):
         shutil.rmtree(model / task)
     (model / "separation").rename(model / "my-own")

@@ -25,7 +25,7 @@ from tests.checkpoint.conftest import CONFIG, HEADED, assert_equal, random_weigh
 
 @pytest.mark.parametrize("pooler", [True, False])
 @pytest.mark.parametrize("mlm", [True, False])
-def test_a_checkpoint_reads_back_to_the_bit(tmp_path: Path, pooler: bool, mlm: bool):
+def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path, pooler: bool, mlm: bool):
     weights = random_weights(pooler=pooler, mlm=mlm)
     save_checkpoint(tmp_path / "m", CONFIG, weights)
     config, again = load_checkpoint(tmp_path / "m")
@@ -54,7 +54,7 @@ def test_bfloat16_is_kept_as_it_is_stored(tmp_path: Path):
         np.testing.assert_array_equal(again, weight.astype(ml_dtypes.bfloat16))
 
 
-def test_files_travel_with_the_weights(tmp_path: Path):
+def test_files_are_written_beside_the_weights(tmp_path: Path):
     save_checkpoint(tmp_path / "m", CONFIG, random_weights(), files={"README.md": b"# A model"})
     assert (tmp_path / "m" / "README.md").read_bytes() == b"# A model"
     for name in ("config.json", "../escape", "separation", ".hidden", "a/b", ""):
@@ -88,7 +88,7 @@ def test_the_compact_layout_holds_heads_in_bfloat16(tmp_path: Path):
 
 
 @pytest.mark.parametrize("head", ["sparse", "multi"])
-def test_either_head_may_come_alone(tmp_path: Path, head: str):
+def test_a_model_may_have_only_one_of_the_heads(tmp_path: Path, head: str):
     config = replace(
         HEADED, **({"multi_vector_dim": 0} if head == "sparse" else {"sparse_head": False})
     )
@@ -126,7 +126,7 @@ def test_a_wrong_weight_is_not_saved(tmp_path: Path):
 
 @contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """Files cannot grow beyond `num_bytes`: as near to a full disk as a test can get."""
+    """Files cannot grow beyond `num_bytes`, which is the closest a test can get to a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
     try:
