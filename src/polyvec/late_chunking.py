@@ -204,7 +204,7 @@ def fill_empty_spans(tokens: Tokens, spans: TokenSpans) -> TokenSpans:
 def _add_special_tokens(
     tokens: Tokens, starts: Int32[np.ndarray, " S"], ends: Int32[np.ndarray, " S"]
 ) -> TokenSpans:
-    """Extend spans over what stands before the text's first token, and over `</s>` at the end."""
+    """Extend the spans with the text's first or last token over the special tokens beside it."""
     last = np.int32(len(tokens.ids) - 1)
     used = ends > starts
     return (

@@ -174,8 +174,8 @@ class OpenVINOEngine:
         )
         # With inputs the plugin would keep kernels for thousands of batch shapes, megabytes each.
         # oneDNN below it keeps those of the last thousand products, so a capacity of 1 costs no
-        # speed. With 0, the plugin would store all scores of attention, for every head a square
-        # of the length of the longest text.
+        # speed. With 0, the plugin would store the scores of attention: per head, the square of
+        # the length of the longest text.
         compiled = core.compile_model(model, "CPU", properties | {"CPU_RUNTIME_CACHE_CAPACITY": 1})
         # Two requests take turns, because a block must not write where it reads.
         requests = [compiled.create_infer_request() for _ in range(2)]
