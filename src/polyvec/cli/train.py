@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from polyvec.encoder import Encoder, find_model
 from polyvec.train.data.failure_cases import CASES, make_examples, write_rows, write_task
-from polyvec.train.data.hard_negatives import alternate, bm25_scores, cosine_scores, mine
+from polyvec.train.data.hard_negatives import bm25_scores, cosine_scores, merge_negatives, mine
 from polyvec.train.data.pairs import read_pairs, write_pairs
 from polyvec.train.new_task import Options, make_adapter
 
@@ -147,7 +147,7 @@ def negatives(
     scores = {"model": cosine_scores, "bm25": bm25_scores}
     names = ["model", "bm25"] if by == "both" else [by]
     mined = [mine(rows, scores[name](encoder, rows), num=num, margin=margin) for name in names]
-    found = alternate(*mined, num=num)
+    found = merge_negatives(*mined, num=num)
     groups = [str(group) for group in rows.groups]
     write_pairs(
         out,
