@@ -33,7 +33,7 @@ from polyvec.data_folder import data_folder
 def measure(
     file: Path, folder: Path, *, seed: int, num_train: int, num_test: int, more: list[str]
 ) -> tuple[list[float], str, tuple[float, float]]:
-    """Accuracies without adapter, of the start and of the new task; the start; wall and CPU time."""
+    """Accuracies without adapter, of the start and of the new task; the start; both times."""
     table = pq.read_table(file, columns=["text", "label"])
     order = np.random.default_rng(seed).permutation(len(table))
     seen = table.take(order[:num_train])

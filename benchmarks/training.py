@@ -4,8 +4,8 @@
     python -m benchmarks.training --steps 4  # a trial
 
 Both train polyvec-mini's backbone without adapters, from the same weights, on the same texts in the
-same batches: InfoNCE over the batch with temperature 0.05, AdamW, and no dropout. Tokens are counted
-without padding. polyvec's time includes the tokenizer's, because sentence-transformers tokenises
+same batches: InfoNCE over the batch with temperature 0.05, AdamW, and no dropout. Padding does not
+count as tokens. polyvec's time includes the tokenizer's, because sentence-transformers tokenises
 during training. The two alternate for two rounds, and the better round counts.
 """
 
