@@ -22,9 +22,9 @@ from polyvec.engines import make_engine
 from polyvec.engines.torch import TorchEngine
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.distributed import num_processes, processes
-from polyvec.train.head_objectives import heads
-from polyvec.train.loop import Settings, Work, train
+from polyvec.train.distributed import num_processes, process_group
+from polyvec.train.head_objectives import self_distillation
+from polyvec.train.loop import Settings, StepFn, train
 from tests.train import test_objectives as stages
 
 DEVICE = "cuda"
@@ -39,9 +39,9 @@ CONFIG = replace(stages.CONFIG, sparse_head=True, multi_vector_dim=16)
 LENGTHS = (500, 1, 64, 2_000, 2, 65, 7, 128, 1_025, 127, 3, 64)
 ADAPTER_IDS = (0, 1, -1, 4, 2, 3, 1, -1, 0, 2, 4, 3)
 
-STAGES: dict[str, Callable[[Network, int | None], Work]] = {
+STAGES: dict[str, Callable[[Network, int | None], StepFn]] = {
     **stages.STAGES,
-    "heads": lambda net, _: heads(
+    "heads": lambda net, _: self_distillation(
         net, stages.TEXTS, stages.TEXTS[::-1], stages.GROUPS, stages.PLAN, ignored=[0, 1, 2, 3]
     ),
 }
@@ -167,19 +167,19 @@ def run(folder: Path, *, stop_at: int | None = None) -> Tensor:
     network = make_network(DEVICE, dropout=0.1)
     network.precision, network.embeddings.word.sparse = torch.bfloat16, True
     before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
-    step_work = STAGES["pairs"](network, 40)
+    inner = STAGES["pairs"](network, 40)
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         if step == stop_at:
             raise KeyboardInterrupt
-        return step_work(step % len(stages.PLAN))
+        return inner(step % len(stages.PLAN))
 
     matrices = [n for n, p in network.layers.named_parameters(prefix="layers") if p.ndim == 2]
     settings = Settings(
         steps=8, learning_rate=1e-3, table_rate=0.05, muon_rate=1e-3, save_every=3, accumulate=2
     )
     tables = ["embeddings.word.weight"]
-    train(network.named_parameters(), work, settings, folder, tables=tables, muon=matrices)
+    train(network.named_parameters(), step_fn, settings, folder, tables=tables, muon=matrices)
     return torch.cat([p.detach().flatten() for p in network.parameters()]) - before
 
 
@@ -245,7 +245,7 @@ def test_a_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "one"}
     for name, value in {**address, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    with processes() as device:
+    with process_group() as device:
         assert (device.type, num_processes()) == (DEVICE, 1)
         total = torch.ones(2, device=device)
         dist.all_reduce(total)

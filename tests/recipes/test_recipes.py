@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from polyvec import Encoder
 from polyvec.network import Network
-from polyvec.train.data.batches import Draws
 from polyvec.train.metrics import read_records
 
 # What transformers says when PEFT asks it.
@@ -183,19 +182,3 @@ def test_the_papers_stages_run_on_a_small_model(paper: dict, debug: Path, tmp_pa
         for step in range(2):
             loss, tokens = work(step)
             assert torch.isfinite(loss) and tokens > 0, name
-
-
-def test_draws_are_of_one_part_without_repeats_and_the_same_again() -> None:
-    parts = [np.arange(30), np.arange(30, 36)]
-    plan = Draws(parts=parts, weights=[1.0, 3.0], steps=400, batch_size=8)
-    second = 0
-    for step in range(400):
-        rows = plan[step]
-        assert len({*rows.tolist()}) == len(rows) == (8 if rows[0] < 30 else 6)
-        assert len({row < 30 for row in rows.tolist()}) == 1
-        assert np.array_equal(rows, plan[step])
-        second += rows[0] >= 30
-    assert second / 400 == pytest.approx(0.75, abs=0.06)
-    with pytest.raises(IndexError):
-        plan[400]
-    assert len(plan) == 400

