@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from polyvec.server.quotas import Client, Clients, hash_key
+from polyvec.server.quotas import ApiKey, ApiKeys, hash_key
 from polyvec.server.stores import batch_jobs as batches_module
-from polyvec.server.stores.batch_jobs import Batches
+from polyvec.server.stores.batch_jobs import BatchJobs
 from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
 
@@ -20,9 +20,9 @@ from tests.server.conftest import MODEL, check_error, serving
 @pytest.fixture(scope="module")
 def deferring(tmp_path_factory):
     """A server that keeps batch jobs, with two keys."""
-    known = [Client(name, hash_key(name)) for name in ("alice", "bob")]
+    known = [ApiKey(name, hash_key(name)) for name in ("alice", "bob")]
     folder = tmp_path_factory.mktemp("batches")
-    with serving(batches=folder, clients=Clients(known)) as running:
+    with serving(batches=folder, api_keys=ApiKeys(known)) as running:
         running.http.headers["authorization"] = "Bearer alice"
         yield running
 
@@ -156,7 +156,7 @@ def test_a_killed_server_answers_every_line_once(tmp_path):
 
 
 def test_a_jobs_files_are_deleted_after_a_day(tmp_path, monkeypatch):
-    kept = Batches(tmp_path)
+    kept = BatchJobs(tmp_path)
     batch = kept.create("me", "m", {}, make_lines(1))
     assert kept.find("me", batch.id) == batch and kept.next() == batch
 
@@ -170,7 +170,7 @@ def test_a_jobs_files_are_deleted_after_a_day(tmp_path, monkeypatch):
 
 
 def test_cancelling_and_recording_at_once_never_revive_a_job(tmp_path):
-    kept = Batches(tmp_path)
+    kept = BatchJobs(tmp_path)
     for _ in range(20):
         batch = kept.create("me", "m", {}, make_lines(100))
         with ThreadPoolExecutor(2) as pool:

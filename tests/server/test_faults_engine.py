@@ -12,8 +12,9 @@ import pytest
 
 from polyvec.server.errors import ApiError
 from polyvec.server.metrics import Metrics
-from polyvec.server.quotas import Limits
-from polyvec.server.scheduler import Scheduler, whole
+from polyvec.server.limits import Limits
+from polyvec.server.scheduler import EngineText, Scheduler
+from polyvec.tasks import NO_ADAPTER
 from tests.processes import start_server, wait_for
 from tests.server.conftest import check_error, serving
 from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, SLOW, faulty_engine, missing_engine
@@ -32,7 +33,7 @@ def beside(server, bad):
     """Answers to a bad request and to three good ones that wait with it."""
     with ThreadPoolExecutor(8) as pool:
         # While the engine is busy with this one, the others gather into one batch.
-        scheduler = server.service.served[0].scheduler
+        scheduler = server.service.models[0].scheduler
         first = pool.submit(server.embed, [[SLOW, 5]])
         wait_for(lambda: scheduler.num_busy)
         asked = pool.submit(server.embed, bad)
@@ -94,7 +95,7 @@ def test_an_engine_that_dies_fails_its_batch_and_comes_again(faulty, library):
 
 def test_a_killed_engine_turns_readiness_off_and_liveness_not(faulty, library):
     """F12: the worker is killed from outside; /ready and /health say so, /live does not."""
-    [model] = faulty.service.served
+    [model] = faulty.service.models
     old = model.scheduler.engines[0].pid
     os.kill(old, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
@@ -116,7 +117,7 @@ def test_an_engine_that_hangs_is_started_again(library):
     with serving(make_engine=faulty_engine, limits=Limits(engine_seconds=1.5)) as server:
         with ThreadPoolExecutor(4) as pool:
             hung = pool.submit(server.embed, [[HANG]])
-            wait_for(lambda: server.service.served[0].scheduler.num_busy)
+            wait_for(lambda: server.service.models[0].scheduler.num_busy)
             waiting = pool.submit(server.embed, GOOD[0])
             assert check_error(hung.result())[0] == 503
             assert server.http.get("/ready").status_code == 503
@@ -128,12 +129,13 @@ def test_an_engine_that_never_starts_is_a_503_that_says_so():
     """F12: what waits is not left waiting, and neither is what comes later."""
 
     async def ask():
+        text = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
         scheduler = Scheduler(missing_engine, 384, Metrics())
         scheduler.start()
         with pytest.raises(ApiError, match="does not start") as waiting:
-            await scheduler.run([whole(np.array([0, 2], np.int32), -1)])
+            await scheduler.run([text])
         with pytest.raises(ApiError, match="does not start") as later:
-            await scheduler.run([whole(np.array([0, 2], np.int32), -1)])
+            await scheduler.run([text])
         assert not scheduler.is_ready
         await scheduler.stop()
         return waiting.value.status, later.value.status
@@ -144,7 +146,7 @@ def test_an_engine_that_never_starts_is_a_503_that_says_so():
 def test_a_restarted_engine_gives_the_same_bits(faulty):
     """F17: same bits after restart."""
     before = faulty.embed(GOOD[0], embedding_type="base64").json()["data"]
-    os.kill(faulty.service.served[0].scheduler.engines[0].pid, signal.SIGKILL)
+    os.kill(faulty.service.models[0].scheduler.engines[0].pid, signal.SIGKILL)
     wait_for(lambda: faulty.http.get("/ready").status_code == 503)
     faulty.wait_until_ready()
     assert faulty.embed(GOOD[0], embedding_type="base64").json()["data"] == before

@@ -73,7 +73,7 @@ def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(library):
     text = "Grüße an 2,5 Millionen Leser… 猫が好き。\n\tfoo_bar " * 6_000
     for prompt in ("", "Represent the document for retrieval: "):
         [whole] = library.tokenizer.encode([text], [prompt])
-        part = inputs.read_long(library.tokenizer, text, prompt)
+        part = inputs.tokenise_long_text(library.tokenizer, text, prompt)
         assert np.array_equal(part.ids, whole.ids) and part.truncated == whole.truncated
 
 
@@ -206,7 +206,7 @@ def test_a_truncated_body_ends_the_request_and_nothing_else(server):
 def test_a_slow_request_is_cut_off(monkeypatch):
     """F5: slow-loris, in the body and in the head."""
     from polyvec.server import run
-    from polyvec.server.quotas import Limits
+    from polyvec.server.limits import Limits
 
     monkeypatch.setattr(run, "HEADER_SECONDS", 0.3)
     with serving(limits=Limits(read_seconds=0.3)) as server:

@@ -12,10 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from polyvec.server import quotas as limits_module
-from polyvec.server.middleware import OPEN
-from polyvec.server.quotas import Bucket, Client, Clients, Limits, hash_key, plain_keys, read_keys
-from polyvec.server.routes.health import ENDPOINTS
+from polyvec.server import quotas
+from polyvec.server.limits import Limits
+from polyvec.server.middleware import PUBLIC_PATHS
+from polyvec.server.quotas import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys, read_key_file
+from polyvec.server.routes import ENDPOINTS
 from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine
@@ -43,7 +44,7 @@ def post_and_leave(server, text):
 
 def test_work_of_clients_that_left_is_dropped(narrow, library):
     """F18: clients disconnect while queued and while running."""
-    scheduler = narrow.service.served[0].scheduler
+    scheduler = narrow.service.models[0].scheduler
     running = post_and_leave(narrow, f"[[{SLOW}, 5]]")
     wait_for(lambda: scheduler.num_busy)
     queued = [post_and_leave(narrow, f'"queued {number}"') for number in range(20)]
@@ -62,12 +63,12 @@ def test_work_of_clients_that_left_is_dropped(narrow, library):
 
     done = texts(narrow.http.get("/metrics").text) - texts(before)
     assert done <= 3, "what was queued never reached the engine"
-    assert narrow.service.traffic.running == 0 or narrow.http.get("/live").status_code == 200
+    assert narrow.service.load.running == 0 or narrow.http.get("/live").status_code == 200
 
 
 def test_a_full_queue_is_429_at_once(narrow):
     """F19: queue full: 429 and Retry-After, quickly, and nothing piles up."""
-    scheduler = narrow.service.served[0].scheduler
+    scheduler = narrow.service.models[0].scheduler
     with ThreadPoolExecutor(40) as pool:
         slow = pool.submit(narrow.embed, [[SLOW] * 5])
         wait_for(lambda: scheduler.num_busy)
@@ -102,7 +103,7 @@ def test_a_big_job_does_not_starve_small_ones(server):
     """F24: single texts are answered while a request of 1,000 texts is under way."""
     with ThreadPoolExecutor(1) as pool:
         big = pool.submit(server.embed, [f"number {number}" for number in range(1_000)])
-        wait_for(lambda: server.service.served[0].scheduler.queue.tokens > 2_000)
+        wait_for(lambda: server.service.models[0].scheduler.queue.tokens > 2_000)
         small = [server.embed(f"small {number}") for number in range(5)]
         assert all(answer.status_code == 200 for answer in small)
         assert not big.done(), "the small ones overtook it"
@@ -158,7 +159,7 @@ def test_two_clients_may_use_one_request_id(server, library):
 @pytest.fixture(scope="module")
 def closed():
     """A server with one key."""
-    with serving(clients=Clients(plain_keys([KEY]))) as running:
+    with serving(api_keys=ApiKeys(hash_keys([KEY]))) as running:
         yield running
 
 
@@ -170,7 +171,7 @@ def test_every_route_is_closed_without_a_key(closed, path):
     """F22: every route, known or not, whatever the method."""
     for method in ("GET", "POST", "DELETE", "PUT", "OPTIONS", "HEAD"):
         answer = closed.http.request(method, path)
-        assert (answer.status_code == 401) == (path not in OPEN), method
+        assert (answer.status_code == 401) == (path not in PUBLIC_PATHS), method
 
 
 @pytest.mark.parametrize(
@@ -204,30 +205,30 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
     """F22: no early end at the first key that fits."""
     compared = []
     monkeypatch.setattr(
-        limits_module.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b
+        quotas.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b
     )
-    clients = Clients(plain_keys(["one", "two", "three"]))
-    assert clients.find("Bearer one").name == "key-1" and len(compared) == 3
+    clients = ApiKeys(hash_keys(["one", "two", "three"]))
+    assert clients.authenticate("Bearer one").name == "key-1" and len(compared) == 3
 
 
 def test_keys_are_read_from_a_file_of_digests(tmp_path):
     path = tmp_path / "keys.txt"
     digest = hashlib.sha256(b"k").hexdigest()
     path.write_text(f"# name digest\nalice {digest} requests=2 tokens=9 concurrency=1\n")
-    [alice] = read_keys(path)
+    [alice] = read_key_file(path)
     assert alice.digest == hash_key("k") and alice.concurrency == 1
     for line in ("alice", "alice abc", f"alice {digest} speed=3", f"alice {digest} tokens=0"):
         path.write_text(line)
         with pytest.raises(ValueError, match="line 1"):
-            read_keys(path)
+            read_key_file(path)
 
 
 def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
     """F23: the rate-limit window, and a clock that jumps."""
     now = [100.0]
-    monkeypatch.setattr(limits_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(limits_module.time, "time", lambda: 0.0)
-    client = Client("a", requests=Bucket(size=2.0), tokens=Bucket(size=100.0))
+    monkeypatch.setattr(quotas.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(quotas.time, "time", lambda: 0.0)
+    client = ApiKey("a", requests=TokenBucket(size=2.0), tokens=TokenBucket(size=100.0))
     client.admit()
     client.admit()
     with pytest.raises(Exception, match="2/2 requests per minute"):
@@ -251,10 +252,10 @@ def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
 def test_quotas_are_kept_over_http(tmp_path):
     """F23: hosted headers, 429 with Retry-After, and concurrency."""
     known = [
-        Client("few", hash_key("few"), requests=Bucket(size=3.0), tokens=Bucket(size=50.0)),
-        Client("one", hash_key("one"), concurrency=1),
+        ApiKey("few", hash_key("few"), requests=TokenBucket(size=3.0), tokens=TokenBucket(size=50.0)),
+        ApiKey("one", hash_key("one"), concurrency=1),
     ]
-    with serving(make_engine=faulty_engine, clients=Clients(known)) as server:
+    with serving(make_engine=faulty_engine, api_keys=ApiKeys(known)) as server:
         body = {"model": MODEL, "input": "a b c"}
         few, one = ({"authorization": f"Bearer {key}"} for key in ("few", "one"))
         left = []

@@ -10,8 +10,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from polyvec import Encoder
-from polyvec.server.cache import OVERHEAD, Cache, cache_key
-from polyvec.server.quotas import Limits
+from polyvec.server.cache import ENTRY_OVERHEAD_BYTES, VectorCache, cache_key
+from polyvec.server.limits import Limits
 from polyvec.server.run import make_service
 from tests.processes import wait_for
 from tests.server.conftest import MODEL, check_error, serving
@@ -74,13 +74,13 @@ def test_a_cached_text_is_not_embedded_again(library):
 
 
 def test_the_cache_is_bounded_and_forgets_what_is_unused_longest():
-    size = 4 * 8 + OVERHEAD
-    cache = Cache(3 * size)
+    size = 4 * 8 + ENTRY_OVERHEAD_BYTES
+    cache = VectorCache(3 * size)
     keys = [cache_key(np.array([number], np.int32), 0) for number in range(4)]
     for number, key in enumerate(keys[:3]):
-        cache.keep(key, np.full(8, number, np.float32))
+        cache.add(key, np.full(8, number, np.float32))
     assert cache.find(keys[0]) is not None
-    cache.keep(keys[3], np.full(8, 3, np.float32))
+    cache.add(keys[3], np.full(8, 3, np.float32))
     assert [cache.find(key) is not None for key in keys] == [True, False, True, True]
     assert len(cache) == 3 and cache.num_bytes == 3 * size
 
@@ -103,7 +103,7 @@ def test_models_and_engines_share_a_server(library, tiny_model):
             encoder = (library, tiny)[number % 2]
             expected = encoder.encode(TEXTS, task="separation")
             np.testing.assert_allclose(got, expected, atol=1e-5)
-        pids = {e.pid for model in server.service.served for e in model.scheduler.engines}
+        pids = {e.pid for model in server.service.models for e in model.scheduler.engines}
         assert len(pids) == 4
         listed = server.http.get("/v1/models").json()["data"]
         assert [model["id"] for model in listed] == ["polyvec-mini", name, MODEL]

@@ -1,14 +1,20 @@
 """The routes besides /v1/embeddings."""
 
+import json
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
-from sklearn.linear_model import SGDClassifier
 
 from polyvec import similarity
-from polyvec.server.stores.classifiers import Classifiers, learn
+from polyvec.classification import classify, learn_examples, learn_names
+from polyvec.cli import app
+from polyvec.server.errors import ApiError
+from polyvec.server.stores import classifiers as classifiers_module
+from polyvec.server.stores.classifiers import Classifiers
 from tests.server.conftest import MODEL, check_error, serving
 
 TEXTS = ["Where does the cat sleep?", "Die Katze schläft auf dem Stuhl.", "Brot backen"]
@@ -36,16 +42,14 @@ def test_rerank_is_the_cosine_of_query_and_passage(server, library, jina_schema)
     assert [set(one) for one in short.json()["results"]] == [{"index", "relevance_score"}]
 
 
-def test_zero_shot_scores_are_shares(server, library, jina_schema):
+def test_zero_shot_probabilities_are_those_of_the_library(server, library, jina_schema):
     labels = ["animals", "kitchen"]
     body = {"model": MODEL, "input": TEXTS, "labels": labels}
     answer = server.http.post("/v1/classify", json=body).json()
     jina_schema("ClassificationResponse", answer)
-    texts, names = (library.encode(group, task="classification") for group in (TEXTS, labels))
-    expected = np.exp(texts @ names.T)
-    expected /= expected.sum(1, keepdims=True)
+    expected = classify(library, learn_names(library, labels), TEXTS)
     got = [[one["score"] for one in row["predictions"]] for row in answer["data"]]
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
     assert [row["prediction"] for row in answer["data"]] == [labels[i] for i in expected.argmax(1)]
     groups = server.http.post(
         "/v1/classify", json=body | {"labels": {"what": labels, "how": ["x"]}}
@@ -54,6 +58,32 @@ def test_zero_shot_scores_are_shares(server, library, jina_schema):
     row = groups.json()["data"][0]
     assert row["prediction"]["what"] == answer["data"][0]["prediction"]
     assert row["score"]["how"] == 1
+
+
+def test_few_shot_probabilities_are_those_of_the_library(keeping, library):
+    items = examples("bread", 4) + examples("car", 4) + examples("cat", 3)
+    train = {"model": MODEL, "input": items[:6]}
+    key = keeping.http.post("/v1/train", json=train).json()["classifier_id"]
+    more = {"classifier_id": key, "input": items[6:]}
+    assert keeping.http.post("/v1/train", json=more).status_code == 200
+    ask = {"classifier_id": key, "input": TEXTS}
+    answer = keeping.http.post("/v1/classify", json=ask).json()
+    learned = learn_examples(
+        library, [item["text"] for item in items], [item["label"] for item in items]
+    )
+    assert [one["label"] for one in answer["data"][0]["predictions"]] == learned.labels
+    got = [[one["score"] for one in row["predictions"]] for row in answer["data"]]
+    np.testing.assert_allclose(got, classify(library, learned, TEXTS), atol=1e-6)
+
+
+def test_the_command_line_gives_the_same_probabilities(server, capsys):
+    labels = ["animals", "kitchen"]
+    options = [word for label in labels for word in ("--labels", label)]
+    app(["classify", *options, "--json", *TEXTS], result_action="return_value")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    body = {"model": MODEL, "input": TEXTS, "labels": labels}
+    data = server.http.post("/v1/classify", json=body).json()["data"]
+    print(lines, data)
 
 
 def examples(kind, number):
@@ -81,46 +111,92 @@ def test_a_classifier_is_trained_used_listed_and_forgotten(keeping, jina_schema)
     assert check_error(keeping.http.post("/v1/classify", json=ask))[0] == 404
 
 
-def test_training_needs_two_labels_and_a_file(keeping, server):
+def test_a_classifier_with_one_label_gives_this_label(keeping):
+    made = keeping.http.post("/v1/train", json={"model": MODEL, "input": examples("bread", 2)})
+    key = made.json()["classifier_id"]
+    ask = {"classifier_id": key, "input": ["anything"]}
+    [row] = keeping.http.post("/v1/classify", json=ask).json()["data"]
+    assert (row["prediction"], row["score"]) == ("bread", 1)
+    more = {"classifier_id": key, "input": examples("car", 2)}
+    assert keeping.http.post("/v1/train", json=more).status_code == 200
+    [row] = keeping.http.post("/v1/classify", json=ask | {"input": ["car number 5"]}).json()["data"]
+    assert row["prediction"] == "car"
+
+
+def test_training_needs_a_file(server):
     body = {"model": MODEL, "input": examples("bread", 2)}
-    assert keeping.error(body, path="/v1/train")[0] == 400
     status, sentence = server.error(body, path="/v1/train")
     assert (status, "--classifiers" in sentence) == (404, True)
 
 
-def test_the_learner_is_scikit_learns(rng):
-    vectors = rng.normal(size=(60, 8)).astype(np.float32)
-    labels = rng.integers(0, 3, 60)
-    ours = learn(np.zeros((3, 9), np.float32), vectors, labels, 5)
-    theirs = SGDClassifier(
-        loss="hinge",
-        penalty=None,
-        learning_rate="pa1",
-        eta0=1.0,
-        shuffle=False,
-        max_iter=5,
-        tol=None,
-    ).fit(vectors.astype(np.float64), labels)
-    np.testing.assert_allclose(ours[:, :-1], theirs.coef_, atol=1e-3)
-    np.testing.assert_allclose(ours[:, -1], theirs.intercept_, atol=1e-3)
+def test_a_classifier_does_not_depend_on_the_order_of_its_examples(tmp_path, rng):
+    store = Classifiers(tmp_path / "classifiers.sqlite")
+    vectors = rng.normal(size=(40, 8)).astype(np.float32)
+    labels = [f"label {i}" for i in rng.integers(0, 3, 40)]
+    order = rng.permutation(40)
+    once = store.create("me", "m", "private", labels, vectors)
+    shuffled = [labels[i] for i in order]
+    again = store.create("me", "m", "private", shuffled[:10], vectors[order[:10]])
+    store.update("me", again, shuffled[10:], vectors[order[10:]])
+    first, second = (store.use("me", key).classifier for key in (once, again))
+    assert first.labels == second.labels
+    assert np.array_equal(first.weights, second.weights)
+    assert np.array_equal(first.biases, second.biases)
 
 
 def test_no_concurrent_update_is_lost(tmp_path, rng):
     path = tmp_path / "classifiers.sqlite"
     vectors = rng.normal(size=(2, 4)).astype(np.float32)
-    key = Classifiers(path).create("me", "m", "private", ["a", "b"], vectors, 1)
+    key = Classifiers(path).create("me", "m", "private", ["a", "b"], vectors)
     start = threading.Barrier(8)
 
     def update(number):
         start.wait()
-        Classifiers(path).update("me", key, [f"label {number}"] * 2, vectors, 1)
+        Classifiers(path).update("me", key, [f"label {number}"] * 2, vectors)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(update, range(8)))
     [summary] = Classifiers(path).list("me")
     assert summary["updated_number"] == 8 and len(summary["labels"]) == 10
-    with pytest.raises(Exception, match="not found"):
+    assert Classifiers(path).use("me", key).classifier.labels == summary["labels"]
+    with pytest.raises(ApiError, match="not found"):
         Classifiers(path).use("another", key)
+
+
+def test_a_classifier_has_a_limit_of_examples_and_of_labels(tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(classifiers_module, "MAX_EXAMPLES", 6)
+    monkeypatch.setattr(classifiers_module, "MAX_LABELS", 3)
+    store = Classifiers(tmp_path / "classifiers.sqlite")
+    vectors = rng.normal(size=(7, 4)).astype(np.float32)
+    key = store.create("me", "m", "private", list("abca"), vectors[:4])
+    with pytest.raises(ApiError, match="7 examples; the limit is 6") as caught:
+        store.update("me", key, list("abc"), vectors[:3])
+    assert caught.value.status == 400
+    with pytest.raises(ApiError, match="4 labels") as caught:
+        store.update("me", key, ["d"], vectors[:1])
+    assert caught.value.status == 400
+    assert store.list("me")[0]["labels"] == list("abc")
+    store.update("me", key, ["a", "b"], vectors[:2])
+
+
+def test_a_classifier_whose_fit_was_interrupted_is_fitted_when_it_is_used(
+    tmp_path, monkeypatch, rng
+):
+    store = Classifiers(tmp_path / "classifiers.sqlite")
+    vectors = rng.normal(size=(4, 4)).astype(np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_fit", lambda key: None)
+        key = store.create("me", "m", "private", list("abab"), vectors)
+    first, second = store.use("me", key).classifier, store.use("me", key).classifier
+    assert np.array_equal(first.weights, second.weights) and first.labels == ["a", "b"]
+
+
+def test_a_file_of_the_older_format_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "old.sqlite"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table classifiers (classifier_id text, weights blob)")
+    with pytest.raises(ValueError, match=r"old\.sqlite was written by an older version"):
+        Classifiers(path)
 
 
 def test_segments_cover_the_text(server, library):
