@@ -33,7 +33,7 @@ changed = st.builds(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changed | st.binary())
 def test_any_body_is_read_or_refused_as_clients_know_it(body):
-    """F4: property fuzzing; `python -m tests.server.fuzz` is the coverage-guided kind."""
+    """Property fuzzing; `python -m tests.server.fuzz` is the coverage-guided kind."""
     parse_body(body)
 
 
