@@ -1,3 +1,5 @@
+"""/v1/embeddings gives the vectors of the library."""
+
 import base64
 import json
 import random
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyvec import TASKS, Encoder, to_binary, to_ubinary
-from tests.server.conftest import MODEL, serving
+from tests.server.conftest import MODEL, read_vectors, serving
 
 TEXTS = [
     "Where does the cat sleep?",
@@ -18,19 +20,14 @@ TEXTS = [
     "bread and water " * 12,
     "Шустрая бурая лиса прыгает через ленивого пса.",
 ]
+
+
 NAMES = [None, *(task.name for task in TASKS)]
-
-
-def vectors(answer):
-    assert answer.status_code == 200, answer.text
-    data = answer.json()["data"]
-    assert [row["index"] for row in data] == list(range(len(data)))
-    return np.array([row["embedding"] for row in data], np.float32)
 
 
 @pytest.mark.parametrize("task", NAMES)
 def test_the_server_gives_the_librarys_vectors(server, library, task):
-    got = vectors(server.embed(TEXTS, task=task))
+    got = read_vectors(server.embed(TEXTS, task=task))
     np.testing.assert_allclose(got, library.encode(TEXTS, task=task), atol=2e-6)
 
 
@@ -42,7 +39,7 @@ def test_usage_counts_what_the_model_read(server, library):
 
 
 def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, library):
-    """F15: batch == single == shuffled == mixed-task, all dims, through HTTP."""
+    """Batch == single == shuffled == mixed-task, all dims, through HTTP."""
     generator = random.Random(0)
     expected = {task: library.encode(TEXTS, task=task) for task in NAMES}
     dims = [*library.config.dims, 31, 1]
@@ -50,7 +47,7 @@ def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, librar
     def ask(number):
         chosen = generator.choices(range(len(TEXTS)), k=generator.randint(1, 6))
         task, dim = generator.choice(NAMES), generator.choice(dims)
-        got = vectors(server.embed([TEXTS[i] for i in chosen], task=task, dimensions=dim))
+        got = read_vectors(server.embed([TEXTS[i] for i in chosen], task=task, dimensions=dim))
         cut = expected[task][chosen, :dim]
         return np.abs(got - cut / np.linalg.norm(cut, axis=1, keepdims=True)).max()
 
@@ -61,8 +58,8 @@ def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, librar
 
 @pytest.mark.parametrize("dim", [1, 31, 32, 384])
 def test_vectors_have_length_one_in_every_encoding(server, dim):
-    """F16: unit norm at every dimension and after every encoding; float and base64 bit-equal."""
-    plain = vectors(server.embed(TEXTS, dimensions=dim))
+    """Unit norm at every dimension and after every encoding; float and base64 bit-equal."""
+    plain = read_vectors(server.embed(TEXTS, dimensions=dim))
     np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
     rows = server.embed(TEXTS, dimensions=dim, embedding_type="base64").json()["data"]
     packed = np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in rows])
@@ -91,30 +88,34 @@ def test_one_type_in_a_list_is_that_type(server):
 
 
 def test_without_normalisation_vectors_keep_their_length(server):
-    raw = vectors(server.embed(TEXTS, normalized=False, dimensions=64))
+    raw = read_vectors(server.embed(TEXTS, normalized=False, dimensions=64))
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     assert (np.abs(lengths - 1) > 1e-3).all()
     np.testing.assert_allclose(
-        raw / lengths, vectors(server.embed(TEXTS, dimensions=64)), atol=1e-5
+        raw / lengths, read_vectors(server.embed(TEXTS, dimensions=64)), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("task", NAMES)
 def test_token_ids_are_as_good_as_their_text(server, library, task):
     ids = [text.ids.tolist() for text in library.tokenizer.encode(TEXTS, [""] * len(TEXTS))]
-    expected = vectors(server.embed(TEXTS, task=task))
+    expected = read_vectors(server.embed(TEXTS, task=task))
     bare = [one[1:-1] for one in ids]
     for form in (ids, bare):
-        np.testing.assert_allclose(vectors(server.embed(form, task=task)), expected, atol=2e-6)
-    np.testing.assert_allclose(vectors(server.embed(bare[0], task=task)), expected[:1], atol=2e-6)
+        np.testing.assert_allclose(read_vectors(server.embed(form, task=task)), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        read_vectors(server.embed(bare[0], task=task)), expected[:1], atol=2e-6
+    )
 
 
 def test_objects_with_a_text_are_texts(server):
     same = [{"text": TEXTS[0]}, TEXTS[0]]
-    got = vectors(server.embed(same))
+    got = read_vectors(server.embed(same))
     np.testing.assert_allclose(got[0], got[1], atol=1e-6)
     assert (
-        vectors(server.embed({"text": "a"})).shape == vectors(server.embed("a")).shape == (1, 384)
+        read_vectors(server.embed({"text": "a"})).shape
+        == read_vectors(server.embed("a")).shape
+        == (1, 384)
     )
 
 
@@ -133,9 +134,9 @@ def test_late_chunking_reads_the_chunks_as_one_document(server, library):
         owner[: tokens.num_prompt] = [0] * tokens.num_prompt
         expected = np.stack([states[np.array(owner) == i].mean(0) for i in range(3)])
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        got = vectors(server.embed(chunks, task=task, late_chunking=True))
+        got = read_vectors(server.embed(chunks, task=task, late_chunking=True))
         np.testing.assert_allclose(got, expected, atol=1e-5)
-        alone = vectors(server.embed(chunks, task=task))
+        alone = read_vectors(server.embed(chunks, task=task))
         assert np.abs(got - alone).max() > 0.01, "a chunk does not know its document"
 
 
@@ -199,4 +200,72 @@ def test_a_large_answer_is_whole(server, library):
     texts = [f"{number} bottles" for number in range(300)]
     answer = server.embed(texts, dimensions=32)
     assert json.loads(answer.content)["model"] == MODEL
-    np.testing.assert_allclose(vectors(answer), library.encode(texts, dim=32), atol=2e-6)
+    np.testing.assert_allclose(read_vectors(answer), library.encode(texts, dim=32), atol=2e-6)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "status", "named"),
+    [
+        ("", 400, "input[0]"),
+        (["good", ""], 400, "input[1]"),
+        (["good", " \t\n\u2003"], 400, "input[1]"),
+        ([], 422, "input"),
+        ([[]], 422, "item 0"),
+        ([None], 422, "item 0"),
+        (None, 422, "input"),
+    ],
+)
+def test_nothing_to_embed_is_an_error_that_names_it(server, texts, status, named, late):
+    """Empty string, empty list, white space; and an empty chunk, a chunk of only spaces."""
+    got, sentence = server.error({"input": texts, "late_chunking": late})
+    assert (got, named in sentence) == (status, True), sentence
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "named"),
+    [
+        ({"task": "retrieval"}, 400, "retrieval.query"),
+        ({"task": ""}, 400, "task"),
+        ({"dimensions": 0}, 422, "dimensions"),
+        ({"dimensions": -8}, 422, "dimensions"),
+        ({"dimensions": 1025}, 400, "384"),
+        ({"dimensions": "8"}, 422, "dimensions"),
+        ({"dimensions": 8.5}, 422, "dimensions"),
+        ({"dimensions": True}, 422, "dimensions"),
+        ({"dimensions": 31, "embedding_type": "binary"}, 400, "multiple of 8"),
+        ({"embedding_type": "int4"}, 422, "embedding_type"),
+        ({"embedding_type": []}, 422, "embedding_type"),
+        ({"encoding_format": "binary"}, 422, "encoding_format"),
+        ({"encoding_format": "float", "embedding_type": "base64"}, 422, "differ"),
+        ({"output": "sparse", "dimensions": 8}, 400, "dimensions"),
+        ({"model": "gpt-5"}, 400, "not found"),
+        ({"late_chunking": True, "input": [[5, 6]]}, 400, "late_chunking"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_its_name(server, fields, status, named):
+    """Bad task, dimension 0, 1025, "8", bad encoding."""
+    got, sentence = server.error({"input": "a"} | fields)
+    assert (got, named in sentence) == (status, True), sentence
+
+
+def test_any_dimension_up_to_the_width_is_served(server):
+    """The hosted API takes 31 too."""
+    got = read_vectors(server.embed("a", dimensions=31))
+    assert got.shape == (1, 31)
+    np.testing.assert_allclose(np.linalg.norm(got), 1, atol=1e-6)
+
+
+def test_late_chunking_needs_room_for_all_chunks(server):
+    """Chunks of more than 8,192 tokens together."""
+    chunks = ["the " * 5_000, "fox " * 5_000, "den"]
+    status, sentence = server.error({"input": chunks, "late_chunking": True})
+    assert (status, "8,192" in sentence) == (400, True)
+    status, sentence = server.error({"input": chunks, "late_chunking": True, "truncate": True})
+    assert (status, "input[2]" in sentence) == (400, True)
+
+
+def test_one_chunk_is_its_text(server):
+    """Late chunking of one chunk is plain embedding."""
+    late = read_vectors(server.embed(["a fox in its den"], late_chunking=True))
+    np.testing.assert_allclose(late, read_vectors(server.embed("a fox in its den")), atol=1e-6)
