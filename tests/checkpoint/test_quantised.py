@@ -8,11 +8,14 @@ import pytest
 
 from polyvec.checkpoint import (
     Int8Matrix,
+    gather_rows,
     load_checkpoint,
     quantise_rows,
     save_compact,
+    to_float,
     weight_shapes,
 )
+from polyvec.checkpoint.quantised import from_tensors, quantise, to_tensors
 from polyvec.checkpoint.storage import read_tensors, write_tensors
 from tests.checkpoint.conftest import CONFIG, random_weights
 
@@ -42,6 +45,27 @@ def test_rows_of_zeros_and_of_one_sign_are_quantised():
     int8 = quantise_rows(matrix)
     np.testing.assert_array_equal(int8.values, [[0, 0, 0], [1, 2, 127], [-127, 0, 1]])
     np.testing.assert_array_equal(int8.to_float(), matrix)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
+def test_gathered_rows_are_rows_of_the_matrix_in_float32(dtype: type):
+    matrix = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    weight = quantise_rows(matrix) if dtype is np.int8 else matrix.astype(dtype)
+    ids = np.int32([8, 0, 0, 3])
+    rows = gather_rows(weight, ids)
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, to_float(weight)[ids])
+
+
+def test_a_matrix_is_stored_and_restored_and_quantised_only_once():
+    matrix = quantise(np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
+    assert quantise(matrix) is matrix
+    tensors = to_tensors("table", matrix)
+    plain = np.ones(3)
+    assert from_tensors("plain", plain, tensors.get) is plain
+    again = from_tensors("table", tensors["table"], tensors.get)
+    assert isinstance(again, Int8Matrix)
+    np.testing.assert_array_equal(again.to_float(), matrix.to_float())
 
 
 def test_an_8_bit_tensor_without_its_scales_is_refused(tmp_path: Path):
