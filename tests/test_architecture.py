@@ -13,18 +13,8 @@ SOURCE = Path(polyvec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
-    ("tasks", "chunking", "config", "data_folder", "terminal"),
-    (
-        "checkpoint",
-        "tokenizer",
-        "batch",
-        "pooling",
-        "outputs",
-        "heads",
-        "hub",
-        "records",
-        "late_chunking",
-    ),
+    ("tasks", "chunking", "config", "data_folder", "terminal", "records"),
+    ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "late_chunking"),
     ("engines", "network"),
     ("encoder", "reranking", "classification", "export"),
     ("train", "eval", "server", "search", "bulk", "integrations"),
