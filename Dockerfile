@@ -1,6 +1,6 @@
-# docker build -t polyvec .                                   for processors
-# docker build -t polyvec-cuda --build-arg EXTRAS=server,torch .   for CUDA
-# docker run --read-only --tmpfs /tmp -p 8080:8080 polyvec
+# For CPUs:  docker build -t polyvec .
+# For CUDA:  docker build -t polyvec-cuda --build-arg EXTRAS=server,torch .
+# To run it: docker run --read-only --tmpfs /tmp -p 8080:8080 polyvec
 FROM python:3.12-slim AS build
 ARG EXTRAS=server
 COPY . /source

@@ -1,12 +1,12 @@
-"""Tokens a second of encoding and of training on one CUDA GPU, beside transformers and the roof.
+"""Tokens per second of encoding and training on one CUDA GPU, compared with transformers.
 
-    python -m benchmarks.gpu --compile --write     # two minutes on an H100, half of them compiling
+    python -m benchmarks.gpu --compile --write     # two minutes on an H100, half of it compilation
     python -m benchmarks.gpu --parts encode        # or train
-    python -m benchmarks.gpu --small --device cpu  # to try it out
+    python -m benchmarks.gpu --small --device cpu  # a trial
 
-The models have random weights, made on the GPU. Texts lie there, packed or padded, before the clock
-starts: what is timed is the network and each text's mean. Every number is a median, and every row
-is printed as soon as it is known.
+The models have random weights. Texts are on the GPU, packed or padded, before the measurement, so
+that it includes only the network and the mean of each text. The roof is the speed of a large matrix
+product. Every number is a median, and every row is printed as soon as it is known.
 """
 
 import argparse
@@ -39,26 +39,26 @@ CORPORA = {"mixed": MIXED, "128 x 128": [128] * 128, "8 x 8192": [8192] * 8}
 """Name -> the lengths of its texts."""
 
 TRAINING = {"contrast": (FULL, 32_768), "distillation": (MINI, 65_536)}
-"""Stage -> the model, and about how many tokens a step has."""
+"""Stage -> the model, and the approximate number of tokens per step."""
 
 BATCH_TOKENS = 65_536
-"""Of a packed batch; what the engine has on CUDA."""
+"""Tokens of a packed batch, as in the engine on CUDA."""
 
 PADDED = (32, 256)
-"""Texts in a padded batch: sentence-transformers' default, and what fills a large GPU better."""
+"""Texts in a padded batch: the default of sentence-transformers, and more for a large GPU."""
 
 WARMUP, REPEATS = 2, 5
 PARTS = ["encode", "train"]
 
-ENCODING = f"""Encoding, 24 layers in bf16: tokens a second, without padding, and in brackets how
-many times that the first row reaches, and the share of that roof which the texts' own products
-reach. `mixed`: 2,048 texts of log-normal length, median 60 tokens, up to 1,024. polyvec packs
-{BATCH_TOKENS:,} tokens, and one task costs what none does once it is merged. transformers: SDPA,
-sorted by length and padded, no adapters."""
+ENCODING = f"""Encoding with 24 layers in bf16: tokens per second without padding. In brackets: the
+speed of the first row relative to this one, and the matrix products of the texts as a fraction of
+the roof. `mixed`: 2,048 texts of log-normal length, with a median of 60 tokens and at most 1,024.
+polyvec packs {BATCH_TOKENS:,} tokens. A single task is merged into the weights, and then costs as
+much as none. transformers: SDPA, sorted by length and padded, without adapters."""
 
-TRAINED = """Training: products in bf16, weights in float32, AdamW, dense gradients, nothing
-recomputed. The share of the roof counts three times the forward products, without padding. Lengths
-as in `mixed`; every step has others."""
+TRAINED = """Training: products in bf16, weights in float32, AdamW, dense gradients, and no
+recomputation. The fraction of the roof counts three times the forward products, without padding.
+Lengths are as in `mixed`, and differ between steps."""
 
 Corpora = dict[str, list[int]]
 Texts = list[list[int]]
@@ -67,12 +67,12 @@ Row = list[str]
 
 
 def main() -> None:
-    """Measure the parts asked for, print them, and with --write put them into the page."""
+    """Measure the chosen parts and print them; with --write, write the section of the page."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--compile", action="store_true", help="also time compiled blocks")
     parser.add_argument("--write", action="store_true", help="write the section of the page")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to try it out")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a trial")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -90,7 +90,15 @@ def main() -> None:
         rows = []
         for stage, (config, tokens) in training.items():
             rows += time_training(stage, config, tokens, device, roof, options.compile)
-        header = ["stage", "blocks", "model", "tokens a step", "tokens/s", "of the roof", "memory"]
+        header = [
+            "stage",
+            "blocks",
+            "model",
+            "tokens per step",
+            "tokens/s",
+            "of the roof",
+            "memory",
+        ]
         sections += [" ".join(TRAINED.split()), table(header, rows)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "No GPU"
     roofs = f"{name}: a bf16 product of 8,192 x 8,192 matrices runs at {roof / 1e12:.0f} TFLOP/s."
@@ -103,14 +111,14 @@ def main() -> None:
 
 
 def say(row: Row) -> Row:
-    """The row, printed at once."""
+    """Print a row at once, and return it."""
     sys.stdout.write(" | ".join(row) + "\n")
     sys.stdout.flush()
     return row
 
 
 def time_run(run: Run, device: torch.device) -> float:
-    """Seconds of one `run`, the device's work included."""
+    """Seconds of one `run`, including the device's work."""
     wait = torch.cuda.synchronize if device.type == "cuda" else bool
     wait()
     began = time.perf_counter()
@@ -120,7 +128,7 @@ def time_run(run: Run, device: torch.device) -> float:
 
 
 def time_runs(run: Run, device: torch.device, repeats: int = REPEATS) -> float:
-    """The median seconds of `run`, once it is warm."""
+    """Median seconds of `run`, after a warm-up."""
     return median([time_run(run, device) for _ in range(WARMUP + repeats)][WARMUP:])
 
 
@@ -133,7 +141,7 @@ def measure_roof(device: torch.device, size: int) -> float:
 def time_encoding(
     config: ModelConfig, corpora: Corpora, device: torch.device, roof: float, compiled: bool
 ) -> Iterator[Row]:
-    """A row for every way to encode."""
+    """One row for every way to encode."""
     ids = {name: make_ids(lengths, config.vocab_size) for name, lengths in corpora.items()}
     first: dict[str, float] = {}
 
@@ -154,28 +162,29 @@ def time_encoding(
     for blocks in ("plain", "compiled") if compiled else ("plain",):
         for layer in network.layers if blocks == "compiled" else ():
             layer.compile(dynamic=True)
-        for kind, rows in {"no task": [-1], "five tasks mixed": [0, 1, 2, 3, 4]}.items():
-            name = f"polyvec, {kind}, {blocks} blocks"
-            yield row_of(name, lambda texts, rows=rows: read(network, texts, rows))
+        for tasks, ids_of in {"no task": [-1], "five tasks mixed": [0, 1, 2, 3, 4]}.items():
+            name = f"polyvec, {tasks}, {blocks} blocks"
+            yield row_of(name, lambda texts, ids_of=ids_of: encode_packed(network, texts, ids_of))
     peer = load_peer(config, device)
     for size in PADDED:
         name = f"transformers, batches of {size}"
-        yield row_of(name, lambda texts, size=size: read_padded(peer, texts, size))
+        yield row_of(name, lambda texts, size=size: encode_padded(peer, texts, size))
 
 
-def read(network: Network, texts: Texts, rows: list[int]) -> Run:
-    """Read packed batches; the texts' adapters are `rows`, in turn."""
+def encode_packed(network: Network, texts: Texts, adapter_ids: list[int]) -> Run:
+    """Encode packed batches. The texts have the adapters in turn."""
     device, batches = network.embeddings.word.weight.device, []
     for members in pack([len(text) for text in texts], BATCH_TOKENS):
-        batch = make_batch([texts[i] for i in members], [rows[i % len(rows)] for i in members])
+        adapters = [adapter_ids[i % len(adapter_ids)] for i in members]
+        batch = make_batch([texts[i] for i in members], adapters)
         arrays = (batch.token_ids, batch.lengths, batch.adapter_ids, batch.starts, batch.ends)
         batches.append([torch.from_numpy(array).long().to(device) for array in arrays])
     return lambda: [pool(network(*batch[:3]), *batch[3:]) for batch in batches]
 
 
 def load_peer(config: ModelConfig, device: torch.device) -> nn.Module:
-    """transformers' class of the same shape, in bf16."""
-    # Seconds to import, which training need not wait for.
+    """The class of transformers with the same shape, in bf16."""
+    # The import takes seconds, and training does not need it.
     from transformers import AutoModel, JinaEmbeddingsV3Config
 
     shape = JinaEmbeddingsV3Config.from_dict(config_to_json(config))
@@ -184,8 +193,8 @@ def load_peer(config: ModelConfig, device: torch.device) -> nn.Module:
     return model.to(device).eval().requires_grad_(False)
 
 
-def read_padded(model: nn.Module, texts: Texts, size: int) -> Run:
-    """Read batches of `size` texts, sorted by length and padded, as sentence-transformers does."""
+def encode_padded(model: nn.Module, texts: Texts, size: int) -> Run:
+    """Encode batches of `size` texts, sorted by length and padded, as in sentence-transformers."""
     device, batches = next(model.parameters()).device, []
     order = sorted(map(torch.tensor, texts), key=len, reverse=True)
     for first in range(0, len(order), size):
@@ -203,7 +212,7 @@ def read_padded(model: nn.Module, texts: Texts, size: int) -> Run:
 def time_training(
     stage: str, config: ModelConfig, tokens: int, device: torch.device, roof: float, compiled: bool
 ) -> Iterator[Row]:
-    """A row for plain blocks and one for compiled ones."""
+    """One row for plain blocks, and one for compiled blocks."""
     steps = WARMUP + REPEATS
     pairs = tokens // int(np.mean(MIXED)) // 2
     lengths = np.resize(MIXED, (steps, 2, pairs))
@@ -216,15 +225,15 @@ def time_training(
         network = Network(config)
     network.precision = torch.bfloat16
     if stage == "contrast":
-        work = contrast(network, left, right, number, plan)
+        step_fn = contrast(network, left, right, number, plan)
     else:
         teachers = F.normalize(torch.randn(len(left), config.width), dim=-1).numpy()
         both = [np.append(rows, rows + len(left)) for rows in plan]
-        work = distillation(network, texts, np.tile(number, 2), teachers, both)
+        step_fn = distillation(network, texts, np.tile(number, 2), teachers, both)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
 
     def update(step: int) -> None:
-        work(step)
+        step_fn(step)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

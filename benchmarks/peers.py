@@ -32,8 +32,8 @@ def load_polyvec(folder: Path, threads: int, *, tasks: str = "none", int8: bool 
         if not (folder / "int8").exists():
             save_compact(folder / "int8", config, weights)
         config, weights = load_checkpoint(folder / "int8")
-    merge_row = 1 if tasks == "merged" else None
-    engine = OpenVINOEngine(config, weights, num_threads=threads, merge_row=merge_row)
+    merge_adapter = 1 if tasks == "merged" else None
+    engine = OpenVINOEngine(config, weights, num_threads=threads, merge_adapter=merge_adapter)
 
     def embed(texts: list[list[int]]) -> np.ndarray:
         rows = {"none": [-1], "mixed": [0, 1, 2, 3, 4], "merged": [1]}[tasks]

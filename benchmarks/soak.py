@@ -40,7 +40,7 @@ from benchmarks.load import (
 )
 from benchmarks.report import describe_machine, table, write_section
 from polyvec import Encoder
-from polyvec.server.quotas import Limits
+from polyvec.server.limits import Limits
 from polyvec.server.run import make_server, make_service
 
 DOCS = Path(__file__).parent.parent / "docs"

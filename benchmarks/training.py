@@ -1,12 +1,12 @@
-"""Tokens a second of stage 2 beside sentence-transformers' trainer.
+"""Tokens per second of stage 2, compared with sentence-transformers' trainer.
 
     python -m benchmarks.training            # ten minutes on two cores
-    python -m benchmarks.training --steps 4  # to try it out
+    python -m benchmarks.training --steps 4  # a trial
 
 Both train polyvec-mini's backbone without adapters, from the same weights, on the same texts in the
-same batches: InfoNCE with temperature 0.05 against the batch, AdamW, no dropout. Tokens are counted
-without padding. polyvec's time has the tokenizer's in it, since sentence-transformers reads texts
-as it goes. The best of two rounds counts, the peers taking turns.
+same batches: InfoNCE over the batch with temperature 0.05, AdamW, and no dropout. Padding does not
+count as tokens. polyvec's time includes the tokenizer's, because sentence-transformers tokenises
+during training. The two alternate for two rounds, and the better round counts.
 """
 
 import json
@@ -36,40 +36,40 @@ from polyvec.encoder import find_model
 from polyvec.export.sentence_transformers import save_sentence_transformer
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.data.pairs import token_ids
+from polyvec.train.data.tokens import tokenise
 from polyvec.train.loop import Settings, train
 from polyvec.train.metrics import read_records
 from polyvec.train.objectives import contrast
 
 NOTES = Path(__file__).parent.parent / "examples" / "notes"
-WARMUP = 2
-"""Steps before the clock starts."""
+WARMUP_STEPS = 2
+"""Steps before the measurement."""
 
 Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What both are asked to do."""
+    """The task that both perform."""
 
     folder: Path
-    """The model, for sentence-transformers and for us."""
+    """Folder of the model, for both."""
 
     left: list[str]
-    """Texts in the order of training."""
+    """First texts of the pairs, in the order of training."""
 
     right: list[str]
-    """What each belongs with."""
+    """Second texts of the pairs."""
 
     batch: int
-    """Pairs a step."""
+    """Pairs per step."""
 
     precision: Precision
-    """Of matrix products."""
+    """Number format of matrix products."""
 
 
 def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True) -> None:
-    """Time both, in float32 and where the processor has it in bf16, and write the section."""
+    """Time both in float32, and in bf16 if the processor supports it, and write the section."""
     torch.set_num_threads(threads)
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     precisions: list[Precision] = ["float32"]
@@ -78,7 +78,7 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = write_model(Path(place) / "model")
-        for kind, lengths in make_lengths(2 * batch * (WARMUP + steps)).items():
+        for kind, lengths in make_lengths(2 * batch * (WARMUP_STEPS + steps)).items():
             texts = make_texts(folder, lengths)
             left, right = texts[: len(texts) // 2], texts[len(texts) // 2 :]
             for precision in precisions:
@@ -89,7 +89,7 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
                         speeds[name].append(run(task))
                         sys.stdout.write(f"{kind} {precision} {name} {speeds[name][-1]:,.0f}\n")
                         sys.stdout.flush()
-                ours, theirs = (max(found) for found in speeds.values())
+                ours, theirs = (max(rounds) for rounds in speeds.values())
                 rows.append(
                     [kind, precision, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
                 )
@@ -97,10 +97,10 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
     body = "\n\n".join(
         [
             "## Training",
-            "Tokens a second of stage 2 (InfoNCE against the batch, AdamW) at polyvec-mini's size, "
-            f"batches of {batch} pairs, threads: {threads}; tokens are counted without padding. "
-            "Mixed lengths are log-normal between 4 and 256 tokens, as sentences and paragraphs "
-            "come; equal ones are 64, where there is no padding to save.",
+            "Tokens per second of stage 2 (InfoNCE over the batch, AdamW) at polyvec-mini's size, "
+            f"with batches of {batch} pairs and {threads} threads. Tokens are counted without "
+            "padding. Mixed lengths are log-normal between 4 and 256 tokens, like those of "
+            "sentences and paragraphs. Equal lengths are 64 tokens, so that there is no padding.",
             table(header, rows),
             describe_machine("torch", "transformers", "sentence-transformers"),
         ]
@@ -111,7 +111,7 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
 
 
 def write_model(folder: Path) -> Path:
-    """polyvec-mini's backbone as sentence-transformers reads it, without dropout."""
+    """Write polyvec-mini's backbone for sentence-transformers, without dropout."""
     source = find_model(None)
     config, weights = load_checkpoint(source)
     files = Tokenizer.load(source, config.max_tokens).files()
@@ -123,14 +123,14 @@ def write_model(folder: Path) -> Path:
 
 
 def make_lengths(count: int) -> dict[str, list[int]]:
-    """Tokens of each text, by kind."""
+    """Number of tokens of each text, by the name of the distribution."""
     rng = np.random.default_rng(0)
     mixed = np.clip(rng.lognormal(3.3, 0.9, count), 4, 256).astype(int).tolist()
     return {"mixed": mixed, "equal": [64] * count}
 
 
 def make_texts(folder: Path, lengths: list[int]) -> list[str]:
-    """Stretches of the notes of about these lengths."""
+    """Parts of the notes, with about these numbers of tokens."""
     tokenizer = Tokenizer.load(folder, 512).core
     notes = [path.read_text() for path in sorted(NOTES.iterdir()) if path.is_file()]
     stream = tokenizer.encode("\n".join(notes)).ids
@@ -143,7 +143,7 @@ def make_texts(folder: Path, lengths: list[int]) -> list[str]:
 
 
 def train_polyvec(task: Task) -> float:
-    """Tokens a second of `polyvec.train`."""
+    """Tokens per second of `polyvec.train`."""
     config, weights = load_checkpoint(task.folder)
     network = Network(replace(config, dims=(config.width,)))
     network.load_state_dict(
@@ -153,25 +153,25 @@ def train_polyvec(task: Task) -> float:
     tokenizer = Tokenizer.load(task.folder, config.max_tokens).core
     began = time.perf_counter()
     left, right = (
-        token_ids(tokenizer, texts, max_tokens=config.max_tokens)
+        tokenise(tokenizer, texts, max_tokens=config.max_tokens)
         for texts in (task.left, task.right)
     )
-    reading = time.perf_counter() - began
+    tokenising = time.perf_counter() - began
     plan = np.split(np.arange(len(left)), len(left) // task.batch)
-    work = contrast(network, left, right, np.arange(len(left)), plan)
+    step_fn = contrast(network, left, right, np.arange(len(left)), plan)
     settings = Settings(steps=len(plan), learning_rate=1e-5, save_every=10_000)
     parameters = [(key, p) for key, p in network.named_parameters() if p.numel()]
     with tempfile.TemporaryDirectory() as folder:
-        train(parameters, work, settings, Path(folder))
-        records = read_records(Path(folder) / "metrics.jsonl")[WARMUP:]
+        train(parameters, step_fn, settings, Path(folder))
+        records = read_records(Path(folder) / "metrics.jsonl")[WARMUP_STEPS:]
     seconds = sum(record["seconds"] for record in records)
     return sum(record["tokens"] for record in records) / (
-        seconds + reading * len(records) / len(plan)
+        seconds + tokenising * len(records) / len(plan)
     )
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records the time at the end of each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -183,12 +183,12 @@ class Clock(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Read the clock."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
 
 def train_sentence_transformer(task: Task) -> float:
-    """Tokens a second of `SentenceTransformerTrainer`."""
+    """Tokens per second of `SentenceTransformerTrainer`."""
     model = SentenceTransformer(str(task.folder), device="cpu")
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +203,7 @@ def train_sentence_transformer(task: Task) -> float:
             report_to="none",
             disable_tqdm=True,
             logging_strategy="no",
-            # The same pairs in the same batches as we have.
+            # The pairs and batches must be the same as those of polyvec.
             train_sampling_strategy="sequential",
         )
         trainer = SentenceTransformerTrainer(
@@ -215,13 +215,13 @@ def train_sentence_transformer(task: Task) -> float:
         )
         trainer.train()
     core = Tokenizer.load(task.folder, 8192).core
-    timed = slice(WARMUP * task.batch, None)
+    timed = slice(WARMUP_STEPS * task.batch, None)
     tokens = sum(
         len(encoding.ids)
         for side in (task.left, task.right)
         for encoding in core.encode_batch(side[timed])
     )
-    return tokens / (clock.ends[-1] - clock.ends[WARMUP - 1])
+    return tokens / (clock.ends[-1] - clock.ends[WARMUP_STEPS - 1])
 
 
 PEERS: dict[str, Callable[[Task], float]] = {

@@ -1,18 +1,23 @@
 r"""jina-embeddings-v3, 572 million parameters, as its paper trains it (arXiv:2409.10173).
 
     torchrun --nproc-per-node 8 recipes/jina_v3.py short \
-        --start xlm-roberta-large --data data --out runs/v3
-    torchrun --nproc-per-node 8 recipes/jina_v3.py long --data data --out runs/v3
-    ... pairs-short, pairs-long (2 processes), retrieval, text-matching, classification,
-    separation (1 process each), and at last: python recipes/jina_v3.py ship --out runs/v3
+        --start xlm-roberta-large --data DATA --out runs/v3
+    torchrun --nproc-per-node 8 recipes/jina_v3.py long --data DATA --out runs/v3
+    torchrun --nproc-per-node 8 recipes/jina_v3.py pairs-short --data DATA --out runs/v3
+    torchrun --nproc-per-node 2 recipes/jina_v3.py pairs-long --data DATA --out runs/v3
+    python recipes/jina_v3.py retrieval --data DATA --out runs/v3
+    python recipes/jina_v3.py text-matching --data DATA --out runs/v3
+    python recipes/jina_v3.py classification --data DATA --out runs/v3
+    python recipes/jina_v3.py separation --data DATA --out runs/v3
+    python recipes/jina_v3.py model --out runs/v3
 
-Hardware: one machine with eight 80 GB GPUs. Time, from floating-point operations at 40 % of an
-H100's bf16 peak and guessed mean lengths (80 tokens of 192, 400 of 1,024): `short` 10 hours, `long`
-15, `pairs-short` 35, `pairs-long` 35, `retrieval` 10, the other adapters two or less. Nobody has
-run it in this project, so there is no score to expect. The paper's own model reaches 65.5 on
-English MTEB (its table 4), with data that is not public.
+Hardware: one machine with eight 80 GB GPUs. The time is estimated from floating-point operations,
+at 40 % of an H100's bf16 peak, with assumed mean lengths (80 tokens of 192, 400 of 1,024): `short`
+10 hours, `long` 15, `pairs-short` 35, `pairs-long` 35, `retrieval` 10, and the other adapters at
+most 2 each. The recipe has only been tested on a small model, so no score is known. The paper's
+model reaches 65.5 on English MTEB (its table 4), with data that is not public.
 
-`--data` holds Parquet files, as docs/training.md describes them:
+`--data` contains Parquet files, which docs/training.md describes:
 
     text/*.parquet                      text, lang
     pairs/*.parquet, long/*.parquet     query, positive, query_lang [, group]
@@ -22,7 +27,7 @@ English MTEB (its table 4), with data that is not public.
     adapters/classification/*.parquet   text, label, lang
     adapters/separation/*.parquet       text, label, lang
 
-`RUNS` is the paper's table A1. Where the paper is silent, a choice stands beside its reason.
+`RUNS` is the paper's table A1. Each choice that the paper does not specify has its reason.
 """
 
 import argparse
@@ -39,22 +44,24 @@ import torch
 
 from polyvec.checkpoint import save_checkpoint
 from polyvec.config import ModelConfig
+from polyvec.data_folder import data_folder
 from polyvec.network import Network
-from polyvec.tasks import TASKS, adapter_index
+from polyvec.tasks import TASKS, adapter_index, choose_task
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.checkpoints import average_checkpoints
-from polyvec.train.data.batches import Draws
-from polyvec.train.data.pairs import Rows, join, read_labelled, read_pairs, token_ids
-from polyvec.train.data.tuples import number_tokens
-from polyvec.train.distributed import Model, distribute, processes, rank
+from polyvec.train.data.batches import LazyPlan, plan_by_language
+from polyvec.train.data.pairs import Pairs, join_pairs, read_labelled_texts, read_pairs
+from polyvec.train.data.tokens import tokenise
+from polyvec.train.data.tuples import tuple_id_tokens
+from polyvec.train.distributed import Model, distribute, process_group, rank
 from polyvec.train.init.xlm_roberta import read_xlm_roberta
-from polyvec.train.loop import Settings, Work, train
-from polyvec.train.masking import plan_languages, read_vocabulary
-from polyvec.train.objectives import contrast, masked_lm, ordering, separation, take_turns, tuples
+from polyvec.train.loop import Settings, StepFn, train
+from polyvec.train.masking import read_vocabulary
+from polyvec.train.objectives import alternate, contrast, masked_lm, ordering, separation, tuples
 from polyvec.train.plot import plot_run
 
 CONFIG = ModelConfig(rope_base=10_000.0)
-"""Table 1, with the rotary base of training; what ships has 20,000 (section 3)."""
+"""Table 1, with the rotary base of training. The finished model has 20,000 (section 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,80 +69,85 @@ class Run:
     """A row of table A1."""
 
     devices: int
-    """Processes, one a GPU."""
+    """Number of processes, one per GPU."""
 
     steps: int
-    """Updates."""
+    """Number of updates."""
 
-    batch: int
-    """Rows a step, over all devices."""
+    batch_size: int
+    """Rows per step, over all devices."""
 
-    longest: int
-    """Tokens of a text."""
+    max_tokens: int
+    """Maximum tokens of a text."""
 
     rate: float
     """Peak learning rate."""
 
     temperature: float | None = None
-    """Of the loss."""
+    """Temperature of the loss."""
 
-    chunk: int = 65_536
-    """Tokens that a device holds activations of. Silent; this fills 80 GB at width 1,024."""
+    chunk_tokens: int = 65_536
+    """Tokens whose activations a device holds at a time. The paper does not specify it; this value
+    fills 80 GB at width 1,024."""
 
 
 RUNS = {
-    "short": Run(devices=8, steps=100_000, batch=1_024, longest=512, rate=1e-4),
-    "long": Run(devices=8, steps=60_000, batch=64, longest=8_192, rate=5e-5),
+    "short": Run(devices=8, steps=100_000, batch_size=1_024, max_tokens=512, rate=1e-4),
+    "long": Run(devices=8, steps=60_000, batch_size=64, max_tokens=8_192, rate=5e-5),
     "pairs-short": Run(
-        devices=8, steps=60_000, batch=16_384, longest=192, rate=3e-5, temperature=0.05
+        devices=8, steps=60_000, batch_size=16_384, max_tokens=192, rate=3e-5, temperature=0.05
     ),
     "pairs-long": Run(
-        devices=2, steps=50_000, batch=1_024, longest=1_024, rate=2e-5, temperature=0.02
+        devices=2, steps=50_000, batch_size=1_024, max_tokens=1_024, rate=2e-5, temperature=0.02
     ),
-    "retrieval": Run(devices=1, steps=20_000, batch=128, longest=512, rate=5e-4, temperature=0.05),
+    "retrieval": Run(
+        devices=1, steps=20_000, batch_size=128, max_tokens=512, rate=5e-4, temperature=0.05
+    ),
     "text-matching": Run(
-        devices=1, steps=15_000, batch=256, longest=192, rate=1e-4, temperature=0.05
+        devices=1, steps=15_000, batch_size=256, max_tokens=192, rate=1e-4, temperature=0.05
     ),
     "classification": Run(
-        devices=1, steps=11_500, batch=256, longest=192, rate=5e-4, temperature=0.02
+        devices=1, steps=11_500, batch_size=256, max_tokens=192, rate=5e-4, temperature=0.02
     ),
-    "separation": Run(devices=1, steps=12_500, batch=512, longest=192, rate=5e-5, temperature=0.02),
+    "separation": Run(
+        devices=1, steps=12_500, batch_size=512, max_tokens=192, rate=5e-5, temperature=0.02
+    ),
 }
-"""Table A1; batches are its products of devices and rows a device."""
+"""Table A1. The batch size is the product of its devices and its rows per device."""
 
-BEFORE = {"long": "short", "pairs-short": "long", "pairs-long": "pairs-short"}
-"""The run whose weights each run starts from; the adapters start from the last of these."""
+PREVIOUS_RUN = {"long": "short", "pairs-short": "long", "pairs-long": "pairs-short"}
+"""The run whose weights each run starts from. The adapters start from `pairs-long`."""
 
 WARMUP = 0.05
-"""Part of a run; the paper has a linear schedule with warm-up of unstated length."""
+"""Fraction of a run. The paper has a linear schedule with a warm-up of unspecified length."""
 
 WEIGHT_DECAY = 0.01
-"""Silent. XLM-RoBERTa's own (Conneau et al. 2020). None for adapters: it would wear down those of
-other tasks, whose gradient is 0."""
+"""Not specified; XLM-RoBERTa's value (Conneau et al. 2020). Adapters have no decay, because it
+would reduce the adapters of other tasks, whose gradient is 0."""
 
-MASKED = 0.15
-"""Silent. XLM-RoBERTa's, whose head the first step uses."""
+MASKING_RATIO = 0.15
+"""Not specified; the value of XLM-RoBERTa, whose masked-LM head the first run uses."""
 
 LANGUAGE_EXPONENT = 0.3
-"""Silent. XLM-RoBERTa's alpha, with which its table of pieces was trained."""
+"""Not specified; XLM-RoBERTa's alpha, with which its vocabulary was trained."""
 
-ENGLISH = 0.2
-"""Part of stage 1 (section 4.1)."""
+ENGLISH_SHARE = 0.2
+"""Fraction of English in stage 1 (section 4.1)."""
 
 DIM_WEIGHTS = None
-"""Where and how Matryoshka was weighted is not said. Everywhere, and equally, as by its authors
-(Kusupati et al. 2022)."""
+"""The paper does not specify where Matryoshka losses are used, or their weights. This recipe uses
+them everywhere with equal weights, like their authors (Kusupati et al. 2022)."""
 
-NEGATIVES = 7
-"""Hard negatives a row: given for classification and the synthetic rows (sections 4.3.1, 4.3.4);
-mined rows follow."""
+NUM_NEGATIVES = 7
+"""Hard negatives per row. The paper specifies them for classification and for synthetic rows
+(sections 4.3.1, 4.3.4); this recipe uses the same number for mined negatives."""
 
-AVERAGE = 1
-"""Checkpoints averaged at the end of a run. The paper mentions none."""
+AVERAGED_CHECKPOINTS = 1
+"""Checkpoints that are averaged at the end of a run. The paper does not mention averages."""
 
 
 def settings(name: str) -> Settings:
-    """The loop's settings for one run."""
+    """Settings of the loop for one run."""
     run = RUNS[name]
     return Settings(
         steps=run.steps,
@@ -148,199 +160,220 @@ def settings(name: str) -> Settings:
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a run trains the backbone; the others train adapters."""
-    return name == "short" or name in BEFORE
+    """Whether a run trains the backbone. All other runs train adapters."""
+    return name == "short" or name in PREVIOUS_RUN
 
 
 def load_network(name: str, start: Path | None, out: Path) -> Network:
-    """What a run starts from."""
+    """The network with which a run starts."""
     torch.manual_seed(0)
     if name == "short":
         if start is None:
-            raise ValueError("the first run needs --start, a folder of xlm-roberta-large")
+            raise ValueError("the run `short` needs --start, a folder of xlm-roberta-large")
         return read_xlm_roberta(start)
     network = Network(CONFIG, dropout=0.1, mlm=name == "long")
-    last = average_checkpoints(out / BEFORE.get(name, "pairs-long"), last=AVERAGE)
+    last = average_checkpoints(
+        out / PREVIOUS_RUN.get(name, "pairs-long"), last=AVERAGED_CHECKPOINTS
+    )
     if name != "long":
         last = {key: tensor for key, tensor in last.items() if not key.startswith("mlm")}
     network.load_state_dict({**network.state_dict(), **last})
     return network
 
 
-def guess(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Stage 1: whole words, one language a batch."""
+def predict_masked(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """Stage 1: whole-word masking, one language per step."""
     run, texts, langs = RUNS[name], [], []
     for file in sorted((data / "text").glob("*.parquet")):
         table = pq.read_table(file, columns=["text", "lang"]).to_pydict()
-        texts += token_ids(tokenizer, table["text"], max_tokens=run.longest)
+        texts += tokenise(tokenizer, table["text"], max_tokens=run.max_tokens)
         langs += table["lang"]
-    plan = plan_languages(
+    plan = plan_by_language(
         langs,
         steps=run.steps,
-        batch_size=run.batch,
+        batch_size=run.batch_size,
         exponent=LANGUAGE_EXPONENT,
         seed=0,
-        shares={"en": ENGLISH},
+        shares={"en": ENGLISH_SHARE},
     )
     vocabulary = read_vocabulary(tokenizer)
-    return masked_lm(model, texts, plan, vocabulary, ratio=MASKED, max_tokens=run.chunk)
+    return masked_lm(
+        model, texts, plan, vocabulary, ratio=MASKING_RATIO, chunk_tokens=run.chunk_tokens
+    )
 
 
-def pair(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Stage 2: one source and language a batch; every other pair's document is a negative."""
+def match_pairs(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """Stage 2: InfoNCE, one source and language per step."""
     folder = data / ("pairs" if name == "pairs-short" else "long")
-    return answers(model, tokenizer, read_folder(folder), name, tasks=(None, None))
+    return contrast_pairs(model, tokenizer, read_folder(folder), name, tasks=(None, None))
 
 
-def retrieve(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Both retrieval adapters, behind their instructions."""
-    parts = read_folder(data / "adapters/retrieval", lang="lang")
-    return answers(model, tokenizer, parts, name, tasks=("retrieval.query", "retrieval.passage"))
+def retrieve(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """InfoNCE with hard negatives, with both retrieval adapters and their instructions."""
+    sources = read_folder(data / "adapters/retrieval", lang="lang")
+    tasks = ("retrieval.query", "retrieval.passage")
+    return contrast_pairs(model, tokenizer, sources, name, tasks=tasks)
 
 
-def match(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Scored pairs by CoSENT, NLI by InfoNCE with contradictions; one set a step."""
-    run, works, sizes = RUNS[name], [], []
-    row = adapter_index(TASKS, "text-matching")
+def match_texts(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """CoSENT on scored pairs, InfoNCE on NLI with contradictions; one data set per step."""
+    run, step_fns, sizes = RUNS[name], [], []
+    adapter_id = adapter_index(TASKS, "text-matching")
     for file in sorted((data / "adapters/text-matching").glob("*.parquet")):
         table = pq.read_table(file).to_pydict()
         one, two = (
-            token_ids(tokenizer, table[column], max_tokens=run.longest)
+            tokenise(tokenizer, table[column], max_tokens=run.max_tokens)
             for column in ("text1", "text2")
         )
         scores = np.array(table["score"], np.float32)
-        plan = by_language(table["lang"], run)
+        plan = plan_languages(table["lang"], run)
         assert run.temperature is not None
-        works.append(ordering(model, one, two, scores, plan, row=row, temperature=run.temperature))
-        sizes.append(len(one))
-    for rows in read_folder(data / "adapters/nli"):
-        works.append(
-            answers(model, tokenizer, [rows], name, tasks=("text-matching", "text-matching"))
+        step_fns.append(
+            ordering(
+                model,
+                one,
+                two,
+                scores,
+                plan,
+                adapter_id=adapter_id,
+                temperature=run.temperature,
+            )
         )
-        sizes.append(len(rows))
-    # Silent: by the square root of their sizes, so that small sets are seen.
-    return take_turns(works, np.sqrt(sizes).tolist(), steps=run.steps, seed=0)
+        sizes.append(len(one))
+    for pairs in read_folder(data / "adapters/nli"):
+        tasks = ("text-matching", "text-matching")
+        step_fns.append(contrast_pairs(model, tokenizer, [pairs], name, tasks=tasks))
+        sizes.append(len(pairs))
+    # Not specified; in proportion to the square root of the size, so that small data sets count.
+    return alternate(step_fns, np.sqrt(sizes).tolist(), steps=run.steps, seed=0)
 
 
-def classify(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Tuples of nine, one set a step."""
-    run, works, sizes = RUNS[name], [], []
+def classify(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """Tuples of nine, one data set per step."""
+    run, step_fns, sizes = RUNS[name], [], []
     assert run.temperature is not None
     for number, file in enumerate(sorted((data / "adapters/classification").glob("*.parquet"))):
-        rows = read_labelled(file)
-        works.append(
+        labelled = read_labelled_texts(file)
+        step_fns.append(
             tuples(
                 model,
-                token_ids(tokenizer, rows.texts, max_tokens=run.longest),
-                rows.labels,
-                lambda number: number_tokens(tokenizer, number),
-                row=adapter_index(TASKS, "classification"),
-                batch_size=run.batch,
-                longest=run.longest,
-                num_negatives=NEGATIVES,
+                tokenise(tokenizer, labelled.texts, max_tokens=run.max_tokens),
+                labelled.labels,
+                lambda number: tuple_id_tokens(tokenizer, number),
+                adapter_id=adapter_index(TASKS, "classification"),
+                batch_size=run.batch_size,
+                max_tokens=run.max_tokens,
+                num_negatives=NUM_NEGATIVES,
                 temperature=run.temperature,
-                max_tokens=run.chunk,
+                chunk_tokens=run.chunk_tokens,
                 seed=number,
             )
         )
-        sizes.append(len(rows))
-    return take_turns(works, np.sqrt(sizes).tolist(), steps=run.steps, seed=0)
+        sizes.append(len(labelled))
+    return alternate(step_fns, np.sqrt(sizes).tolist(), steps=run.steps, seed=0)
 
 
-def separate(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> Work:
-    """Texts of one label against those of others, and pairs of stage 2; one set a step."""
-    run, works, sizes = RUNS[name], [], []
+def separate(model: Model, tokenizer: tokenizers.Tokenizer, data: Path, name: str) -> StepFn:
+    """CoSENT on labelled texts, InfoNCE on the pairs of stage 2; one data set per step."""
+    run, step_fns, sizes = RUNS[name], [], []
     assert run.temperature is not None
-    row = adapter_index(TASKS, "separation")
+    adapter_id = adapter_index(TASKS, "separation")
     for file in sorted((data / "adapters/separation").glob("*.parquet")):
-        rows = read_labelled(file)
-        ids = token_ids(tokenizer, rows.texts, max_tokens=run.longest)
-        plan = by_language(rows.langs, run)
-        works.append(
-            separation(model, ids, rows.labels, plan, row=row, temperature=run.temperature)
+        labelled = read_labelled_texts(file)
+        ids = tokenise(tokenizer, labelled.texts, max_tokens=run.max_tokens)
+        plan = plan_languages(labelled.langs, run)
+        step_fns.append(
+            separation(
+                model,
+                ids,
+                labelled.labels,
+                plan,
+                adapter_id=adapter_id,
+                temperature=run.temperature,
+            )
         )
-        sizes.append(len(rows))
-    works.append(
-        answers(
-            model, tokenizer, read_folder(data / "pairs"), name, tasks=("separation", "separation")
-        )
-    )
-    # Silent: a quarter of the steps for pairs, which keep the space from collapsing into labels.
+        sizes.append(len(labelled))
+    sources = read_folder(data / "pairs")
+    tasks = ("separation", "separation")
+    step_fns.append(contrast_pairs(model, tokenizer, sources, name, tasks=tasks))
+    # Not specified; a quarter of the steps for pairs, so that texts of a label stay distinct.
     shares = np.sqrt(sizes) / np.sqrt(sizes).sum()
-    return take_turns(works, [*(0.75 * shares), 0.25], steps=run.steps, seed=0)
+    return alternate(step_fns, [*(0.75 * shares), 0.25], steps=run.steps, seed=0)
 
 
-def read_folder(folder: Path, *, lang: str = "query_lang") -> list[Rows]:
-    """The pairs of every file, a source each."""
-    found = [read_pairs(file, lang=lang) for file in sorted(folder.glob("*.parquet"))]
-    if not found:
+def read_folder(folder: Path, *, lang: str = "query_lang") -> list[Pairs]:
+    """Read the pairs of every file. Each file is a source. Raises ValueError without files."""
+    sources = [read_pairs(file, lang=lang) for file in sorted(folder.glob("*.parquet"))]
+    if not sources:
         raise ValueError(f"there are no Parquet files in {folder}")
-    return found
+    return sources
 
 
-def answers(
+def contrast_pairs(
     model: Model,
     tokenizer: tokenizers.Tokenizer,
-    sources: list[Rows],
+    sources: list[Pairs],
     name: str,
     *,
     tasks: tuple[str | None, str | None],
-) -> Work:
-    """Bidirectional InfoNCE over sources of pairs, each drawn by the square root of its size."""
-    run, rows = RUNS[name], join(sources)
+) -> StepFn:
+    """InfoNCE on sources of pairs, each drawn in proportion to the square root of its size."""
+    run, pairs = RUNS[name], join_pairs(sources)
     assert run.temperature is not None
-    adapters = adapter_index(TASKS, tasks[0]), adapter_index(TASKS, tasks[1])
-    prompts = ["" if row < 0 else TASKS[row].prompt for row in adapters]
+    query, document = choose_task(TASKS, tasks[0]), choose_task(TASKS, tasks[1])
     one, two = (
-        token_ids(tokenizer, texts, max_tokens=run.longest, prompt=prompt)
-        for texts, prompt in zip((rows.texts, rows.partners), prompts, strict=True)
+        tokenise(tokenizer, texts, max_tokens=run.max_tokens, prompt=choice.prompt)
+        for texts, choice in ((pairs.texts, query), (pairs.partners, document))
     )
-    flat = [text for texts in rows.negatives for text in texts]
-    ids = iter(token_ids(tokenizer, flat, max_tokens=run.longest, prompt=prompts[1]))
-    negatives = [[next(ids) for _ in texts] for texts in rows.negatives]
+    flat = [text for texts in pairs.negatives for text in texts]
+    ids = iter(tokenise(tokenizer, flat, max_tokens=run.max_tokens, prompt=document.prompt))
+    negatives = [[next(ids) for _ in texts] for texts in pairs.negatives]
     source = np.repeat(np.arange(len(sources)), [len(part) for part in sources])
-    langs = [f"{number} {lang}" for number, lang in zip(source, rows.langs, strict=True)]
+    langs = [f"{number} {lang}" for number, lang in zip(source, pairs.langs, strict=True)]
     return contrast(
         model,
         one,
         two,
-        rows.groups,
-        by_language(langs, run),
-        rows=adapters,
+        pairs.groups,
+        plan_languages(langs, run),
+        adapter_ids=(query.adapter_id, document.adapter_id),
         negatives=negatives,
-        num_negatives=NEGATIVES,
+        num_negatives=NUM_NEGATIVES,
         temperature=run.temperature,
         dim_weights=DIM_WEIGHTS,
-        max_tokens=run.chunk,
+        chunk_tokens=run.chunk_tokens,
     )
 
 
-def by_language(langs: list[str], run: Run) -> Draws:
-    """A plan of one language a step. Silent: languages by the square root of their sizes."""
+def plan_languages(langs: list[str], run: Run) -> LazyPlan:
+    """Plan steps of one language each.
+
+    The weights are not specified; here they are the square roots of the languages' sizes.
+    """
     _, index, counts = np.unique(langs, return_inverse=True, return_counts=True)
     parts = np.split(np.argsort(index, kind="stable"), np.cumsum(counts)[:-1])
     weights = np.sqrt(counts).tolist()
-    return Draws(parts=parts, weights=weights, steps=run.steps, batch_size=run.batch)
+    return LazyPlan(parts=parts, weights=weights, steps=run.steps, batch_size=run.batch_size)
 
 
-STAGES: dict[str, Callable[[Model, tokenizers.Tokenizer, Path, str], Work]] = {
-    "short": guess,
-    "long": guess,
-    "pairs-short": pair,
-    "pairs-long": pair,
+STAGES: dict[str, Callable[[Model, tokenizers.Tokenizer, Path, str], StepFn]] = {
+    "short": predict_masked,
+    "long": predict_masked,
+    "pairs-short": match_pairs,
+    "pairs-long": match_pairs,
     "retrieval": retrieve,
-    "text-matching": match,
+    "text-matching": match_texts,
     "classification": classify,
     "separation": separate,
 }
 
 
 def run(name: str, start: Path | None, data: Path, out: Path, device: torch.device) -> None:
-    """One run, in as many processes as `torchrun` started."""
+    """Train one run, in the processes that `torchrun` started."""
     network = load_network(name, start, out).to(device)
-    # Silent on precision; bf16 products on float32 weights are what such GPUs are made for.
+    # Not specified; these GPUs are fastest with products in bf16.
     network.precision = torch.bfloat16
-    network.recompute = RUNS[name].longest > 1_024
+    network.recompute = RUNS[name].max_tokens > 1_024
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(is_backbone(name) != ("lora" in key))
     if start is not None and rank() == 0:
@@ -356,15 +389,15 @@ def run(name: str, start: Path | None, data: Path, out: Path, device: torch.devi
         plot_run(out / name)
 
 
-def ship(out: Path) -> None:
-    """The model's folder; each adapter's rows come from its own run."""
+def write_model(out: Path) -> None:
+    """Write the model's folder, with each adapter from its own run."""
     network = load_network("retrieval", None, out).requires_grad_(False)
     bank = dict(network.named_parameters())
     for name in ("retrieval", "text-matching", "classification", "separation"):
-        for key, tensor in average_checkpoints(out / name, last=AVERAGE).items():
-            for row, task in enumerate(TASKS):
+        for key, tensor in average_checkpoints(out / name, last=AVERAGED_CHECKPOINTS).items():
+            for adapter_id, task in enumerate(TASKS):
                 if task.name.startswith(name):
-                    bank[key][row] = tensor[row]
+                    bank[key][adapter_id] = tensor[adapter_id]
     config = replace(CONFIG, rope_base=20_000.0)
     files = Tokenizer.load(out, config.max_tokens).files()
     weights = {key: parameter.numpy() for key, parameter in bank.items()}
@@ -374,13 +407,17 @@ def ship(out: Path) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", choices=[*RUNS, "ship"])
+    parser.add_argument("run", choices=[*RUNS, "model"], help="the run, or `model`")
     parser.add_argument("--start", type=Path, help="a folder of xlm-roberta-large, for `short`")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=Path("runs/v3"))
+    parser.add_argument("--data", type=Path, help="the data folder; default: POLYVEC_DATA")
+    parser.add_argument("--out", type=Path, default=Path("runs/v3"), help="results folder")
     options = parser.parse_args()
-    if options.run == "ship":
-        ship(options.out)
+    if options.run == "model":
+        write_model(options.out)
     else:
-        with processes() as here:
-            run(options.run, options.start, options.data, options.out, here)
+        try:
+            folder = data_folder(options.data)
+        except ValueError as error:
+            parser.error(str(error))
+        with process_group() as own_device:
+            run(options.run, options.start, folder, options.out, own_device)

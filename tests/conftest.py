@@ -1,4 +1,4 @@
-"""What the tests share: a tiny seeded model with a tiny tokenizer, and each engine over it."""
+"""Shared by all tests: a tiny seeded model with a tiny tokenizer, and each engine for it."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ SENTENCES = (
     "Шустрая бурая лиса прыгает через ленивого пса.",
 )
 
-# Workers, and the processes that tests start, inherit it. Where the threads of two workers wait for
+# Workers, and the processes that tests start, inherit it. If the threads of two workers wait for
 # each other on two cores, training in tests takes three to eight times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -44,7 +44,7 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.json in XLM-RoBERTa's manner, of some two hundred pieces."""
+    """A tokenizer.json like XLM-RoBERTa's, with about two hundred pieces."""
     core = tokenizers.Tokenizer(models.Unigram())
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.decoder = decoders.Metaspace()
@@ -78,7 +78,7 @@ def tiny_config(tokenizer_file: Path) -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tiny_config: ModelConfig) -> Weights:
-    """Random weights large enough that every part of the network, adapters too, matters."""
+    """Random weights that are large enough for every part of the network to affect results."""
     generator = torch.Generator().manual_seed(7)
     state = Network(tiny_config).state_dict()
     return {
@@ -89,13 +89,13 @@ def tiny_weights(tiny_config: ModelConfig) -> Weights:
 
 @pytest.fixture(scope="session")
 def headed_config(tiny_config: ModelConfig) -> ModelConfig:
-    """The tiny model's shape, with a sparse and a multi-vector head."""
+    """The tiny model's config, with a sparse and a multi-vector head."""
     return replace(tiny_config, sparse_head=True, multi_vector_dim=12)
 
 
 @pytest.fixture(scope="session")
 def headed_weights(headed_config: ModelConfig) -> Weights:
-    """Random weights too, but under which a text's tokens, all alike in the tiny model, differ."""
+    """Random weights with which the tokens of a text differ; in the tiny model all are alike."""
     generator = torch.Generator().manual_seed(8)
     weights = {}
     for name, tensor in Network(headed_config).state_dict().items():
@@ -127,16 +127,16 @@ def tiny_model(
 def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
     """Each engine in turn: call it as `make_engine(config, weights, ...)`."""
 
-    def make(config: ModelConfig, weights: Weights, *, merge_row: int | None = None) -> Engine:
+    def make(config: ModelConfig, weights: Weights, *, merge_adapter: int | None = None) -> Engine:
         if request.param == "torch":
-            return TorchEngine(config, weights, merge_row=merge_row)
+            return TorchEngine(config, weights, merge_adapter=merge_adapter)
         return OpenVINOEngine(
             config,
             weights,
             precision="float32",
             num_threads=1,
             prepack=request.param == "openvino-prepacked",
-            merge_row=merge_row,
+            merge_adapter=merge_adapter,
         )
 
     return make
@@ -162,7 +162,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def run_verb(tiny_model, monkeypatch, capfd):
-    """Run a verb with the tiny model: exit status, output, complaints."""
+    """Run a verb with the tiny model: exit status, standard output, standard error."""
 
     def run(verb: str, *words: object) -> tuple[object, str, str]:
         line = ["polyvec", verb, *map(str, words), "--model", str(tiny_model)]

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from polyvec.chunking import Sentences, group_sentences, split_sentences, split_text
+from polyvec.chunking import split_sentences, split_text
 
 TEXTS = {
     "english": "One sentence. Another one! A third?\n\nA new paragraph, which is longer. " * 5,
@@ -51,13 +51,13 @@ def test_a_chunk_knows_its_headings_and_crosses_none():
     ]
 
 
-def test_a_heading_without_text_goes_with_the_next_one():
+def test_a_heading_without_text_belongs_to_the_next_section():
     (chunk,) = split_text("# One\n\n## Two\ntext", 100, markdown=True)
     assert chunk.headings == ("One", "Two")
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~~"])
-def test_a_comment_in_code_is_no_heading(fence):
+def test_a_comment_in_code_is_not_a_heading(fence):
     text = f"# One\n{fence}sh\n# a comment\n{fence}\n# Two\ntext"
     chunks = split_text(text, 1000, markdown=True)
     assert [chunk.headings for chunk in chunks] == [("One",), ("Two",)]
@@ -67,7 +67,7 @@ def test_plain_text_has_no_headings():
     assert split_text("# 1\ntext\n# 2\n", 100) == split_text("# 1\ntext\n# 2\n", 100)[:1]
 
 
-def test_accents_and_joined_emoji_are_not_torn():
+def test_accents_and_joined_emoji_are_not_split():
     text = "e\u0301" * 50
     assert all(chunk.start % 2 == 0 for chunk in split_text(text, 7))
     family = "👩\u200d👩\u200d👧" * 20
@@ -120,7 +120,3 @@ def test_sentences_lie_end_to_end_and_none_is_white_space(text):
     sentences = split_sentences(text)
     assert "".join(text[start:end] for start, end in sentences) == text
     assert all(text[start:end].strip() for start, end in sentences) or not text.strip()
-    for count in (1, 2, 7):
-        groups = group_sentences(text, Sentences(count))
-        assert len(groups) == -(-len(sentences) // count)
-        assert "".join(text[start:end] for start, end in groups) == text

@@ -22,9 +22,9 @@ from polyvec.engines import make_engine
 from polyvec.engines.torch import TorchEngine
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.distributed import num_processes, processes
-from polyvec.train.head_objectives import heads
-from polyvec.train.loop import Settings, Work, train
+from polyvec.train.distributed import num_processes, process_group
+from polyvec.train.head_objectives import self_distillation
+from polyvec.train.loop import Settings, StepFn, train
 from tests.train import test_objectives as stages
 
 DEVICE = "cuda"
@@ -34,21 +34,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 CONFIG = replace(stages.CONFIG, sparse_head=True, multi_vector_dim=16)
-"""Heads are 8 wide, the least that FlashAttention takes."""
+"""Heads are 8 wide, the smallest width that FlashAttention supports."""
 
 LENGTHS = (500, 1, 64, 2_000, 2, 65, 7, 128, 1_025, 127, 3, 64)
-ROWS = (0, 1, -1, 4, 2, 3, 1, -1, 0, 2, 4, 3)
+ADAPTER_IDS = (0, 1, -1, 4, 2, 3, 1, -1, 0, 2, 4, 3)
 
-STAGES: dict[str, Callable[[Network, int | None], Work]] = {
+STAGES: dict[str, Callable[[Network, int | None], StepFn]] = {
     **stages.STAGES,
-    "heads": lambda net, _: heads(
+    "heads": lambda net, _: self_distillation(
         net, stages.TEXTS, stages.TEXTS[::-1], stages.GROUPS, stages.PLAN, ignored=[0, 1, 2, 3]
     ),
 }
 
 
 def make_network(device: str, *, dropout: float = 0.0) -> Network:
-    """The same weights each time, under which tokens and tasks differ much."""
+    """The same weights each time; with them tokens and tasks differ strongly."""
     torch.manual_seed(8)
     network = Network(CONFIG, dropout=dropout, mlm=True)
     for name, parameter in network.named_parameters():
@@ -77,32 +77,35 @@ def texts() -> list[list[int]]:
 @pytest.fixture
 def batch(texts: list[list[int]]) -> Batch:
     """These texts, with every task and with none."""
-    return make_batch(texts, ROWS)
+    return make_batch(texts, ADAPTER_IDS)
 
 
 def least_cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Of matching rows, the two that are least alike."""
+    """The smallest cosine between matching rows."""
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(((one * other).sum(1) / lengths).min())
 
 
-@pytest.mark.parametrize("rows", [[row] * len(ROWS) for row in range(-1, 5)] + [[*ROWS]])
-def test_in_float32_the_gpu_gives_what_the_cpu_gives(
-    texts: list[list[int]], rows: list[int]
+@pytest.mark.parametrize(
+    "adapter_ids", [[i] * len(ADAPTER_IDS) for i in range(-1, 5)] + [[*ADAPTER_IDS]]
+)
+def test_in_float32_the_gpu_gives_the_results_of_the_cpu(
+    texts: list[list[int]], adapter_ids: list[int]
 ) -> None:
     """Each task, none, and all in one batch; with adapters beside the weights and merged."""
-    batch, one_task = make_batch(texts, rows), {*rows} == {rows[0]} != {-1}
+    batch = make_batch(texts, adapter_ids)
+    one_task = {*adapter_ids} == {adapter_ids[0]} != {-1}
     expected = TorchEngine(CONFIG, WEIGHTS).hidden(batch)
-    for merge_row in (None, rows[0]) if one_task else (None,):
-        choices = {"device": DEVICE, "precision": "float32", "merge_row": merge_row}
+    for merge_adapter in (None, adapter_ids[0]) if one_task else (None,):
+        choices = {"device": DEVICE, "precision": "float32", "merge_adapter": merge_adapter}
         engine = TorchEngine(CONFIG, WEIGHTS, **choices)
         np.testing.assert_allclose(engine.hidden(batch), expected, rtol=0, atol=1e-4)
 
 
 def test_in_bf16_packed_texts_have_nearly_their_vectors(batch: Batch) -> None:
     engine, exact = TorchEngine(CONFIG, WEIGHTS, device=DEVICE), TorchEngine(CONFIG, WEIGHTS)
-    found, expected = (e.read(batch, batch.starts, batch.ends) for e in (engine, exact))
-    # Of every token, then of every text.
+    found, expected = (e.hidden_and_pool(batch, batch.starts, batch.ends) for e in (engine, exact))
+    # First of every token, then of every text.
     assert min(least_cosine(*pair) for pair in zip(found, expected, strict=True)) > 0.999
 
 
@@ -111,17 +114,17 @@ def test_a_text_does_not_depend_on_its_neighbours_or_their_tasks(
 ) -> None:
     engine = TorchEngine(CONFIG, WEIGHTS, device=DEVICE)
     together = np.split(engine.hidden(batch), batch.ends[:-1])
-    for text, row, states in zip(texts, ROWS, together, strict=True):
-        assert least_cosine(states, engine.hidden(make_batch([text], [row]))) > 0.9995
+    for text, adapter_id, states in zip(texts, ADAPTER_IDS, together, strict=True):
+        assert least_cosine(states, engine.hidden(make_batch([text], [adapter_id]))) > 0.9995
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """How far apart, as a part of the length of what is expected: 0.14 is a cosine of 0.99."""
+    """The distance relative to the expected vector's length: 0.14 is a cosine of 0.99."""
     return float((found.cpu() - expected.cpu()).norm() / expected.cpu().norm())
 
 
 def gradients(network: Network, name: str, max_tokens: int | None) -> dict[str, Tensor]:
-    """What one step of a stage leaves in the parameters."""
+    """The gradients after one step of a stage."""
     # The stages' own draws, the same for everyone.
     stages.RNG.bit_generator.state = np.random.default_rng(1).bit_generator.state
     STAGES[name](network, max_tokens)(1)
@@ -152,7 +155,7 @@ def test_gradients_point_where_the_cpu_s_point(
 
 @pytest.fixture(params=["fast", "deterministic"])
 def bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """Whether PyTorch has been asked for the same bits every time."""
+    """Whether PyTorch runs deterministic algorithms."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(request.param == "deterministic")
     yield request.param == "deterministic"
@@ -160,28 +163,28 @@ def bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def run(folder: Path, *, stop_at: int | None = None) -> Tensor:
-    """Train with all that has a state, in chunks with dropout; how far every parameter moved."""
+    """Train with everything that has state; return how far every parameter moved."""
     network = make_network(DEVICE, dropout=0.1)
     network.precision, network.embeddings.word.sparse = torch.bfloat16, True
     before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
-    step_work = STAGES["pairs"](network, 40)
+    inner = STAGES["pairs"](network, 40)
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         if step == stop_at:
             raise KeyboardInterrupt
-        return step_work(step % len(stages.PLAN))
+        return inner(step % len(stages.PLAN))
 
     matrices = [n for n, p in network.layers.named_parameters(prefix="layers") if p.ndim == 2]
     settings = Settings(
         steps=8, learning_rate=1e-3, table_rate=0.05, muon_rate=1e-3, save_every=3, accumulate=2
     )
     tables = ["embeddings.word.weight"]
-    train(network.named_parameters(), work, settings, folder, tables=tables, muon=matrices)
+    train(network.named_parameters(), step_fn, settings, folder, tables=tables, muon=matrices)
     return torch.cat([p.detach().flatten() for p in network.parameters()]) - before
 
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path: Path, bits: bool) -> None:
-    """To the bit under deterministic algorithms; else sums of atomic additions differ a little."""
+    """Equal to the bit under deterministic algorithms; otherwise atomic additions differ a bit."""
     expected = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop_at=9)
@@ -191,22 +194,22 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path: Path, bit
 
 
 @pytest.mark.filterwarnings("ignore")  # The compiler has warnings of its own.
-def test_compiled_blocks_give_what_plain_ones_give() -> None:
-    """Also for other lengths than they were compiled for, and their gradients."""
+def test_compiled_blocks_give_the_results_of_plain_ones() -> None:
+    """This holds for lengths other than those they were compiled for, and for gradients."""
     torch.compiler.reset()
     plain, compiled = make_network(DEVICE), make_network(DEVICE)
     plain.precision = compiled.precision = torch.bfloat16
     for layer in compiled.layers:
         layer.compile(dynamic=True)
     generator = torch.Generator().manual_seed(0)
-    for sizes, rows in (
+    for sizes, adapter_ids in (
         ([7, 40, 9], [0, -1, 3]),
         ([300, 2], [1, 4]),
         ([5, 6, 64, 33, 8], [-1, 2, 0, 1, 3]),
         ([64, 64], [-1, -1]),
     ):
         ids = torch.randint(4, CONFIG.vocab_size, (sum(sizes),), generator=generator)
-        inputs = [part.to(DEVICE) for part in (ids, torch.tensor(sizes), torch.tensor(rows))]
+        inputs = [part.to(DEVICE) for part in (ids, torch.tensor(sizes), torch.tensor(adapter_ids))]
         aim = torch.randn(len(ids), CONFIG.width, generator=generator).to(DEVICE)
         states = []
         for network in (plain, compiled):
@@ -220,7 +223,7 @@ def test_compiled_blocks_give_what_plain_ones_give() -> None:
                 assert distance(other.grad, one.grad) < 0.1, name
 
 
-def test_auto_takes_the_gpu() -> None:
+def test_auto_selects_the_gpu() -> None:
     engine = make_engine(CONFIG, WEIGHTS, "auto", "auto", None)
     assert isinstance(engine, TorchEngine) and engine.device.type == "cuda"
     assert engine.network.embeddings.word.weight.dtype == torch.bfloat16
@@ -242,7 +245,7 @@ def test_a_process_of_torchrun_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "one"}
     for name, value in {**address, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    with processes() as device:
+    with process_group() as device:
         assert (device.type, num_processes()) == (DEVICE, 1)
         total = torch.ones(2, device=device)
         dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""From texts to vectors, on each engine."""
+"""The encoder on each engine."""
 
 import subprocess
 import sys
@@ -20,18 +20,18 @@ TASK_NAMES = [task.name for task in TASKS]
 
 
 @pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of four texts, so that a few texts fill several."""
-    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 4)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four texts, so that a few texts fill several."""
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 4)
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Annotations as users have them: inert. Tests otherwise check every call's."""
+    """Annotations are not checked, as for users. In other tests they are checked at every call."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-def test_a_batch_gives_what_its_texts_give_alone(
+def test_a_batch_gives_the_vectors_of_its_texts_alone(
     encoder: Encoder, sentences: list[str], rng: np.random.Generator
 ) -> None:
     texts = [sentences[i][: rng.integers(0, 60)] for i in rng.integers(0, 6, 40)]
@@ -42,19 +42,21 @@ def test_a_batch_gives_what_its_texts_give_alone(
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-5)
 
 
-def test_order_and_windows_do_not_matter(
+def test_order_and_blocks_do_not_matter(
     encoder: Encoder, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [sentence[i:] for sentence in sentences for i in range(5)]
     tasks = (TASK_NAMES * 6)[: len(texts)]
     plain = encoder.encode(texts, task=tasks)
-    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 7)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 50)
     backwards = encoder.encode(texts[::-1], task=tasks[::-1])[::-1]
     np.testing.assert_allclose(backwards, plain, atol=1e-5)
 
 
-def test_mixed_tasks_give_what_each_task_gives(encoder: Encoder, sentences: list[str]) -> None:
+def test_mixed_tasks_give_the_vectors_of_each_task_alone(
+    encoder: Encoder, sentences: list[str]
+) -> None:
     for task in (*TASK_NAMES, None):
         tasks = [task if i % 2 else "separation" for i in range(len(sentences))]
         mixed = encoder.encode(sentences, task=tasks)
@@ -64,7 +66,7 @@ def test_mixed_tasks_give_what_each_task_gives(encoder: Encoder, sentences: list
 
 
 def test_a_stream_gives_the_rows_of_encode(
-    encoder: Encoder, sentences: list[str], small_windows: None
+    encoder: Encoder, sentences: list[str], small_blocks: None
 ) -> None:
     texts = sentences * 3
     parts = list(encoder.encode_stream(iter(texts), task="separation", dim=16))
@@ -75,7 +77,7 @@ def test_a_stream_gives_the_rows_of_encode(
 
 
 def test_a_stream_reads_no_more_than_it_must(
-    encoder: Encoder, sentences: list[str], small_windows: None
+    encoder: Encoder, sentences: list[str], small_blocks: None
 ) -> None:
     read = 0
 
@@ -90,8 +92,8 @@ def test_a_stream_reads_no_more_than_it_must(
     assert read <= 5
 
 
-def test_long_texts_make_small_windows(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "WINDOW_CHARACTERS", 100)
+def test_long_texts_make_small_blocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "MAX_BLOCK_CHARACTERS", 100)
     parts = encoder.encode_stream(["a" * 90, "b" * 90, "c", "d" * 500])
     assert [len(part) for part in parts] == [1, 2, 1]
 
@@ -110,7 +112,7 @@ def test_a_smaller_size_is_the_start_of_the_larger(encoder: Encoder, sentences: 
     np.testing.assert_allclose(small, cut / np.linalg.norm(cut, axis=1)[:, None], atol=1e-6)
 
 
-def test_other_sizes_are_for_those_who_ask(encoder: Encoder, sentences: list[str]) -> None:
+def test_other_sizes_need_any_dim(encoder: Encoder, sentences: list[str]) -> None:
     with pytest.raises(ValueError, match=r"for 8, 16, 32; any_dim=True"):
         encoder.encode(sentences, dim=9)
     assert encoder.encode(sentences, dim=9, any_dim=True).shape[1] == 9
@@ -173,7 +175,7 @@ def test_a_nan_is_an_error_that_names_its_row(
     encoder: Encoder,
     tiny_config: ModelConfig,
     tiny_weights: Weights,
-    small_windows: None,
+    small_blocks: None,
 ) -> None:
     texts = ["a fox", "the dog", "a fox", "dog", "fox", "棕色狐狸", "a dog"]
     bad_id = encoder.tokenizer.encode(["狐"], [""])[0].ids[-2]
@@ -182,7 +184,7 @@ def test_a_nan_is_an_error_that_names_its_row(
     table[bad_id] = np.inf
     poisoned["embeddings.word.weight"] = table
     broken = Encoder(tiny_config, encoder.tokenizer, make_engine(tiny_config, poisoned))
-    # Rows are counted over the whole call: this one is in the second window.
+    # Texts are counted over the whole call: this one is in the second block.
     for encode in (broken.encode, broken.encode_tokens):
         with pytest.raises(NotFiniteError, match="text 5 ") as caught:
             encode(texts)
@@ -191,7 +193,7 @@ def test_a_nan_is_an_error_that_names_its_row(
     np.testing.assert_allclose(broken.encode(good), encoder.encode(good), atol=1e-5)
 
 
-def test_a_bar_appears_only_when_asked_or_on_a_terminal(
+def test_a_bar_appears_only_if_requested_or_on_a_terminal(
     encoder: Encoder, sentences: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder.encode(sentences)
@@ -212,7 +214,7 @@ def test_a_folder_loads_and_gives_the_same_bits_again(
     np.testing.assert_array_equal(first, second)
 
 
-def test_loading_for_one_task_gives_what_the_adapter_gives(
+def test_loading_for_one_task_gives_the_vectors_of_the_adapter(
     tiny_model: Path, sentences: list[str]
 ) -> None:
     task = "retrieval.passage"
@@ -224,7 +226,7 @@ def test_loading_for_one_task_gives_what_the_adapter_gives(
 
 
 def test_8_bit_products_are_near_exact_ones_and_a_merged_adapter_is_not_lost(sentences):
-    """The bundled model is stored in 8 bits, whose steps are larger than what an adapter adds."""
+    """The bundled model is stored in 8 bits, whose steps are larger than an adapter's update."""
     task = "text-matching"
     exact = Encoder.load(device="cpu", precision="float32").encode(sentences, task=task)
     bare = Encoder.load(device="cpu").encode(sentences)

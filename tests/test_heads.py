@@ -50,7 +50,7 @@ def encoder(
 
 @pytest.fixture
 def texts(sentences: list[str]) -> list[str]:
-    """Repeats, an empty text, one that is cut off, and one that spells special tokens."""
+    """Repeated words, an empty text, a truncated one, and one that spells special tokens."""
     odd = ["", "fox fox fox", "the " * 80, "</s> fox <unk> \u0e01 <s>", " "]
     return [text for pair in zip(sentences, odd, strict=False) for text in pair]
 
@@ -130,7 +130,9 @@ def test_token_vectors_are_those_of_the_text_s_own_tokens_and_its_end(
     assert len(found[texts.index("")]) == 1
 
 
-def test_one_pass_gives_what_three_give_to_the_bit(encoder: Encoder, texts: list[str]) -> None:
+def test_one_pass_gives_the_results_of_three_bit_for_bit(
+    encoder: Encoder, texts: list[str]
+) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
     found = encoder.encode_all(texts, task=tasks, dim=16)
     assert found.dense is not None and found.sparse is not None and found.multi_vector is not None
@@ -144,7 +146,7 @@ def test_one_pass_gives_what_three_give_to_the_bit(encoder: Encoder, texts: list
         np.testing.assert_array_equal(ours, alone)
 
 
-def test_one_pass_is_one_pass(
+def test_encode_all_runs_every_text_once(
     encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "_forward" if hasattr(encoder.engine, "_forward") else "_run"
@@ -160,11 +162,11 @@ def test_one_pass_is_one_pass(
     assert count == sum(len(t.ids) for t in encoder.tokenizer.encode(texts, [""] * len(texts)))
 
 
-def test_mixed_tasks_in_any_batch_give_what_each_text_gives_alone(
+def test_mixed_tasks_in_any_batch_give_the_outputs_of_each_text_alone(
     encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
-    monkeypatch.setattr("polyvec.encoder.WINDOW_TEXTS", 4)
+    monkeypatch.setattr("polyvec.encoder.MAX_BLOCK_TEXTS", 4)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
     found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi_vector"])
     assert found.dense is None and found.sparse is not None and found.multi_vector is not None
@@ -186,7 +188,7 @@ def test_no_texts_give_no_outputs(encoder: Encoder) -> None:
     assert found.multi_vector == []
 
 
-def test_a_model_without_heads_says_so(tiny_model: Path) -> None:
+def test_an_output_without_its_head_is_refused(tiny_model: Path) -> None:
     plain = Encoder.load(tiny_model, device="cpu")
     with pytest.raises(ValueError, match="has no sparse head"):
         plain.encode_sparse("fox")
@@ -203,7 +205,7 @@ def test_a_model_without_heads_says_so(tiny_model: Path) -> None:
         plain.encode_all("fox", outputs=["colbert"])
 
 
-def test_nan_names_its_texts(
+def test_a_nan_is_an_error_that_names_its_texts(
     encoder: Encoder, headed_config: ModelConfig, headed_weights: Weights, make_engine: MakeEngine
 ) -> None:
     poisoned = {name: np.array(weight) for name, weight in headed_weights.items()}
@@ -219,7 +221,7 @@ def test_nan_names_its_texts(
 
 
 @pytest.mark.parametrize("compact", [False, True])
-def test_heads_survive_a_folder(
+def test_heads_are_saved_and_loaded(
     model: Path,
     headed_config: ModelConfig,
     headed_weights: Weights,
@@ -267,7 +269,7 @@ def random_sparse(rng: np.random.Generator, count: int, vocab_size: int = 40) ->
 
 
 @pytest.mark.parametrize(("left", "right"), [(3, 20), (20, 3), (1, 1), (0, 4), (4, 0)])
-def test_products_are_their_double_loop_and_scipy_s(
+def test_sparse_products_equal_a_double_loop_and_scipy(
     rng: np.random.Generator, left: int, right: int
 ) -> None:
     one, two = random_sparse(rng, left), random_sparse(rng, right)
@@ -287,7 +289,7 @@ def test_products_are_their_double_loop_and_scipy_s(
 @pytest.mark.parametrize(
     "chosen", [slice(2, 5), slice(None), slice(4, 4), slice(5, 2), slice(-2, None)]
 )
-def test_a_slice_has_its_texts(rng: np.random.Generator, chosen: slice) -> None:
+def test_a_slice_has_the_weights_of_its_texts(rng: np.random.Generator, chosen: slice) -> None:
     whole = random_sparse(rng, 6)
     part = whole[chosen]
     texts = range(6)[chosen]
@@ -299,12 +301,12 @@ def test_a_slice_has_its_texts(rng: np.random.Generator, chosen: slice) -> None:
         whole[::2]
 
 
-def test_weights_of_two_vocabularies_do_not_compare(rng: np.random.Generator) -> None:
+def test_weights_of_two_vocabularies_cannot_be_compared(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="vocabularies of 40 and 41 pieces"):
         random_sparse(rng, 2).dot(random_sparse(rng, 2, 41))
 
 
-def test_pieces_come_heaviest_first(encoder: Encoder) -> None:
+def test_pieces_are_sorted_by_weight(encoder: Encoder) -> None:
     found = encoder.encode_sparse(["The quick brown fox", ""])
     first, empty = found.to_dicts(encoder.tokenizer)
     assert empty == {}
@@ -320,10 +322,10 @@ def units(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("budget", [1, 30, 2**22])
-def test_maxsim_is_its_double_loop_under_any_budget(
+def test_maxsim_equals_a_double_loop_under_any_budget(
     rng: np.random.Generator, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "MAX_SCORES", budget)
+    monkeypatch.setattr(heads, "MAX_SCORE_PAIRS", budget)
     query, lengths = units(rng, 7), [3, 1, 8, 2, 30]
     candidates = [units(rng, length) for length in lengths]
     expected = []

@@ -1,5 +1,6 @@
 """Late chunking: spans, windows, offsets, on each engine."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,10 +8,19 @@ import pytest
 
 from polyvec import Encoder, NotFiniteError, Semantic, Sentences
 from polyvec.batch import Batch, make_batch
+from polyvec.chunking import split_sentences
 from polyvec.encoder import BUNDLED
+from polyvec.late_chunking import (
+    cut_by_tokens,
+    fill_empty_spans,
+    find_token_spans,
+    group_sentences,
+    join_chunks,
+)
 from polyvec.pooling import cut_windows, pool_spans, pool_windows
 from polyvec.tasks import TASKS
-from polyvec.tokenizer import Tokenizer
+from polyvec.tokenizer import Tokenizer, Tokens
+from tests.test_chunking import TEXTS
 
 TASK_NAMES = [task.name for task in TASKS]
 
@@ -30,6 +40,11 @@ SCRIPTS = {
 def bundled() -> Tokenizer:
     """The bundled model's tokenizer, which spells rare characters in bytes."""
     return Tokenizer.load(BUNDLED, 8192)
+
+
+def find_spans(tokens: Tokens, text: str, chunks: list[tuple[int, int]]):
+    """The tokens of each chunk as the encoder pools them: none is empty."""
+    return fill_empty_spans(tokens, find_token_spans(tokens, text, chunks))
 
 
 def normalised(means: np.ndarray) -> np.ndarray:
@@ -71,19 +86,54 @@ def test_token_spans_of_a_partition_partition_the_tokens(
     (tokens,) = bundled.encode([text], [prompt])
     assert (np.diff(tokens.offsets[tokens.num_prompt :], axis=0) >= 0).all()
     for size in (1, 2, 5):
-        chunks = tokens.split(size, len(text))
-        starts, ends = tokens.find_spans(text, chunks)
+        chunks = cut_by_tokens(tokens, size, len(text))
+        starts, ends = find_spans(tokens, text, chunks)
         assert starts[0] == 0
         assert ends[-1] == len(tokens.ids)
         if tokens.num_prompt < len(tokens.ids) - 1:
             assert (starts[1:] == ends[:-1]).all()
 
 
+@pytest.mark.parametrize("text", [*TEXTS.values(), " \n a. b", "\ud800. B\udfff? C", "", "\n\n"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_groups_of_sentences_cover_the_text(text: str, count: int) -> None:
+    groups = group_sentences(text, Sentences(count))
+    assert len(groups) == -(-len(split_sentences(text)) // count)
+    assert "".join(text[start:end] for start, end in groups) == text
+
+
+def test_joined_chunks_share_out_the_tokens_of_the_document(bundled: Tokenizer) -> None:
+    """The space that joins two chunks is part of the second one's first token."""
+    chunks = ["The fox sleeps.", "猫が好き。", "🦊 den", "under 雪"]
+    text, offsets = join_chunks(chunks)
+    assert [text[start:end] for start, end in offsets] == chunks
+    for prompt in ("", TASKS[1].prompt):
+        (tokens,) = bundled.encode([text], [prompt])
+        starts, ends = find_token_spans(tokens, text, offsets)
+        assert (starts[0], ends[-1]) == (0, len(tokens.ids))
+        assert (ends > starts).all()
+        np.testing.assert_array_equal(starts[1:], ends[:-1])
+
+
+def test_a_chunk_behind_the_truncation_has_no_tokens(bundled: Tokenizer) -> None:
+    short = replace(bundled, max_tokens=8)
+    text, offsets = join_chunks(["a fox", "sleeps " * 9, "in its den"])
+    (tokens,) = short.encode([text], [""])
+    starts, ends = find_token_spans(tokens, text, offsets)
+    assert tokens.truncated
+    assert (ends - starts > 0).tolist() == [True, True, False]
+    filled_starts, filled_ends = fill_empty_spans(tokens, (starts, ends))
+    assert (filled_ends > filled_starts).all()
+    np.testing.assert_array_equal(filled_starts[:2], starts[:2])
+    np.testing.assert_array_equal(filled_ends[:2], ends[:2])
+    assert (filled_starts[2], filled_ends[2]) == (len(tokens.ids) - 1, len(tokens.ids))
+
+
 def test_words_have_the_tokens_of_their_characters(bundled: Tokenizer) -> None:
     text = "The fox  sleeps, unbelievably, under 雪."
     (tokens,) = bundled.encode([text], [""])
     words = [(0, 3), (4, 7), (9, 15), (17, 29), (31, 36), (37, 38)]
-    for (start, end), left, right in zip(words, *tokens.find_spans(text, words), strict=True):
+    for (start, end), left, right in zip(words, *find_spans(tokens, text, words), strict=True):
         covered = tokens.offsets[max(left, 1) : right]
         held = text[covered[0, 0] : covered[-1, 1]]
         assert held.strip() == text[start:end]
@@ -92,7 +142,7 @@ def test_words_have_the_tokens_of_their_characters(bundled: Tokenizer) -> None:
 def test_a_chunk_inside_a_word_shares_its_token(bundled: Tokenizer) -> None:
     text = "a dog sleeps"
     (tokens,) = bundled.encode([text], [""])
-    starts, ends = tokens.find_spans(text, [(2, 3), (3, 5), (5, 6), (6, 6), (12, 12)])
+    starts, ends = find_spans(tokens, text, [(2, 3), (3, 5), (5, 6), (6, 6), (12, 12)])
     (dog,) = np.flatnonzero(tokens.offsets[:, 1] == 5)
     assert (starts[:2].tolist(), ends[:2].tolist()) == ([dog, dog], [dog + 1, dog + 1])
     # Without a token of its own, a chunk takes the next one.
@@ -100,7 +150,9 @@ def test_a_chunk_inside_a_word_shares_its_token(bundled: Tokenizer) -> None:
     assert (ends > starts).all()
 
 
-def test_the_whole_text_as_one_chunk_is_encode(encoder: Encoder, sentences: list[str]) -> None:
+def test_the_whole_text_as_one_chunk_has_the_vector_of_encode(
+    encoder: Encoder, sentences: list[str]
+) -> None:
     for task in (*TASK_NAMES, None):
         for chunks in (1000, [(0, len(sentences[3]))], Sentences(9)):
             (vector,) = encoder.encode_chunks(sentences[3], task=task, chunks=chunks).vectors
@@ -125,7 +177,7 @@ def test_a_list_of_chunks_is_the_text_joined_by_spaces(encoder: Encoder) -> None
     np.testing.assert_allclose(found.vectors[2], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_a_span_has_one_vector_whatever_else_is_asked(
+def test_the_vector_of_a_span_does_not_depend_on_other_spans(
     encoder: Encoder, sentences: list[str]
 ) -> None:
     text = sentences[0]
@@ -136,7 +188,7 @@ def test_a_span_has_one_vector_whatever_else_is_asked(
         np.testing.assert_allclose(vector, alone, atol=1e-6)
 
 
-def test_the_smaller_sizes_are_starts_of_the_larger(encoder: Encoder, sentences: list[str]) -> None:
+def test_smaller_sizes_are_the_start_of_the_largest(encoder: Encoder, sentences: list[str]) -> None:
     full = encoder.encode_chunks(sentences[0], chunks=5)
     for dim in encoder.config.dims:
         small = encoder.encode_chunks(sentences[0], chunks=5, dim=dim)
@@ -166,27 +218,27 @@ def test_long_documents_are_pooled_over_their_windows(
     (tokens,) = encoder.tokenizer.encode([text], [TASKS[1].prompt], truncate=False)
     assert len(tokens.ids) > 64
     size = overlap if overlap is not None else min(256, window // 2)
-    # As in the reference: every window but the first drops what the window before has read.
+    # As in the reference: every window but the first drops the tokens of the window before it.
     parts, start = [], 0
     while sum(map(len, parts)) < len(tokens.ids):
         ids = tokens.ids[start : start + window]
-        batch_states = hidden(encoder, ids, row=1)
+        batch_states = hidden(encoder, ids, adapter_id=1)
         parts.append(batch_states[size if start else 0 :])
         start += window - size
     states = np.concatenate(parts)
     found = encoder.encode_chunks(
         text, task="retrieval.passage", chunks=9, window=window, overlap=overlap
     )
-    starts, ends = tokens.find_spans(text, [tuple(span) for span in found.offsets.tolist()])
+    starts, ends = find_spans(tokens, text, [tuple(span) for span in found.offsets.tolist()])
     by_hand = normalised(pool_spans(states, starts, ends))
     np.testing.assert_allclose(found.vectors, by_hand, atol=1e-5)
 
 
-def hidden(encoder: Encoder, ids: np.ndarray, row: int) -> np.ndarray:
-    return encoder.engine.hidden(make_batch([ids], [row]))
+def hidden(encoder: Encoder, ids: np.ndarray, adapter_id: int) -> np.ndarray:
+    return encoder.engine.hidden(make_batch([ids], [adapter_id]))
 
 
-def test_a_window_as_long_as_the_document_is_all_there_is(
+def test_a_window_as_long_as_the_document_changes_nothing(
     encoder: Encoder, sentences: list[str]
 ) -> None:
     text = sentences[0]
@@ -227,7 +279,7 @@ def test_memory_holds_one_batch_of_a_long_document() -> None:
     np.testing.assert_allclose(means[:, 0], (starts + ends - 1) / 2, rtol=1e-5)
 
 
-# What cannot be
+# Invalid choices
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 
 from polyvec.checkpoint import Weights
 from polyvec.config import ModelConfig
-from polyvec.network import Network, attend, lay_out, pool, rotary_angles, rotate
+from polyvec.network import Network, attend, pack_layout, pool, rotary_angles, rotate
 from polyvec.pooling import pool_spans
 
 
 @pytest.fixture
 def network(tiny_config: ModelConfig, tiny_weights: Weights) -> Network:
-    """The tiny model as a module, free to change."""
+    """The tiny model as a module that a test may change."""
     network = Network(tiny_config)
     network.load_state_dict({name: torch.tensor(w) for name, w in tiny_weights.items()})
     return network
@@ -21,7 +21,7 @@ def network(tiny_config: ModelConfig, tiny_weights: Weights) -> Network:
 
 @pytest.fixture
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, lengths and adapter rows of four texts, two of them equally long."""
+    """Token ids, lengths and adapter ids of four texts, two of them equally long."""
     lengths = torch.tensor([7, 4, 4, 9])
     ids = torch.randint(4, 90, (24,), generator=torch.Generator().manual_seed(0))
     return ids, lengths, torch.tensor([0, -1, 3, 2])
@@ -31,7 +31,7 @@ def test_packed_attention_is_attention_of_each_text_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([5, 3, 3, 1])
     q, k, v = torch.randn(3, 12, 2, 4, generator=generator)
-    packed = attend(q, k, v, lay_out(lengths))
+    packed = attend(q, k, v, pack_layout(lengths))
     for part in zip(*(x.split(lengths.tolist()) for x in (packed, q, k, v)), strict=True):
         mixed, *qkv = (x.transpose(0, 1) for x in part)
         torch.testing.assert_close(mixed, F.scaled_dot_product_attention(*qkv))

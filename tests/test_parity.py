@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 NAMES = ["retrieval_query", "retrieval_passage", "separation", "classification", "text_matching"]
-ROWS = [NO_ADAPTER, 0, 1, 2, 3, 4]
+ADAPTER_IDS = [NO_ADAPTER, 0, 1, 2, 3, 4]
 TEXTS = [[0, 5, 9, 31, 2], [0, 2], [0, *range(3, 29), 2], [0, 7, 7, 8, 2]]
 TARGETS = ["word_embeddings", "token_type_embeddings"]
 TARGETS += ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "dense"]
@@ -184,30 +184,32 @@ def fill_adapters(model: Any, tensors: dict[str, torch.Tensor]) -> None:
             letters = "qkv" if "Wqkv" in name else " "
             for letter, part in zip(letters, b.chunk(len(letters), dim=1), strict=True):
                 module = modules[name.replace("mixer.Wqkv", f"self_attn.{letter}_proj")]
-                for row, adapter in enumerate(NAMES):
+                for adapter_id, adapter in enumerate(NAMES):
                     if name.startswith("embeddings"):
-                        module.lora_embedding_A[adapter].copy_(a[row].T)
-                        module.lora_embedding_B[adapter].copy_(b[row].T)
+                        module.lora_embedding_A[adapter].copy_(a[adapter_id].T)
+                        module.lora_embedding_B[adapter].copy_(b[adapter_id].T)
                     else:
-                        module.lora_A[adapter].weight.copy_(a[row])
-                        module.lora_B[adapter].weight.copy_(part[row])
+                        module.lora_A[adapter].weight.copy_(a[adapter_id])
+                        module.lora_B[adapter].weight.copy_(part[adapter_id])
 
 
 @torch.no_grad()
 def read_all(model: Any) -> np.ndarray:
-    """What PEFT's model makes of TEXTS with no adapter, then with each, laid end to end."""
+    """The hidden states of TEXTS in PEFT's model: without adapter, then with each, end to end."""
     parts = []
-    for row in ROWS:
-        if row == NO_ADAPTER:
+    for adapter_id in ADAPTER_IDS:
+        if adapter_id == NO_ADAPTER:
             with model.disable_adapter():
                 parts += [model(torch.tensor([text])).last_hidden_state[0] for text in TEXTS]
         else:
-            model.set_adapter(NAMES[row])
+            model.set_adapter(NAMES[adapter_id])
             parts += [model(torch.tensor([text])).last_hidden_state[0] for text in TEXTS]
     return torch.cat(parts).numpy()
 
 
-MIXED = make_batch(TEXTS * len(ROWS), [row for row in ROWS for _ in TEXTS])
+MIXED = make_batch(
+    TEXTS * len(ADAPTER_IDS), [adapter_id for adapter_id in ADAPTER_IDS for _ in TEXTS]
+)
 """Every text under every adapter and none, all in one batch."""
 
 
@@ -218,14 +220,14 @@ def assert_same(make_engine: MakeEngine, folder: Path, expected: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Case:
-    """A random model: its tensors, transformers' and PEFT's model of them, and what that says."""
+    """A random model: its tensors, transformers' and PEFT's model, and their hidden states."""
 
     shape: Shape
     tensors: dict[str, torch.Tensor]
     oracle: Any
     hidden: np.ndarray
     folder: Path
-    """Holds the model three times: `original`, `native`, and `saved` by polyvec."""
+    """A folder with the model three times: `original`, `native`, and `saved` by polyvec."""
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"width{shape.width}")
@@ -248,7 +250,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_adapters_of_the_oracle_differ(case: Case):
-    states = np.split(case.hidden, len(ROWS))
+    states = np.split(case.hidden, len(ADAPTER_IDS))
     for i, left in enumerate(states):
         for right in states[:i]:
             assert np.abs(left - right).max() > 0.1
@@ -273,11 +275,13 @@ def test_every_layout_gives_the_same_config(case: Case, layout: str):
 def test_one_adapter_a_batch_gives_the_same_hidden_states(make_engine: MakeEngine, case: Case):
     config, weights = load_checkpoint(case.folder / "native")
     mixing = make_engine(config, weights)
-    for row, expected in zip(ROWS, np.split(case.hidden, len(ROWS)), strict=True):
-        batch = make_batch(TEXTS, [row] * len(TEXTS))
+    for adapter_id, expected in zip(
+        ADAPTER_IDS, np.split(case.hidden, len(ADAPTER_IDS)), strict=True
+    ):
+        batch = make_batch(TEXTS, [adapter_id] * len(TEXTS))
         np.testing.assert_allclose(mixing.hidden(batch), expected, atol=1e-5, rtol=0)
-        if row != NO_ADAPTER:
-            merged = make_engine(config, weights, merge_row=row)
+        if adapter_id != NO_ADAPTER:
+            merged = make_engine(config, weights, merge_adapter=adapter_id)
             np.testing.assert_allclose(merged.hidden(batch), expected, atol=1e-5, rtol=0)
 
 
@@ -300,7 +304,7 @@ def test_transformers_and_peft_read_what_polyvec_saves(case: Case):
     model.set_adapter(NAMES[3])
     with torch.no_grad():
         states = torch.cat([model(torch.tensor([t])).last_hidden_state[0] for t in TEXTS])
-    expected = np.split(case.hidden, len(ROWS))[ROWS.index(3)]
+    expected = np.split(case.hidden, len(ADAPTER_IDS))[ADAPTER_IDS.index(3)]
     np.testing.assert_allclose(states.numpy(), expected, atol=1e-6, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer, on a tiny vocabulary with bytes behind it and XLM-RoBERTa's special tokens."""
+"""The tokenizer, with a tiny vocabulary, byte fallback and XLM-RoBERTa's special tokens."""
 
 import json
 import time
@@ -127,7 +127,7 @@ def test_an_empty_text_has_no_tokens_of_its_own(tokenizer: Tokenizer):
     assert not tokens.offsets.any()
 
 
-def test_a_lone_surrogate_reads_as_the_replacement_character(tokenizer: Tokenizer):
+def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer):
     broken, mended = encode(tokenizer, "a\udc80b"), encode(tokenizer, "a\ufffdb")
     np.testing.assert_array_equal(broken.ids, mended.ids)
     np.testing.assert_array_equal(broken.offsets, mended.offsets)
@@ -166,7 +166,7 @@ def test_truncation_and_padding_stored_in_the_file_are_ignored(folder: Path):
     assert len(encode(tokenizer, "hello " * 20).ids) == len(build_core().encode("hello " * 20).ids)
 
 
-def test_a_batch_gives_what_its_texts_give_alone(tokenizer: Tokenizer):
+def test_a_batch_gives_the_tokens_of_its_texts_alone(tokenizer: Tokenizer):
     texts = list(STRANGE.values()) * 3
     prompts = [PROMPT if i % 2 else "" for i in range(len(texts))]
     for text, prompt, tokens in zip(texts, prompts, tokenizer.encode(texts, prompts), strict=True):

@@ -1,9 +1,9 @@
 """Multilingual, multi-task text embeddings."""
 
-from polyvec.chunking import Semantic, Sentences
 from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
 from polyvec.heads import Outputs, Sparse, maxsim
+from polyvec.late_chunking import Semantic, Sentences
 from polyvec.outputs import (
     Chunks,
     NotFiniteError,

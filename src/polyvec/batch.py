@@ -21,7 +21,7 @@ class Batch:
     """Number of tokens of each text; they sum to T and none is 0."""
 
     adapter_ids: Int32[np.ndarray, " B"]
-    """Index of the adapter used for each text, -1 for none. One batch may mix tasks."""
+    """Index of each text's adapter, -1 for none. One batch may mix tasks."""
 
     @property
     def ends(self) -> Int32[np.ndarray, " B"]:
@@ -37,7 +37,7 @@ class Batch:
 def make_batch(
     texts: Sequence[Sequence[int] | Int32[np.ndarray, " _"]], adapter_ids: Sequence[int]
 ) -> Batch:
-    """Concatenate token lists; `adapter_ids` gives the adapter index of each text.
+    """Concatenate lists of token ids; `adapter_ids` has the adapter index of each text.
 
     >>> make_batch([[0, 7, 2], [0, 2]], [1, -1]).ends.tolist()
     [3, 5]
@@ -54,7 +54,7 @@ def make_batch(
 def pack(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Group texts, longest first, so that no group exceeds `max_tokens`.
 
-    Yields lists of positions in `lengths`. A text longer than the budget travels alone.
+    Yields lists of positions in `lengths`. A text longer than `max_tokens` is a group alone.
 
     >>> list(pack([5, 1, 9, 3], max_tokens=10))
     [[2], [0, 3, 1]]
@@ -71,25 +71,26 @@ def pack(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-FIXED_COST = 24
-"""What calling the network once more costs, in tokens of work."""
+CALL_COST_TOKENS = 24
+"""Cost of one more call of the network, as the number of tokens that cost as much."""
 
 
 def split_by_length(
     lengths: Int32[np.ndarray, " B"], width: int, max_tokens: int
 ) -> Iterator[Int32[np.ndarray, " N"]]:
-    """Group texts, longest first, so that no group wastes much on padding its attention.
+    """Group texts, longest first, so that no group wastes much attention on padding.
 
-    For engines whose attention pads to the longest text of a group. A group ends when padding has
-    wasted as much work as another call would cost, or when it exceeds `max_tokens`.
+    This is for engines whose attention pads every text to the longest of its group. A group ends
+    when padding has wasted as much work as another call costs, or when it would exceed
+    `max_tokens`. Yields positions in `lengths`.
 
     >>> [group.tolist() for group in split_by_length(np.int32([900, 9, 8, 910]), 32, 10**6)]
     [[3], [0], [1, 2]]
     """
     group: list[int] = []
     longest = tokens = wasted = 0
-    # Padded attention costs 4 * width a pair of tokens, everything else 24 * width**2 a token.
-    limit = FIXED_COST * 6 * width
+    # Attention costs 4 * width per pair of tokens; the rest costs 24 * width**2 per token.
+    limit = CALL_COST_TOKENS * 6 * width
     for position in np.argsort(-lengths, kind="stable"):
         length = int(lengths[position])
         waste = longest**2 - length**2
@@ -106,7 +107,7 @@ def split_by_length(
 
 
 def select(batch: Batch, texts: Int32[np.ndarray, " N"]) -> tuple[Batch, Int32[np.ndarray, " T"]]:
-    """Some of a batch's texts as a batch of their own, and where its tokens lie in the whole.
+    """A batch of some of a batch's texts, and the positions of its tokens in the whole batch.
 
     >>> select(make_batch([[0, 7, 2], [0, 2]], [1, -1]), np.int32([1]))[1].tolist()
     [3, 4]

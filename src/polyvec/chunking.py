@@ -1,11 +1,11 @@
-"""Text -> chunks: character spans of one text, small enough to embed and to show.
+"""Text to chunks: spans of characters that are small enough to embed and to show.
 
-1. Cut at Markdown headings, which a chunk never crosses.
+1. Cut at Markdown headings; no chunk crosses one.
 2. Cut each section into paragraphs, a paragraph that is too large into sentences, a sentence into
-   words, a word into characters.
+   words, and a word into characters.
 3. Join neighbours again while they fit, so that chunks are as large as allowed.
 
-Chunks lie end to end and cover the whole text, white space included.
+Chunks lie end to end and cover the whole text, including white space.
 """
 
 import re
@@ -17,14 +17,14 @@ from itertools import pairwise
 import sentencex
 
 PARAGRAPH = re.compile(r"(?:\r?\n[^\S\n]*){2,}")
-"""Blank lines belong to the paragraph before them."""
+"""Blank lines, which belong to the paragraph before them."""
 
 LINE = re.compile(r"\n")
 THAI = re.compile(r"(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff])")
 """Thai and Lao have no full stop: a space between two of their letters ends a sentence."""
 
 SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of a pair, which the sentence splitter cannot read."""
+"""Halves of a surrogate pair, which the sentence splitter cannot read."""
 
 WORD = re.compile(r"\s+")
 SPACE = re.compile(r"\s*")
@@ -32,38 +32,13 @@ SPACE = re.compile(r"\s*")
 HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 
-JOINER = "\u200d"
-"""Holds the parts of one emoji together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sentences:
-    """A choice of chunks: so many sentences in each."""
-
-    count: int = 5
-    """Sentences in a chunk; the last chunk may have fewer."""
-
-    lang: str = "en"
-    """Whose abbreviations to know; every language's full stops are known anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Semantic:
-    """A choice of chunks: cut where the meaning turns, between sentences unlike each other."""
-
-    percentile: int = 95
-    """Cut where the distance of two neighbours is above that of so many per cent of them."""
-
-    buffer: int = 1
-    """Each sentence is compared together with so many before and after it."""
-
-    lang: str = "en"
-    """Whose abbreviations to know."""
+ZERO_WIDTH_JOINER = "\u200d"
+"""Joins the parts of one emoji."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The characters [start, end) of a text, and the headings they stand under."""
+    """The characters [start, end) of a text, and the headings above them."""
 
     start: int
     end: int
@@ -73,11 +48,12 @@ class Chunk:
 def split_text(
     text: str, max_size: int, *, size: Callable[[str], int] = len, markdown: bool = False
 ) -> list[Chunk]:
-    r"""Chunks of at most `max_size`, in order, without gap or overlap; none for an empty text.
+    r"""Cut a text into chunks of at most `max_size`, in order, without gaps or overlap.
 
-    `size` measures a string: characters by default, or a tokenizer's count without its special
-    tokens. It should be additive; a chunk joined of parts is taken to be as large as their sum.
-    With `markdown`, headings start new chunks and are kept with each.
+    An empty text has no chunks. `size` measures a string: in characters by default, or for example
+    with a tokenizer's count without special tokens. It should be additive, because the size of
+    joined parts is taken to be their sum. With `markdown`, every heading starts a new chunk, and
+    each chunk has the titles of the headings above it. Raises ValueError if `max_size` is below 1.
 
     >>> text = "# Tea\nBoil water. Wait.\n# Coffee\nGrind beans."
     >>> for chunk in split_text(text, 20, markdown=True):
@@ -97,10 +73,11 @@ def split_text(
 
 
 def split_sentences(text: str, lang: str = "en") -> list[tuple[int, int]]:
-    """The sentences as characters [start, end), end to end, each with the white space after it.
+    """The sentences of a text as characters [start, end), each with the white space after it.
 
-    A line ends a sentence too. `lang` (ISO 639-1) only decides which abbreviations are known; the
-    full stops of all scripts are. White space alone is one sentence, an empty text has none.
+    The sentences lie end to end. The end of a line also ends a sentence. `lang` (ISO 639-1) only
+    decides which abbreviations are known; full stops of all scripts are known. A text of white
+    space is one sentence, and an empty text has none.
 
     >>> [text := "Dr. Li left at 5 p.m. on Monday. 然后呢？没有了。", split_sentences(text)][1]
     [(0, 33), (33, 37), (37, 41)]
@@ -109,23 +86,14 @@ def split_sentences(text: str, lang: str = "en") -> list[tuple[int, int]]:
     return [(start, end) for start, end in pairwise(edges) if start < end]
 
 
-def group_sentences(text: str, choice: Sentences) -> list[tuple[int, int]]:
-    """Chunks of so many sentences, end to end; none for an empty text."""
-    if choice.count < 1:
-        raise ValueError(f"Sentences.count is {choice.count}, must be at least 1")
-    sentences = split_sentences(text, choice.lang)
-    groups = [sentences[i : i + choice.count] for i in range(0, len(sentences), choice.count)]
-    return [(group[0][0], group[-1][1]) for group in groups]
-
-
 def _sentence_ends(text: str, lang: str) -> list[int]:
     readable = SURROGATES.sub("\ufffd", text)
     # Its compiled part has no stubs.
-    found = sentencex.get_sentence_boundaries(lang, readable)  # pyright: ignore
-    ends = {sentence["end_index"] for sentence in found}
+    sentences = sentencex.get_sentence_boundaries(lang, readable)  # pyright: ignore
+    ends = {sentence["end_index"] for sentence in sentences}
     for pattern in (LINE, THAI):
         ends.update(match.end() for match in pattern.finditer(text))
-    # White space goes with the sentence before it, and at the start with the first one.
+    # White space belongs to the sentence before it, and at the start to the first one.
     blank = len(text) - len(text.lstrip())
     moved = {_skip_space(text, end) for end in ends}
     return sorted(end for end in moved if blank < end < len(text))
@@ -133,7 +101,7 @@ def _sentence_ends(text: str, lang: str) -> list[int]:
 
 def _skip_space(text: str, position: int) -> int:
     match = SPACE.match(text, position)
-    assert match is not None, "it matches nothing at all, too"
+    assert match is not None, "the pattern also matches an empty string"
     return match.end()
 
 
@@ -146,13 +114,13 @@ def _word_ends(text: str) -> list[int]:
 
 
 CUTS = (_paragraph_ends, lambda text: _sentence_ends(text, "en"), _word_ends)
-"""Where a text may be cut, the best places first."""
+"""Functions that return where a text may be cut, the best places first."""
 
 Cuts = tuple[Callable[[str], list[int]], ...]
 
 
 def _sections(text: str) -> Iterator[Chunk]:
-    """Headings with what follows them. A heading alone goes with the next one."""
+    """Yield each heading with its text. A heading without text belongs to the next section."""
     start = body = 0
     path: list[tuple[int, str]] = []
     for heading in _headings(text):
@@ -167,7 +135,7 @@ def _sections(text: str) -> Iterator[Chunk]:
 
 
 def _headings(text: str) -> Iterator[re.Match[str]]:
-    """Headings outside fenced code, where `#` is a comment."""
+    """Yield the headings outside fenced code, in which `#` starts a comment."""
     fences = [(match.start(), match[1]) for match in FENCE.finditer(text)]
     code: list[tuple[int, int]] = []
     opened: tuple[int, str] | None = None
@@ -196,7 +164,7 @@ def _pack(
     size: Callable[[str], int],
     cuts: Cuts,
 ) -> Iterator[tuple[int, int, int]]:
-    """Spans of [start, end), with their sizes, as large as fits."""
+    """Yield spans of [start, end) with their sizes, each as large as allowed."""
     whole = size(text[start:end])
     if start == end:
         return
@@ -223,7 +191,7 @@ def _cut(
     size: Callable[[str], int],
     cuts: Cuts,
 ) -> Iterator[tuple[int, int, int]]:
-    """Spans of [start, end) that each fit, cut at the best places there are."""
+    """Yield spans of [start, end) that are small enough, cut at the best possible places."""
     if not cuts:
         middle = _character_boundary(text, start, end)
         yield from _pack(text, start, middle, max_size, size, ())
@@ -235,12 +203,10 @@ def _cut(
 
 
 def _character_boundary(text: str, start: int, end: int) -> int:
-    """The middle of [start, end), moved so that no accent or emoji part is left behind."""
+    """The middle of [start, end), moved so that it does not split off an accent or emoji part."""
     middle = (start + end) // 2
     for position in range(middle, min(end, middle + 32)):
-        joined = (
-            unicodedata.combining(text[position]) or JOINER in text[position - 1 : position + 1]
-        )
-        if not joined:
+        accent = unicodedata.combining(text[position])
+        if not accent and ZERO_WIDTH_JOINER not in text[position - 1 : position + 1]:
             return position
     return middle

@@ -1,4 +1,4 @@
-"""The shape of a model: sizes, rotary base, tasks, Matryoshka dims; JSON in and out."""
+"""The configuration of a model: sizes, rotary base, tasks, Matryoshka dims; JSON in and out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,60 +17,60 @@ LIMITS = {
     "max_tokens": 1_048_576,
     "adapter_rank": 1_024,
 }
-"""A config outside 1..limit is refused before anything is allocated for it."""
+"""Values outside 1..limit are refused before memory is allocated for the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A model's shape. The defaults are jina-embeddings-v3's (arXiv:2409.10173, table 1)."""
+    """Sizes and tasks of a model, by default jina-embeddings-v3's (arXiv:2409.10173, table 1)."""
 
     vocab_size: int = 250_002
-    """Pieces in the tokenizer."""
+    """Number of pieces in the tokenizer's vocabulary."""
 
     width: int = 1024
-    """Numbers in a hidden state, and in a full-size embedding."""
+    """Size of a hidden state and of an embedding that is not truncated."""
 
     num_layers: int = 24
-    """Transformer blocks."""
+    """Number of transformer blocks."""
 
     num_heads: int = 16
-    """Attention heads; each is width / num_heads wide, an even number."""
+    """Number of attention heads. The width of each, width / num_heads, must be even."""
 
     ffn_width: int = 4096
-    """Numbers between the two linears of a block's feed-forward part."""
+    """Size of the hidden layer in a block's feed-forward part."""
 
     max_tokens: int = 8192
-    """The longest text, special tokens and instruction included."""
+    """Longest text in tokens, including special tokens and the instruction."""
 
     layer_norm_eps: float = 1e-5
-    """Added to the variance in every layer norm."""
+    """Number that every layer norm adds to the variance."""
 
     rope_base: float = 20_000.0
-    """Base of the rotary angles when encoding; training uses 10,000 (section 3)."""
+    """Base of the rotary angles when encoding. Training uses 10,000 (section 3)."""
 
     tasks: tuple[Task, ...] = TASKS
-    """One adapter each, in the order of the bank's rows."""
+    """The tasks in the order of their adapters in the bank; each has one adapter."""
 
     adapter_rank: int = 4
     """Rank of every adapter."""
 
     adapter_alpha: float = 1.0
-    """An adapter's update is scaled by alpha / rank."""
+    """An adapter's update is multiplied by alpha / rank."""
 
     dims: tuple[int, ...] = MATRYOSHKA_DIMS
-    """The Matryoshka sizes the model was trained for, ascending; the last is the width."""
+    """The Matryoshka sizes for which the model was trained, ascending; the last is the width."""
 
     sparse_head: bool = False
-    """Whether the model weighs tokens, for lexical search (`Encoder.encode_sparse`)."""
+    """Whether the model has a head for token weights (`Encoder.encode_sparse`)."""
 
     multi_vector_dim: int = 0
-    """Size of one token's vector (`Encoder.encode_multi_vector`); 0 for a model without it."""
+    """Size of a token's embedding (`Encoder.encode_multi_vector`); 0 if the model has none."""
 
     bos_id: int = 0
     """`<s>`, the first token of every text."""
 
     pad_id: int = 1
-    """`<pad>`; no engine lets it touch a result."""
+    """`<pad>`. No engine lets it affect a result."""
 
     eos_id: int = 2
     """`</s>`, the last token of every text."""
@@ -111,19 +111,19 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
-        """Numbers in one attention head."""
+        """Width of one attention head."""
         return self.width // self.num_heads
 
     @property
     def adapter_scale(self) -> float:
-        """What an adapter's update is multiplied by."""
+        """The factor by which an adapter's update is multiplied."""
         return self.adapter_alpha / self.adapter_rank
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    """The config as transformers' `JinaEmbeddingsV3Config` reads it, the adapters' keys beside.
+    """The config as transformers' `JinaEmbeddingsV3Config` reads it, with keys for the adapters.
 
-    The adapter keys are those of the original checkpoint, so one reader serves both.
+    The keys for the adapters are those of the original checkpoint, so one reader serves both.
     """
     heads: dict[str, Any] = {"sparse_head": True} if config.sparse_head else {}
     if config.multi_vector_dim:
@@ -137,7 +137,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.ffn_width,
         "hidden_act": "gelu",
-        # Positions start after the pad id in XLM-RoBERTa, hence the two extra rows.
+        # In XLM-RoBERTa positions start after the pad id, hence the two extra rows.
         "max_position_embeddings": config.max_tokens + 2,
         "type_vocab_size": 1,
         "layer_norm_eps": config.layer_norm_eps,
@@ -154,9 +154,9 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
-    """Read a config.json of jina-embeddings-v3, in the original or the native layout.
+    """Parse a config.json of jina-embeddings-v3, in the original or the native layout.
 
-    Raises ValueError for a missing key, another architecture, or an absurd size.
+    Raises ValueError for a missing key, another architecture, or a size outside `LIMITS`.
     """
     if data.get("model_type", "jina_embeddings_v3") not in ("jina_embeddings_v3", "xlm-roberta"):
         raise ValueError(f"config: model_type {data['model_type']!r} is not jina_embeddings_v3")
@@ -206,7 +206,7 @@ def _rope_base(data: Mapping[str, Any]) -> float:
 
 
 def _number(data: Mapping[str, Any], key: str) -> float:
-    """A number, which JSON may write without a decimal point."""
+    """A number. JSON may write it without a decimal point."""
     if type(data[key]) not in (int, float):
         raise ValueError(f"config: {key} is {data[key]!r}, must be a number")
     return float(data[key])

@@ -1,11 +1,12 @@
-"""What two optional heads make of hidden states: a weight a token, and a vector a token.
+"""The sparse and the multi-vector head: one weight and one embedding per token of a text.
 
-As in BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2): the sparse head is a linear layer
-to one number and a ReLU, the multi-vector head a linear layer and a norm. `polyvec.network` has
-the same layers as tensors; here they are numpy, since beside the network they cost nothing.
+Both are optional and work as in BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2). The
+sparse head is a linear layer to one number and a ReLU; the multi-vector head is a linear layer and
+a norm. `polyvec.network` has the same layers for training. Here they are numpy, because they cost
+nothing compared with the network.
 
-Axes in this file: N and M texts, T tokens, K tokens with a weight, D the model's width, V vectors'
-numbers, Q tokens of a query, C candidates.
+Axes in this file: N and M texts, T tokens, K tokens with a weight, D the model's width, V size of
+a token's embedding, Q tokens of a query, C candidates.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,62 +22,66 @@ from polyvec.tokenizer import Tokenizer, Tokens
 OUTPUTS = ("dense", "sparse", "multi_vector")
 """The outputs that one forward pass may return."""
 
-MAX_SCORES = 2**22
-"""Scores of token pairs that `maxsim` holds at a time: 16 MB of them."""
+MAX_SCORE_PAIRS = 2**22
+"""Number of token pairs whose scores `maxsim` holds at a time (16 MB)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
-    """The weights of N texts' tokens: the rows of a CSR matrix, under scipy's names.
+    """The token weights of N texts: a CSR matrix with one row per text, under scipy's names.
 
     `scipy.sparse.csr_array((s.data, s.indices, s.indptr), s.shape)` copies nothing.
     """
 
     indptr: Int64[np.ndarray, " _ends"]
-    """Text i has the entries `indptr[i]` to `indptr[i + 1]` of the two other arrays."""
+    """Text i has the entries [indptr[i], indptr[i + 1]) of the two other arrays."""
 
     indices: Int32[np.ndarray, " K"]
-    """Token ids, ascending and different within a text."""
+    """Token ids. Within a text they ascend and none occurs twice."""
 
     data: Float32[np.ndarray, " K"]
-    """Their weights, all above 0."""
+    """The weights of these tokens, all above 0."""
 
     vocab_size: int
-    """Token ids are below it."""
+    """Number of token ids."""
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Texts and pieces of the vocabulary."""
+        """Number of texts and of token ids."""
         return len(self), self.vocab_size
 
     def __getitem__(self, texts: slice) -> "Sparse":
-        """Some neighbouring texts, their weights shared with this one."""
+        """Some neighbouring texts; the weights are shared with this object.
+
+        Raises ValueError for a slice whose step is not 1.
+        """
         first, stop, step = texts.indices(len(self))
         if step != 1:
             raise ValueError(
-                f"a slice of sparse texts takes every text: its step is {step}, must be 1"
+                f"the slice's step is {step}, must be 1: sparse texts have no other slices"
             )
         ends = self.indptr[first : max(first, stop) + 1]
         own = slice(ends[0], ends[-1])
         return Sparse(ends - ends[0], self.indices[own], self.data[own], self.vocab_size)
 
     def row(self, text: int) -> tuple[Int32[np.ndarray, " _K"], Float32[np.ndarray, " _K"]]:
-        """One text's token ids and their weights."""
+        """The token ids of one text, and their weights."""
         own = slice(self.indptr[text], self.indptr[text + 1])
         return self.indices[own], self.data[own]
 
     def dot(self, other: "Sparse") -> Float32[np.ndarray, "N M"]:
-        """The products of every text here with every text of `other`: lexical similarity.
+        """The dot product of every text here with every text of `other`: lexical similarity.
 
-        Takes the time of the smaller side's texts times the larger side's entries.
+        Time grows with the number of texts of the smaller side times the entries of the larger.
+        Raises ValueError if the two have different vocabularies.
         """
         if self.vocab_size != other.vocab_size:
             raise ValueError(
-                f"vocabularies of {self.vocab_size} and {other.vocab_size} pieces: "
-                "weights compare only within one model"
+                f"the vocabularies have {self.vocab_size} and {other.vocab_size} pieces: "
+                "weights can only be compared within one model"
             )
         if len(other) < len(self):
             return other.dot(self).T
@@ -84,23 +89,23 @@ class Sparse:
         texts = np.repeat(np.arange(len(other)), np.diff(other.indptr))
         weights = np.zeros(self.vocab_size, np.float32)
         for number, products_of_one in enumerate(products):
-            ids, mine = self.row(number)
-            weights[ids] = mine
+            ids, own = self.row(number)
+            weights[ids] = own
             terms = weights[other.indices] * other.data
             products_of_one[:] = np.bincount(texts, terms, minlength=len(other))
             weights[ids] = 0
         return products
 
     def to_dicts(self, tokenizer: Tokenizer) -> list[dict[str, float]]:
-        """Each text's pieces and their weights, the heaviest first."""
-        found = []
+        """The pieces of each text with their weights, the largest weight first."""
+        dicts = []
         for number in range(len(self)):
             ids, weights = self.row(number)
             order = np.argsort(-weights, kind="stable")
-            found.append(
+            dicts.append(
                 {str(tokenizer.core.id_to_token(int(ids[i]))): float(weights[i]) for i in order}
             )
-        return found
+        return dicts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +161,7 @@ def token_weights(
     weight: Float32[np.ndarray, "1 D"],
     bias: Float32[np.ndarray, " 1"],
 ) -> Float32[np.ndarray, " T"]:
-    """How much each token says, 0 or more."""
+    """The weight of each token, 0 or more."""
     return np.maximum(hidden @ weight[0] + bias, 0)
 
 
@@ -165,13 +170,13 @@ def token_vectors(
     weight: Float32[np.ndarray, "V D"],
     bias: Float32[np.ndarray, " V"],
 ) -> Float32[np.ndarray, "T V"]:
-    """Each token's own vector, of length 1."""
+    """The embedding of each token, of length 1."""
     vectors = hidden @ weight.T + bias
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
-def read_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The weights of the sparse and the multi-vector head, where there are any."""
+def select_heads(weights: Weights) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The weights of the sparse and the multi-vector head, if the model has them."""
     return {
         name: to_float(weight)
         for name, weight in weights.items()
@@ -186,20 +191,20 @@ def gather_weights(
     ignored: Collection[int],
     vocab_size: int,
 ) -> Sparse:
-    """Each text's tokens with the largest weight they have anywhere in it.
+    """The tokens of each text, each with the largest weight that it has in the text.
 
-    Tokens of weight 0 and `ignored` ones are left out.
+    Tokens of weight 0 and the token ids in `ignored` are left out.
 
     >>> ids, weights = [np.int32([7, 5, 7, 2])], [np.float32([0.5, 1, 2, 3])]
-    >>> found = gather_weights(ids, weights, ignored=[2], vocab_size=9)
-    >>> found.indices.tolist(), found.data.tolist(), found.indptr.tolist()
+    >>> sparse = gather_weights(ids, weights, ignored=[2], vocab_size=9)
+    >>> sparse.indices.tolist(), sparse.data.tolist(), sparse.indptr.tolist()
     ([5, 7], [1.0, 2.0], [0, 2])
     """
     texts = np.repeat(np.arange(len(ids), dtype=np.int64), [len(text) for text in ids])
     flat = np.concatenate([np.empty(0, np.int32), *ids])
     values = np.concatenate([np.empty(0, np.float32), *weights])
     kept = (values > 0) & ~np.isin(flat, list(ignored))
-    # One number for a text's token: equal ones become neighbours, texts stay in order.
+    # One key per text and token: sorting puts equal ones side by side and keeps texts in order.
     keys = texts[kept] * vocab_size + flat[kept]
     order = np.argsort(keys, kind="stable")
     keys, values = keys[order], values[kept][order]
@@ -213,12 +218,13 @@ def gather_weights(
 def maxsim(
     query: Float32[np.ndarray, "Q V"], candidates: Sequence[Float32[np.ndarray, "_T V"]]
 ) -> Float32[np.ndarray, " C"]:
-    """How well each candidate's tokens answer the query's: late interaction, exactly.
+    """The MaxSim score of each candidate: exact late interaction.
 
-    For every token of the query the cosine of the token that matches it best, and the mean of
-    these: from -1 to 1, as in BGE-M3 (ColBERT's sum is Q times that, Khattab & Zaharia 2020,
-    equation 3). Candidates are laid end to end without padding, some `MAX_SCORES` token pairs
-    at a time. Raises ValueError for a query or a candidate without tokens.
+    For every token of the query, take the cosine of the candidate's token that matches it best; the
+    score is the mean of these cosines, from -1 to 1, as in BGE-M3. (ColBERT's sum is Q times that:
+    Khattab & Zaharia 2020, equation 3.) Candidates lie end to end without padding, about
+    `MAX_SCORE_PAIRS` token pairs at a time. Raises ValueError for a query or a candidate without
+    tokens.
 
     >>> maxsim(np.float32([[1, 0]]), [np.float32([[-1, 0]]), np.float32([[0, 1], [1, 0]])]).tolist()
     [-1.0, 1.0]
@@ -226,11 +232,11 @@ def maxsim(
     lengths = [len(candidate) for candidate in candidates]
     if not len(query) or not all(lengths):
         raise ValueError(
-            "a text without token vectors has no MaxSim; encode_multi_vector always gives one"
+            "MaxSim needs at least one token in every text; encode_multi_vector always returns one"
         )
     scores = np.empty(len(candidates), np.float32)
-    step = max(1, MAX_SCORES // max([*lengths, 1]))
-    for group in pack(lengths, max(1, MAX_SCORES // min(step, len(query)))):
+    step = max(1, MAX_SCORE_PAIRS // max([*lengths, 1]))
+    for group in pack(lengths, max(1, MAX_SCORE_PAIRS // min(step, len(query)))):
         rows = np.concatenate([candidates[i] for i in group])
         starts = np.cumsum([0, *(lengths[i] for i in group[:-1])])
         total = np.zeros(len(group))

@@ -1,10 +1,10 @@
 """The encoder as a PyTorch module: XLM-RoBERTa with rotary positions and a bank of adapters.
 
-It reads packed batches and never sees padding. Its `state_dict` uses the canonical weight names
-of `polyvec.checkpoint`.
+It runs on packed batches, without padding. Its `state_dict` uses the canonical weight names of
+`polyvec.checkpoint`.
 
 Axes in this file: B texts, T tokens in the batch, D width, F feed-forward width, H heads,
-K head width, A adapters, R rank, V vocabulary, S spans, M numbers in a token's own vector,
+K head width, A adapters, R rank, V vocabulary, S spans, M size of a token's embedding,
 Q queries, C candidates.
 """
 
@@ -19,33 +19,33 @@ from torch.utils.checkpoint import checkpoint
 
 from polyvec.config import ModelConfig
 
-SHORT = 512
-"""Tokens of texts whose attention scores may be held whole while training on a CPU."""
+MAX_EXPLICIT_ATTENTION_TOKENS = 512
+"""Longest text whose matrix of attention scores is stored when training on a CPU, in tokens."""
 
 Mask = Float[Tensor, "T A"]
-"""1 where a token's text uses an adapter; a row of zeros is the bare encoder."""
+"""1 if the token's text uses the adapter, else 0. A row of zeros is the bare encoder."""
 
 
 class Layout(NamedTuple):
-    """Where the texts of a batch lie: made once, since on a GPU every look at it is a wait."""
+    """Where the texts of a batch lie. It is computed once, because reading it from a GPU waits."""
 
     lengths: Int[Tensor, " B"]
     """Tokens of each text."""
 
     bounds: Int[Tensor, " B_plus_1"]
-    """Where each starts, and where the last one ends, in the 32 bits that kernels ask for."""
+    """Start of each text and end of the last one, in 32 bits as the attention kernel needs."""
 
     longest: int
 
 
-def lay_out(lengths: Int[Tensor, " B"]) -> Layout:
-    """The layout of texts of these lengths, laid end to end."""
+def pack_layout(lengths: Int[Tensor, " B"]) -> Layout:
+    """The layout of packed texts of these lengths."""
     bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     return Layout(lengths, bounds, int(lengths.max()))
 
 
 def number_tokens(layout: Layout, num_tokens: int) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
-    """The text that each token of a batch is in, and its position there."""
+    """The text to which each token of a batch belongs, and its position in that text."""
     device = layout.lengths.device
     text = torch.arange(len(layout.lengths), device=device)
     text = text.repeat_interleave(layout.lengths, output_size=num_tokens)
@@ -55,8 +55,9 @@ def number_tokens(layout: Layout, num_tokens: int) -> tuple[Int[Tensor, " T"], I
 class Linear(nn.Module):
     """A linear layer with a bank of low-rank updates: y = W x + scale * B (m * (A x)).
 
-    All adapters' A are applied as one A*R-wide product and the mask keeps each token's own, so one
-    batch mixes tasks without a gather (Hu et al. 2021; arXiv:2409.10173, section 3).
+    The A matrices of all adapters are applied as one product of width A*R, and the mask m keeps the
+    values of each token's own adapter. One batch can therefore mix tasks without a gather (Hu et
+    al. 2021; arXiv:2409.10173, section 3).
     """
 
     def __init__(self, inputs: int, outputs: int, config: ModelConfig) -> None:
@@ -71,24 +72,24 @@ class Linear(nn.Module):
         nn.init.uniform_(self.lora_a, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self, x: Float[Tensor, "T I"], mask: Mask | None) -> Float[Tensor, "T O"]:
-        """Each token through the weight and its own adapter; without a mask, the weight alone."""
+        """Apply the weight and each token's own adapter; without a mask, the weight alone."""
         y = F.linear(x, self.weight, self.bias)
         if mask is None:
             return y
         low_TAR = F.linear(x, self.lora_a.flatten(0, 1)).unflatten(1, self.lora_a.shape[:2])
         low_TAR = low_TAR * mask[:, :, None]
-        # Added by the product itself: two passes fewer over an output thousands wide.
+        # addmm adds within the product, which saves two passes over a wide output.
         return y.addmm(low_TAR.flatten(1), self.lora_b.mT.flatten(0, 1), alpha=self.scale)
 
-    def update(self, row: int) -> Float[Tensor, "O I"]:
-        """What adapter `row` adds to the weight."""
-        return self.scale * (self.lora_b[row] @ self.lora_a[row])
+    def update(self, adapter_id: int) -> Float[Tensor, "O I"]:
+        """The matrix that an adapter adds to the weight."""
+        return self.scale * (self.lora_b[adapter_id] @ self.lora_a[adapter_id])
 
 
 class Embedding(nn.Module):
-    """A table of rows with low-rank updates, gathered: the adapted table is never built.
+    """A table of rows with low-rank updates. Rows are gathered; no adapted table is ever built.
 
-    As in the original, A is the table-sized side here and starts at zero.
+    As in the original, A is the factor with a row per token here, and it starts at zero.
     """
 
     def __init__(self, size: int, config: ModelConfig) -> None:
@@ -99,25 +100,25 @@ class Embedding(nn.Module):
         self.lora_b = nn.Parameter(torch.empty(adapters, rank, config.width))
         self.scale = config.adapter_scale
         self.sparse = False
-        """Whether the table's gradient holds only the rows that were read; for Adagrad."""
+        """Whether the table's gradient holds only the rows that were used, for Adagrad."""
         nn.init.normal_(self.weight, std=0.02)
         nn.init.normal_(self.lora_b)
 
     def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
-        """The tokens' rows, each with what its text's adapter adds."""
+        """The rows of the tokens, each with the update of its text's adapter."""
         rows = F.embedding(ids, self.weight, sparse=self.sparse)
         if mask is None:
             return rows
         low_TAR = self.lora_a[:, ids].transpose(0, 1) * mask[:, :, None]
         return rows + self.scale * (low_TAR.flatten(1) @ self.lora_b.flatten(0, 1))
 
-    def update(self, row: int) -> Float[Tensor, "V D"]:
-        """What adapter `row` adds to the table: as large as the table itself."""
-        return self.scale * (self.lora_a[row] @ self.lora_b[row])
+    def update(self, adapter_id: int) -> Float[Tensor, "V D"]:
+        """The matrix that an adapter adds to the table; it is as large as the table."""
+        return self.scale * (self.lora_a[adapter_id] @ self.lora_b[adapter_id])
 
 
 class Embeddings(nn.Module):
-    """Token and type rows, summed and normalised; position comes later, by rotation."""
+    """Token rows plus the type row, normalised. Attention adds positions later, by rotation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, ids: Int[Tensor, " T"], mask: Mask | None) -> Float[Tensor, "T D"]:
-        """What the first block reads."""
+        """The input of the first block."""
         return self.norm(self.word(ids, mask) + self.token_type(torch.zeros_like(ids), mask))
 
 
@@ -151,7 +152,7 @@ class Layer(nn.Module):
         layout: Layout,
         mask: Mask | None,
     ) -> Float[Tensor, "T D"]:
-        """Hidden states after this block; `rotation` is `rotary_angles` of every token."""
+        """The hidden states after this block; `rotation` is `rotary_angles` of every token."""
         q_THK, k_THK, v_THK = self.qkv(x, mask).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         mixed = attend(rotate(q_THK, rotation), rotate(k_THK, rotation), v_THK, layout)
         x = self.attention_norm(x + self.dropout(self.out(mixed.flatten(1), mask)))
@@ -160,7 +161,7 @@ class Layer(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """Guess hidden tokens: a dense layer, then the token table itself as the output matrix."""
+    """Predicts masked tokens: a dense layer, then the token table as the output matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -171,23 +172,23 @@ class MaskedLMHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "T D"], table: Float[Tensor, "V D"]
     ) -> Float[Tensor, "T V"]:
-        """The score of every piece at every token; `table` is the embedding table."""
+        """The score of every piece of the vocabulary at every token; `table` is the token table."""
         return F.linear(self.norm(F.gelu(self.dense(hidden))), table, self.bias)
 
 
 class Network(nn.Module):
-    """Packed tokens in, one hidden state a token out."""
+    """The encoder: packed tokens in, one hidden state per token out."""
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, mlm: bool = False) -> None:
         super().__init__()
         self.config = config
         self.rope_base = config.rope_base
-        """May be set at any time: 10,000 while training, the config's when encoding."""
+        """Base of the rotary angles: 10,000 in training, the config's when encoding."""
         self.recompute = False
-        """Trade a third more compute for activations of one block at a time."""
+        """Whether to store the activations of one block at a time, for a third more compute."""
         self.precision = torch.float32
-        """torch.bfloat16 runs matrix products in that, on float32 weights: autocast. It surrounds
-        the network and not the whole step, because cosines and losses need float32."""
+        """With torch.bfloat16, matrix products run in that type on float32 weights (autocast). This
+        concerns the network and not the whole step, because cosines and losses need float32."""
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])
         self.mlm = MaskedLMHead(config) if mlm else None
@@ -197,12 +198,12 @@ class Network(nn.Module):
         )
 
     def forward(
-        self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"], rows: Int[Tensor, " B"]
+        self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"], adapter_ids: Int[Tensor, " B"]
     ) -> Float[Tensor, "T D"]:
-        """Hidden states of texts laid end to end; `rows` is each text's adapter, -1 for none."""
-        layout = lay_out(lengths)
+        """The hidden states of packed texts; `adapter_ids` is each text's adapter, -1 for none."""
+        layout = pack_layout(lengths)
         text, positions = number_tokens(layout, len(ids))
-        mask = self.adapter_mask(rows, text)
+        mask = self.adapter_mask(adapter_ids, text)
         rotation = rotary_angles(positions, self.config.head_width, self.rope_base)
         with self.autocast(ids.device):
             x = self.embeddings(ids, mask)
@@ -218,46 +219,49 @@ class Network(nn.Module):
         low = self.precision != torch.float32
         return torch.autocast(device.type, self.precision if low else None, enabled=low)
 
-    def adapter_mask(self, rows: Int[Tensor, " B"], text: Int[Tensor, " T"]) -> Mask | None:
-        """Each token's adapter as 0 and 1, by its text; None where no text of the batch has one."""
-        if not len(self.config.tasks) or bool((rows < 0).all()):
+    def adapter_mask(self, adapter_ids: Int[Tensor, " B"], text: Int[Tensor, " T"]) -> Mask | None:
+        """The mask of each token's adapter; None if no text of the batch has an adapter.
+
+        `text` is the text to which each token belongs.
+        """
+        if not len(self.config.tasks) or bool((adapter_ids < 0).all()):
             return None
-        names = torch.arange(len(self.config.tasks), device=rows.device)
-        mask = (rows[:, None] == names).to(self.embeddings.word.weight.dtype)
+        adapters = torch.arange(len(self.config.tasks), device=adapter_ids.device)
+        mask = (adapter_ids[:, None] == adapters).to(self.embeddings.word.weight.dtype)
         return mask[text]
 
     def mlm_logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
-        """Scores of every piece at every given token; needs `mlm=True`."""
+        """The score of every piece at every given token. The network must have `mlm=True`."""
         assert self.mlm is not None, "build the network with mlm=True"
         with self.autocast(hidden.device):
             return self.mlm(hidden, self.embeddings.word.weight)
 
     def token_weights(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, " T"]:
-        """How much each token says, 0 or more: `polyvec.heads.token_weights` for tensors."""
+        """The weight of each token, 0 or more: `polyvec.heads.token_weights` for tensors."""
         assert self.sparse is not None, "build the network with sparse_head=True"
         return F.relu(self.sparse(hidden)).squeeze(-1)
 
     def token_vectors(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T M"]:
-        """A unit vector a token: `polyvec.heads.token_vectors` for tensors."""
+        """One unit vector per token: `polyvec.heads.token_vectors` for tensors."""
         assert self.multi_vector is not None, "build the network with multi_vector_dim"
         return F.normalize(self.multi_vector(hidden), dim=-1)
 
     @torch.no_grad()
-    def merge(self, row: int) -> dict[str, Tensor]:
-        """Add adapter `row` to the weights in place; return what `unmerge` needs to undo it.
+    def merge(self, adapter_id: int) -> dict[str, Tensor]:
+        """Add an adapter to the weights in place; return the old weights, for `unmerge`.
 
-        Texts with row -1 are then read by that adapter at no extra cost.
+        Texts without an adapter (-1) then use that adapter at no extra cost.
         """
         saved = {}
         for name, module in self.named_modules():
             if isinstance(module, Linear | Embedding):
                 saved[name] = module.weight.clone()
-                module.weight.add_(module.update(row))
+                module.weight.add_(module.update(adapter_id))
         return saved
 
     @torch.no_grad()
     def unmerge(self, saved: dict[str, Tensor]) -> None:
-        """Put back, to the bit, the weights that `merge` changed."""
+        """Restore, bit for bit, the weights that `merge` returned."""
         for name, weight in saved.items():
             self.get_parameter(f"{name}.weight").copy_(weight)
 
@@ -267,7 +271,7 @@ def rotary_angles(
 ) -> tuple[Float[Tensor, "T 1 half"], Float[Tensor, "T 1 half"]]:
     """Cosine and sine of position * base**(-2i / head_width) (Su et al. 2021, equation 15).
 
-    Computed afresh for every batch: a cached table would outlive a change of base.
+    The angles are computed for every batch, because a cached table would outlive a change of base.
     """
     half = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
     angles = positions[:, None, None].float() * (1.0 / base ** (half / head_width))
@@ -275,7 +279,7 @@ def rotary_angles(
 
 
 def rotate(x: Float[Tensor, "T H K"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "T H K"]:
-    """Turn the pair (x[i], x[i + K/2]) by the i-th angle (the non-interleaved convention)."""
+    """Rotate the pair (x[i], x[i + K/2]) by the i-th angle (the non-interleaved convention)."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
@@ -287,22 +291,22 @@ def attend(
     v: Float[Tensor, "T H K"],
     layout: Layout,
 ) -> Float[Tensor, "T H K"]:
-    """Softmax attention of every text to itself and to no other."""
+    """Softmax attention within every text."""
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
         bounds, longest = layout.bounds, layout.longest
         mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest)
-        assert isinstance(mixed, Tensor), "nothing else was asked of it"
+        assert isinstance(mixed, Tensor), "only with return_aux would it be a tuple"
         return mixed
-    # Neighbours of equal length form one rectangular call, with neither padding nor mask.
+    # Neighbouring texts of equal length form one rectangular call, without padding or mask.
     runs = [(length, len(list(group))) for length, group in groupby(layout.lengths.tolist())]
     outputs, parts = [], [x.split([length * count for length, count in runs]) for x in (q, k, v)]
     for run, *qkv in zip(runs, *parts, strict=True):
         length, count = run
         q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
-        if q.is_cpu and q.requires_grad and length <= SHORT:
-            # Written out, since the backward pass of PyTorch's kernel is 4 to 10 times slower here.
+        if q.is_cpu and q.requires_grad and length <= MAX_EXPLICIT_ATTENTION_TOKENS:
+            # Written out: the backward pass of PyTorch's kernel is 4 to 10 times slower here.
             scores = (q_BHLK * q.shape[-1] ** -0.5) @ k_BHLK.mT
             mixed = scores.softmax(-1).to(v.dtype) @ v_BHLK
         else:
@@ -329,9 +333,9 @@ def maxsim(
     documents: Float[Tensor, "_T M"],
     document_lengths: Int[Tensor, " C"],
 ) -> Float[Tensor, "Q C"]:
-    """`polyvec.heads.maxsim` for tensors, of many queries at once; texts lie end to end.
+    """`polyvec.heads.maxsim` for tensors and several queries; texts lie end to end.
 
-    One document is compared at a time, so nothing is padded and memory is bounded by the longest.
+    Documents are compared one at a time, so nothing is padded and the longest one bounds memory.
     """
     parts = documents.split(document_lengths.tolist())
     best = torch.stack([(queries @ part.T).amax(1) for part in parts], dim=1)

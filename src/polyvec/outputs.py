@@ -1,6 +1,6 @@
-"""What happens to vectors after pooling: truncation, norm, small encodings, similarity.
+"""Embeddings after pooling: truncation, norm, compact encodings, similarity.
 
-Axes in this file: N and M vectors, D numbers in a vector, dim a Matryoshka size, bytes = D / 8,
+Axes in this file: N and M vectors, D size of a vector, dim a Matryoshka size, bytes = D / 8,
 S chunks.
 """
 
@@ -12,12 +12,12 @@ from jaxtyping import Float32, Int8, Int32, UInt8
 
 
 class NotFiniteError(ValueError):
-    """Some texts have no usable vector; `rows` are their positions among the caller's texts."""
+    """Some texts have no usable embedding; `rows` are their positions in the caller's list."""
 
     def __init__(self, rows: list[int], what: str = "text") -> None:
         named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         super().__init__(
-            f"the model gave NaN, infinite or all-zero numbers for {what} {named} "
+            f"the model returned NaN, infinite or only zero values for {what} {named} "
             f"(counted from 0): check the checkpoint, or leave these {what}s out"
         )
         self.rows = rows
@@ -25,23 +25,23 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """The chunks of one document, each with its vector."""
+    """The chunks of one document with their embeddings."""
 
     document: str
-    """What was read; a list of chunks is joined by spaces."""
+    """The whole text; a list of chunks is joined by spaces."""
 
     offsets: Int32[np.ndarray, "S 2"]
-    """Each chunk's characters [start, end) in `document`."""
+    """The characters [start, end) of each chunk in `document`."""
 
     vectors: Float32[np.ndarray, "S dim"]
-    """Each chunk's vector, of length 1."""
+    """The embedding of each chunk, of length 1."""
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     @property
     def texts(self) -> list[str]:
-        """Each chunk's own text."""
+        """The text of each chunk."""
         return [self.document[start:end] for start, end in self.offsets.tolist()]
 
 
@@ -50,15 +50,16 @@ def truncate_and_normalise(
 ) -> Float32[np.ndarray, "N dim"]:
     """The first `dim` numbers of each vector, scaled to length 1.
 
-    In this order: normalising first would leave truncated vectors of every length.
-    Raises NotFiniteError, naming every row that holds NaN or infinity or has no direction.
+    Truncation comes first, because truncating a normalised vector would change its length.
+    Raises NotFiniteError, naming every row that contains NaN or infinity, or only zeros in the
+    first `dim` numbers.
 
     >>> truncate_and_normalise(np.float32([[3, 4, 12]]), 2).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
     kept = vectors[:, :dim]
-    # Scaled by the largest number first: squares of very large or small ones would over- or
-    # underflow. A number cut off must be finite too.
+    # Dividing by the largest number first avoids overflow and underflow of the squares. The numbers
+    # that are cut off must be finite too.
     largest = np.abs(vectors).max(1, keepdims=True, initial=0)
     bad = ~np.isfinite(largest[:, 0]) | ~kept.any(1)
     if bad.any():
@@ -68,9 +69,10 @@ def truncate_and_normalise(
 
 
 def to_int8(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N D"]:
-    """Each vector as whole numbers in -127..127, its largest number at the end of the range.
+    """Each vector as integers, scaled so that its largest magnitude is 127.
 
-    The scale differs from vector to vector and is not kept: cosines do not need it.
+    The scale differs between vectors and is not kept, because cosines do not need it. Raises
+    ValueError for a vector of zeros.
 
     >>> to_int8(np.float32([[0.6, -0.8]])).tolist()
     [[95, -127]]
@@ -82,7 +84,7 @@ def to_int8(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N D"]:
 
 
 def to_ubinary(vectors: Float32[np.ndarray, "N D"]) -> UInt8[np.ndarray, "N bytes"]:
-    """One bit a number, 1 where it is positive; eight to a byte, the first number highest.
+    """One bit per number, 1 if it is positive; eight bits to a byte, the first number highest.
 
     Raises ValueError unless D is a multiple of 8.
 
@@ -95,7 +97,7 @@ def to_ubinary(vectors: Float32[np.ndarray, "N D"]) -> UInt8[np.ndarray, "N byte
 
 
 def to_binary(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N bytes"]:
-    """`to_ubinary` minus 128, as Jina's API and sentence-transformers give it.
+    """`to_ubinary` minus 128, as Jina's API and sentence-transformers return it.
 
     >>> to_binary(np.float32([[1, -1, -1, -1, -1, -1, 1, 1]])).tolist()
     [[3]]
@@ -104,7 +106,7 @@ def to_binary(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N bytes"
 
 
 def to_base64(vectors: Float32[np.ndarray, "N D"]) -> list[str]:
-    """Each vector's little-endian float32 bytes in base64, as OpenAI's API gives it.
+    """The little-endian float32 bytes of each vector in base64, as OpenAI's API returns them.
 
     >>> to_base64(np.float32([[1, 0]]))
     ['AACAPwAAAAA=']
@@ -121,18 +123,3 @@ def similarity(
     [[1.0, 0.0]]
     """
     return truncate_and_normalise(a, a.shape[1]) @ truncate_and_normalise(b, b.shape[1]).T
-
-
-def find_turns(vectors: Float32[np.ndarray, "N D"], percentile: int) -> list[int]:
-    """Where a series of unit vectors turns: rows whose distance from the row before is large.
-
-    Large is above the distances' `percentile`. Greg Kamradt's semantic splitting, as LlamaIndex
-    has it.
-
-    >>> find_turns(np.float32([[1, 0], [1, 0], [0, 1], [0, 1]]), 60)
-    [2]
-    """
-    if len(vectors) < 2:
-        return []
-    distances = 1 - (vectors[1:] * vectors[:-1]).sum(1)
-    return (1 + np.flatnonzero(distances > np.percentile(distances, percentile))).tolist()

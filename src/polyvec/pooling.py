@@ -1,12 +1,12 @@
-"""From one vector per token to one vector per span of tokens.
+"""Pooling: from one vector per token to one vector per span of tokens.
 
-A text longer than the model reads at once is read in windows that overlap (long late chunking,
-arXiv:2409.04701, section 3.3):
+A text that is longer than the model's longest input is encoded in overlapping windows (long late
+chunking, arXiv:2409.04701, section 3.3):
 
-1. Windows of equal size cover the tokens; each starts `overlap` tokens before the last one ends.
-2. The first tokens of a later window, whose left context it lacks, keep the hidden states that
-   the window before gave them.
-3. Every span is the mean of its tokens, whichever windows they are in.
+1. Windows of equal size cover the tokens. Each begins `overlap` tokens before the end of the last.
+2. The first tokens of a later window lack their left context there. They keep the hidden states of
+   the previous window.
+3. Every span is the mean of its tokens, which may be in several windows.
 
 Axes in this file: T tokens, S spans, D width.
 """
@@ -21,7 +21,7 @@ from polyvec.batch import Batch, make_batch
 Pool = Callable[
     [Batch, Int32[np.ndarray, " S"], Int32[np.ndarray, " S"]], Float32[np.ndarray, "S D"]
 ]
-"""The mean hidden states of a batch's spans, as `Engine.pool` gives them."""
+"""Returns the mean hidden state of each span of a batch: `Engine.pool`."""
 
 
 def pool_spans(
@@ -32,8 +32,9 @@ def pool_spans(
     """Average the hidden states of each span [start, end).
 
     One span per text is mean pooling. Several spans per text is late chunking
-    (Günther et al. 2024, arXiv:2409.04701): the encoder read the whole text, so each chunk's
-    vector knows its context. Spans may overlap; an empty one is a ValueError.
+    (Günther et al. 2024, arXiv:2409.04701): the encoder has read the whole text, so each chunk's
+    vector knows its context. Spans may overlap. Raises ValueError for an empty span and for one
+    outside the tokens.
 
     >>> pool_spans(np.float32([[1], [3], [5]]), np.int32([0, 2]), np.int32([2, 3])).tolist()
     [[2.0], [5.0]]
@@ -42,7 +43,7 @@ def pool_spans(
         raise ValueError("every span must hold at least one token")
     if len(starts) and (starts.min() < 0 or ends.max() > len(hidden)):
         raise ValueError(f"a span lies outside the {len(hidden)} tokens")
-    # Along the first axis numpy adds one by one: in float32, 8,192 terms would lose digits.
+    # Along the first axis numpy adds one by one, so 8,192 terms would lose digits in float32.
     means = [
         hidden[start:end].mean(0, dtype=np.float64).astype(np.float32)
         for start, end in zip(starts, ends, strict=True)
@@ -51,7 +52,7 @@ def pool_spans(
 
 
 def cut_windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """Windows of `size` tokens: start, end, and the first token whose hidden state is kept.
+    """Yield windows of `size` tokens: start, end, and the first token whose hidden state is kept.
 
     >>> list(cut_windows(10, size=6, overlap=3))
     [(0, 6, 0), (3, 9, 6), (6, 10, 9)]
@@ -68,20 +69,20 @@ def cut_windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int,
 def pool_windows(
     pool: Pool,
     token_ids: Int32[np.ndarray, " T"],
-    row: int,
+    adapter_id: int,
     starts: Int32[np.ndarray, " S"],
     ends: Int32[np.ndarray, " S"],
     *,
     window: int,
     overlap: int,
     batch_tokens: int,
-    read: Callable[[int], object] = lambda tokens: None,
+    report: Callable[[int], object] = lambda num_tokens: None,
 ) -> Float32[np.ndarray, "S D"]:
     """The mean hidden state of each span of one text of any length.
 
-    `row` is the adapter, `batch_tokens` how many tokens go to `pool` at once, and `read` is told
-    how many new tokens were read. Time is linear in the tokens; memory holds one batch, and the
-    means. Spans may overlap and come in any order; none may be empty.
+    `batch_tokens` is the number of tokens that `pool` gets at once. `report` is called after each
+    batch with the number of new tokens. Time is linear in the number of tokens; memory holds one
+    batch and the means. Spans may overlap and be in any order; none may be empty.
     """
     order = np.argsort(starts, kind="stable")
     sorted_starts = starts[order]
@@ -102,14 +103,14 @@ def pool_windows(
             owners.append(open_spans)
             offset += end - start
         left, right, owner = (np.concatenate(parts) for parts in (firsts, lasts, owners))
-        batch = make_batch(texts, [row] * len(texts))
+        batch = make_batch(texts, [adapter_id] * len(texts))
         parts = pool(batch, left.astype(np.int32), right.astype(np.int32))
         if means is None:
             means = np.zeros((len(starts), parts.shape[1]), np.float32)
         share = ((right - left) / (ends - starts)[owner]).astype(np.float32)
-        # Not `+=`: a span that two windows of the group share would be added once.
+        # With `+=`, a span that two windows of the group share would be added only once.
         np.add.at(means, owner, parts * share[:, None])
-        read(group[-1][1] - group[0][2])
+        report(group[-1][1] - group[0][2])
     assert means is not None, "a text has at least its two special tokens"
     return means
 

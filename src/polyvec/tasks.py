@@ -1,7 +1,7 @@
-"""The task table: what a text may be embedded for. No other module lists tasks.
+"""The built-in tasks: the purposes for which a text may be embedded. No other module lists them.
 
-A task chooses one adapter and the instruction that is put before the text. `None` is a task too:
-the bare encoder, with neither an adapter nor an instruction.
+A task selects one adapter and the instruction that is put before the text. `None` is allowed where
+a task is: it selects the bare encoder, without adapter and instruction.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NO_ADAPTER = -1
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The name that users pass, and the instruction that the model reads before the text."""
+    """The name that users pass, and the instruction that is put before the text."""
 
     name: str
     prompt: str = ""
@@ -20,7 +20,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskChoice:
-    """A task of one model, resolved: what the tokenizer and the engine need to know of it."""
+    """A task of one model, resolved to what the tokenizer and the engine need."""
 
     adapter_id: int
     """Index of the adapter in the model's bank; `NO_ADAPTER` for none."""
@@ -29,14 +29,20 @@ class TaskChoice:
     """The instruction before the text; empty for none."""
 
 
+QUERY = "retrieval.query"
+PASSAGE = "retrieval.passage"
+SEPARATION = "separation"
+CLASSIFICATION = "classification"
+TEXT_MATCHING = "text-matching"
+
 TASKS = (
-    Task("retrieval.query", "Represent the query for retrieving evidence documents: "),
-    Task("retrieval.passage", "Represent the document for retrieval: "),
-    Task("separation"),
-    Task("classification"),
-    Task("text-matching"),
+    Task(QUERY, "Represent the query for retrieving evidence documents: "),
+    Task(PASSAGE, "Represent the document for retrieval: "),
+    Task(SEPARATION),
+    Task(CLASSIFICATION),
+    Task(TEXT_MATCHING),
 )
-"""The five tasks of Jina Embeddings v3 in the checkpoint's order (arXiv:2409.10173, table 2)."""
+"""The tasks of Jina Embeddings v3 in the order of its checkpoint (arXiv:2409.10173, table 2)."""
 
 
 def adapter_index(tasks: tuple[Task, ...], name: str | None) -> int:

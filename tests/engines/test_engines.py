@@ -1,4 +1,4 @@
-"""What every engine owes: results that depend on the text, its task, and nothing else."""
+"""Every engine: results depend on the text and its task, and on nothing else."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +17,7 @@ from polyvec.engines.torch import TorchEngine
 from tests.conftest import MakeEngine
 
 LENGTHS = (5, 40, 2, 9, 9, 41, 64, 17)
-ROWS = (0, 1, -1, 4, 2, 3, 1, -1)
+ADAPTER_IDS = (0, 1, -1, 4, 2, 3, 1, -1)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def texts(rng: np.random.Generator, tiny_config: ModelConfig) -> list[list[int]]
 @pytest.fixture
 def batch(texts: list[list[int]]) -> Batch:
     """These texts, with every task and with none."""
-    return make_batch(texts, ROWS)
+    return make_batch(texts, ADAPTER_IDS)
 
 
 def split(engine: Engine, batch: Batch) -> list[np.ndarray]:
@@ -37,11 +37,11 @@ def split(engine: Engine, batch: Batch) -> list[np.ndarray]:
     return np.split(engine.hidden(batch), batch.ends[:-1])
 
 
-def test_a_batch_gives_what_its_texts_give_alone(
+def test_a_batch_gives_the_states_of_its_texts_alone(
     engine: Engine, batch: Batch, texts: list[list[int]]
 ) -> None:
-    for text, row, states in zip(texts, ROWS, split(engine, batch), strict=True):
-        alone = engine.hidden(make_batch([text], [row]))
+    for text, adapter_id, states in zip(texts, ADAPTER_IDS, split(engine, batch), strict=True):
+        alone = engine.hidden(make_batch([text], [adapter_id]))
         np.testing.assert_allclose(states, alone, atol=1e-5)
 
 
@@ -49,31 +49,31 @@ def test_the_order_of_a_batch_does_not_matter(
     engine: Engine, batch: Batch, texts: list[list[int]]
 ) -> None:
     order = np.random.default_rng(1).permutation(len(texts))
-    shuffled = make_batch([texts[i] for i in order], [ROWS[i] for i in order])
+    shuffled = make_batch([texts[i] for i in order], [ADAPTER_IDS[i] for i in order])
     states = split(engine, batch)
     for i, found in zip(order, split(engine, shuffled), strict=True):
         np.testing.assert_allclose(found, states[i], atol=1e-5)
 
 
-def test_every_task_reads_a_text_differently(engine: Engine, texts: list[list[int]]) -> None:
-    rows = [-1, 0, 1, 2, 3, 4]
-    states = split(engine, make_batch([texts[0]] * 6, rows))
+def test_every_task_encodes_a_text_differently(engine: Engine, texts: list[list[int]]) -> None:
+    adapter_ids = [-1, 0, 1, 2, 3, 4]
+    states = split(engine, make_batch([texts[0]] * 6, adapter_ids))
     for i in range(6):
         for j in range(i):
             assert np.abs(states[i] - states[j]).max() > 0.01
 
 
-@pytest.mark.parametrize("row", range(5))
-def test_merged_weights_give_what_the_adapter_gives(
+@pytest.mark.parametrize("adapter_id", range(5))
+def test_merged_weights_give_the_states_of_the_adapter(
     make_engine: MakeEngine,
     engine: Engine,
     tiny_config: ModelConfig,
     tiny_weights: Weights,
     texts: list[list[int]],
-    row: int,
+    adapter_id: int,
 ) -> None:
-    same_task = make_batch(texts, [row] * len(texts))
-    merged = make_engine(tiny_config, tiny_weights, merge_row=row)
+    same_task = make_batch(texts, [adapter_id] * len(texts))
+    merged = make_engine(tiny_config, tiny_weights, merge_adapter=adapter_id)
     np.testing.assert_allclose(merged.hidden(same_task), engine.hidden(same_task), atol=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_a_merged_engine_refuses_other_tasks(
     make_engine: MakeEngine, tiny_config: ModelConfig, tiny_weights: Weights, batch: Batch
 ) -> None:
     with pytest.raises(ValueError, match="merged with adapter 2"):
-        make_engine(tiny_config, tiny_weights, merge_row=2).hidden(batch)
+        make_engine(tiny_config, tiny_weights, merge_adapter=2).hidden(batch)
 
 
 def test_adapters_of_zeros_change_nothing(
@@ -121,7 +121,7 @@ def test_a_model_without_tasks_runs(
     )
 
 
-def test_one_span_a_text_is_its_mean(engine: Engine, batch: Batch) -> None:
+def test_one_span_per_text_is_the_mean_of_its_tokens(engine: Engine, batch: Batch) -> None:
     means = engine.pool(batch, batch.starts, batch.ends)
     for mean, states in zip(means, split(engine, batch), strict=True):
         np.testing.assert_allclose(mean, states.mean(0), atol=1e-5)
@@ -181,7 +181,7 @@ def test_the_engines_agree(tiny_config: ModelConfig, tiny_weights: Weights, batc
 def test_memory_does_not_grow_with_the_square_of_a_text(
     tiny_config: ModelConfig, tiny_weights: Weights, prepack: bool
 ) -> None:
-    """What the plugin has compiled holds no scores of every token for every token."""
+    """The compiled graph stores no matrix of scores of every token for every token."""
     length = 1_000
     engine = OpenVINOEngine(tiny_config, tiny_weights, precision="float32", prepack=prepack)
     engine.hidden(make_batch([[5] * length], [0]))
@@ -200,12 +200,12 @@ def test_rotating_is_one_operation(
 
 
 def compiled_nodes(engine: OpenVINOEngine) -> list[ov.Node]:
-    """What the plugin has made of an engine's graphs."""
+    """The nodes of an engine's graphs after the plugin compiled them."""
     models = [request.get_compiled_model().get_runtime_model() for request, _ in engine._steps]
     return [node for model in models for node in model.get_ops()]
 
 
-def test_int8_weights_give_what_their_floats_give(
+def test_int8_weights_give_the_states_of_their_floats(
     make_engine: MakeEngine,
     tiny_config: ModelConfig,
     tiny_weights: Weights,
@@ -226,7 +226,7 @@ def test_int8_weights_give_what_their_floats_give(
     )
 
 
-def test_a_cache_changes_no_bit_and_a_folder_that_cannot_be_written_is_left_alone(
+def test_a_cache_changes_no_bit_and_a_folder_that_cannot_be_written_is_ignored(
     tiny_config: ModelConfig, tiny_weights: Weights, batch: Batch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -238,7 +238,10 @@ def test_a_cache_changes_no_bit_and_a_folder_that_cannot_be_written_is_left_alon
 
 
 def test_batches_from_many_threads_do_not_mix(engine: Engine, texts: list[list[int]]) -> None:
-    batches = [make_batch([text], [row]) for text, row in zip(texts, ROWS, strict=True)]
+    batches = [
+        make_batch([text], [adapter_id])
+        for text, adapter_id in zip(texts, ADAPTER_IDS, strict=True)
+    ]
     alone = [engine.hidden(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         for i, found in enumerate(pool.map(engine.hidden, batches * 10)):

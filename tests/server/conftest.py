@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,17 @@ from jsonschema import Draft202012Validator
 
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
+from polyvec.server.limits import Limits
 from polyvec.server.run import make_server, make_service
 from tests.processes import wait_for
+from tests.server.faults import SLOW, faulty_engine
 
 MODEL = "jina-embeddings-v3"
+
+TEXTS = ["Where does the cat sleep?", "Die Katze schläft auf dem Stuhl.", "Brot backen"]
+
+GOOD_TEXTS = ["a fox", "its den", "snow"]
+"""Texts with which the faulty engine does not fail."""
 
 
 class Running:
@@ -43,6 +52,16 @@ class Running:
             answer = self.http.post(path, json={"model": MODEL, **body})
         return check_error(answer)
 
+    def read_metrics(self):
+        lines = self.http.get("/metrics").text.splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, value in pairs}
+
+    def connect(self):
+        """A socket that is connected to the server."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=20)
+
     def wait_until_ready(self):
         wait_for(lambda: self.http.get("/ready").status_code == 200)
 
@@ -55,6 +74,33 @@ def check_error(answer):
     assert body["error"]["message"] == body["detail"]
     assert body["request_id"] == answer.headers["x-request-id"]
     return answer.status_code, body["detail"]
+
+
+def read_vectors(answer):
+    """The vectors of an answer, in the order of the texts."""
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [row["index"] for row in data] == list(range(len(data)))
+    return np.array([row["embedding"] for row in data], np.float32)
+
+
+def embed_beside(server, bad):
+    """The answer to a request that fails, and the answers to three good ones in its batch."""
+    with ThreadPoolExecutor(8) as pool:
+        # While the engine is busy with this one, the others gather into one batch.
+        scheduler = server.service.models[0].scheduler
+        first = pool.submit(server.embed, [[SLOW, 5]])
+        wait_for(lambda: scheduler.num_busy)
+        failing = pool.submit(server.embed, bad)
+        good = [pool.submit(server.embed, text) for text in GOOD_TEXTS]
+        assert first.result().status_code == 200
+        return failing.result(), [one.result() for one in good]
+
+
+def check_good(answers, library):
+    """Check that the answers have the vectors of `GOOD_TEXTS`."""
+    for text, answer in zip(GOOD_TEXTS, answers, strict=True):
+        np.testing.assert_allclose(read_vectors(answer), library.encode(text), atol=1e-5)
 
 
 @contextmanager
@@ -95,6 +141,13 @@ def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
 def server():
     """The server that most tests share."""
     with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def faulty_server():
+    """A server whose engine fails on request."""
+    with serving(make_engine=faulty_engine, limits=Limits(engine_seconds=8.0)) as running:
         yield running
 
 

@@ -25,8 +25,8 @@ class FaultyEngine:
     def hidden(self, batch):
         return self.engine.hidden(batch)
 
-    def read(self, batch, starts, ends):
-        return self.engine.read(batch, starts, ends)
+    def hidden_and_pool(self, batch, starts, ends):
+        return self.engine.hidden_and_pool(batch, starts, ends)
 
     def pool(self, batch, starts, ends):
         marks = set(batch.token_ids.tolist()) & {NAN, ERROR, MEMORY, DEATH, HANG, SLOW}

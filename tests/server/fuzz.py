@@ -33,36 +33,35 @@ VALUES = [None, "", "float", "base64", "END", "Right", "public", "dense", "class
 def load():
     """What a body goes through: the kinds of requests, and the bundled model's tokenizer."""
     from polyvec.encoder import BUNDLED
-    from polyvec.server.routes.health import ENDPOINTS
+    from polyvec.server.routes import ENDPOINTS
     from polyvec.tokenizer import Tokenizer
 
     kinds = dict.fromkeys(endpoint.reads for endpoint in ENDPOINTS if endpoint.reads)
     return list(kinds), Tokenizer.load(BUNDLED, 64)
 
 
-def read_body(body):
+def parse_body(body):
     """Read a body as every route does. Raises anything at all only if there is a bug."""
-    from polyvec.server.errors import ApiError, error_body
-    from polyvec.server.requests import SegmentRequest
-    from polyvec.server.routes.segment import segment_text
-    from polyvec.server.serialise import dump
-    from polyvec.server.wire import read_json, validate
+    from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError
+    from polyvec.server.routes.segment import SegmentRequest, segment_text
+    from polyvec.server.serialise import to_json
+    from polyvec.server.wire import parse_json, validate
 
     kinds, tokenizer = load()
     try:
-        value = read_json(body)
+        value = parse_json(body)
     except ApiError as error:
         assert error.status == 400
-        dump(error_body(error, "id", "jina"))
+        to_json(DEFAULT_ERROR_FORM.body(error, "id"))
         return
     for kind in kinds:
         try:
             request = validate(kind, value)
         except ApiError as error:
             assert error.status == 422 and error.errors
-            assert len(dump(error_body(error, "id", "jina"))) < 100_000
+            assert len(to_json(DEFAULT_ERROR_FORM.body(error, "id"))) < 100_000
             continue
-        dump(request.model_dump())
+        to_json(request.model_to_json())
         if isinstance(request, SegmentRequest):
             answer = segment_text(request, tokenizer)
             assert (
@@ -71,26 +70,28 @@ def read_body(body):
                 or request.tail
                 or ("".join(answer["chunks"]) == request.content)
             )
-            dump(answer)
+            to_json(answer)
         else:
-            tokenise(request, tokenizer)
+            tokenise_request(request, tokenizer)
 
 
-def tokenise(request, tokenizer):
+def tokenise_request(request, tokenizer):
     """Texts and token ids become what the engine reads; so do chunks of one document."""
     import numpy as np
 
-    from polyvec.server.inputs import chunk_spans, read
+    from polyvec.late_chunking import find_token_spans, join_chunks
+    from polyvec.server.inputs import tokenise
 
     for name in ("input", "documents", "inputs", "texts"):
         texts = getattr(request, name, None)
         if not isinstance(texts, list) or not all(isinstance(text, str | list) for text in texts):
             continue
-        for tokens in read(tokenizer, texts, "search: "):
+        for tokens in tokenise(tokenizer, texts, "search: "):
             assert 2 <= len(tokens.ids) <= tokenizer.max_tokens
         if all(isinstance(text, str) and text.strip() for text in texts):
-            [document] = read(tokenizer, [" ".join(texts)], "")
-            starts, ends = chunk_spans(document, [len(text) for text in texts])
+            joined, offsets = join_chunks(texts)
+            [document] = tokenise(tokenizer, [joined], "")
+            starts, ends = find_token_spans(document, joined, offsets)
             assert (starts <= ends).all() and (ends <= len(document.ids)).all()
             used = ends > starts
             assert np.array_equal(starts[used][1:], ends[used][:-1]), "tokens belong to one chunk"
@@ -111,7 +112,7 @@ def make_body(data):
 
 def fuzz_one(data):
     """What libFuzzer calls."""
-    read_body(make_body(data))
+    parse_body(make_body(data))
 
 
 def make_value(source, *, depth):

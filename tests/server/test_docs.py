@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from polyvec.server.quotas import Limits
-from polyvec.server.routes.health import ENDPOINTS
-from polyvec.server.run import serve
+from polyvec.cli.serve import serve
+from polyvec.server.limits import Limits
+from polyvec.server.routes import ENDPOINTS
 from tests.server.conftest import serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")

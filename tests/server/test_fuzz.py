@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.fuzz import KEYS, SEEDS, VALUES, read_body
+from tests.server.fuzz import KEYS, SEEDS, VALUES, parse_body
 
 anything = st.recursive(
     st.sampled_from(VALUES)
@@ -33,8 +33,8 @@ changed = st.builds(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changed | st.binary())
 def test_any_body_is_read_or_refused_as_clients_know_it(body):
-    """F4: property fuzzing; `python -m tests.server.fuzz` is the coverage-guided kind."""
-    read_body(body)
+    """Property fuzzing; `python -m tests.server.fuzz` is the coverage-guided kind."""
+    parse_body(body)
 
 
 def test_the_server_keeps_to_its_own_document(server, tmp_path):

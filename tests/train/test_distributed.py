@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from polyvec.network import Network
-from polyvec.train.distributed import distribute, processes, rank, share_out, whole
+from polyvec.train.distributed import distribute, full_tensor, process_group, rank, shard_texts
 from polyvec.train.loop import Settings, train
 from polyvec.train.metrics import read_records
 from tests.train.test_objectives import RNG, STAGES, make_network
@@ -41,7 +41,9 @@ def compute(how: Literal["ddp", "fsdp"], folder: Path) -> None:
             RNG.bit_generator.state = np.random.default_rng(1).bit_generator.state
             loss, tokens = stage(distribute(network, how), most)(1)
             found = {
-                key: whole(p.grad) for key, p in network.named_parameters() if p.grad is not None
+                key: full_tensor(p.grad)
+                for key, p in network.named_parameters()
+                if p.grad is not None
             }
             found |= {"loss": loss, "tokens": torch.tensor(tokens)}
             save_file(found, folder / f"{name}-{most}-{rank()}")
@@ -49,11 +51,11 @@ def compute(how: Literal["ddp", "fsdp"], folder: Path) -> None:
     trainable(network, "masked-LM")
     model = distribute(network, how)
     trained = trainable(network, "masked-LM")
-    work = STAGES["masked-LM"](model, None)
-    train(trained, work, SETTINGS, folder / "run")
+    step_fn = STAGES["masked-LM"](model, None)
+    train(trained, step_fn, SETTINGS, folder / "run")
     # The second call resumes at the end, and changes nothing.
-    train(trained, work, SETTINGS, folder / "run")
-    save_file({key: whole(p.detach()) for key, p in trained}, folder / f"end-{rank()}")
+    train(trained, step_fn, SETTINGS, folder / "run")
+    save_file({key: full_tensor(p.detach()) for key, p in trained}, folder / f"end-{rank()}")
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +106,17 @@ def test_a_share_has_every_text_once_and_like_amounts_of_work(
 ) -> None:
     monkeypatch.setattr("polyvec.train.distributed.num_processes", lambda: 3)
     lengths = np.random.default_rng(0).integers(2, 200, size=101).tolist()
-    shares = share_out(lengths, max_tokens=500)
+    shares = shard_texts(lengths, chunk_tokens=500)
     assert sorted(i for share in shares for chunk in share for i in chunk) == [*range(101)]
     assert len({len(share) for share in shares}) == 1
     sizes = [sum(lengths[i] for i in chunk) for share in shares for chunk in share]
     assert max(sizes) <= 500 + 200
     with pytest.raises(ValueError, match="too small for 3 processes"):
-        share_out([5, 5], max_tokens=None)
+        shard_texts([5, 5], chunk_tokens=None)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with processes():
+    with process_group():
         compute("ddp", Path(sys.argv[1]) / "ddp")
         compute("fsdp", Path(sys.argv[1]) / "fsdp")

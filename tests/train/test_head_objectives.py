@@ -13,7 +13,7 @@ from polyvec.checkpoint import Weights
 from polyvec.engines.torch import TorchEngine
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
-from polyvec.train.head_objectives import heads, read, score, self_distil
+from polyvec.train.head_objectives import run_heads, score_outputs, self_distil, self_distillation
 
 HARD = -1
 
@@ -51,9 +51,9 @@ def test_training_scores_what_encoding_scores(
         tokens = tokenizer.encode(texts, [headed_config.tasks[row].prompt] * len(texts))
         ids, num_prompt = [text.ids for text in tokens], [text.num_prompt for text in tokens]
         special = tokenizer.special_ids
-        signals.append(read(network, ids, row, num_prompt=num_prompt, ignored=special))
+        signals.append(run_heads(network, ids, row, num_prompt=num_prompt, ignored=special))
     with torch.no_grad():
-        scores = {name: part.numpy() for name, part in score(network, *signals).items()}
+        scores = {name: part.numpy() for name, part in score_outputs(network, *signals).items()}
     assert left.dense is not None and left.sparse is not None and left.multi_vector is not None
     assert right.dense is not None and right.sparse is not None and right.multi_vector is not None
     np.testing.assert_allclose(scores["dense"], left.dense @ right.dense.T, atol=1e-5)
@@ -104,7 +104,7 @@ def test_the_stage_s_loss_is_its_double_loop(
     queries, documents = pairs(tokenizer, sentences)
     groups, rows, t = np.array([0, 1, 2, 1, 3, 4]), np.arange(5), 0.3
     hard = [[documents[5]] if i < num_hard else [] for i in range(6)]
-    stage = heads(
+    stage = self_distillation(
         network,
         queries,
         documents,
@@ -118,11 +118,11 @@ def test_the_stage_s_loss_is_its_double_loop(
     right = documents[:5] + [documents[5]] * num_hard
     assert num_tokens == sum(map(len, queries[:5] + right))
     asked, answers = (
-        read(network, texts, -1, num_prompt=1, ignored=tokenizer.special_ids)
+        run_heads(network, texts, -1, num_prompt=1, ignored=tokenizer.special_ids)
         for texts in (queries[:5], right)
     )
     with torch.no_grad():
-        scores = {k: (s / t).tolist() for k, s in score(network, asked, answers).items()}
+        scores = {k: (s / t).tolist() for k, s in score_outputs(network, asked, answers).items()}
     owners, total = [0, 1, 2, 1, 3] + [HARD] * num_hard, 0.0
     columns = range(len(owners))
     for kind in ("sparse", "multi_vector"):
@@ -158,7 +158,7 @@ def test_heads_learn_and_a_frozen_backbone_does_not(
     assert {name.split(".")[0] for name in names} == set(kinds)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     queries, documents = pairs(tokenizer, sentences)
-    work = heads(
+    step_fn = self_distillation(
         network,
         queries,
         documents,
@@ -170,7 +170,7 @@ def test_heads_learn_and_a_frozen_backbone_does_not(
     losses = []
     for step in range(40):
         optimizer.zero_grad()
-        losses.append(work(step)[0].item())
+        losses.append(step_fn(step)[0].item())
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
     for name, tensor in network.state_dict().items():
@@ -182,7 +182,7 @@ def test_an_unfrozen_backbone_learns_too(
 ) -> None:
     queries, documents = pairs(tokenizer, sentences)
     special = tokenizer.special_ids
-    heads(network, queries, documents, np.arange(6), [np.arange(6)], ignored=special)(0)
+    self_distillation(network, queries, documents, np.arange(6), [np.arange(6)], ignored=special)(0)
     assert network.sparse is not None and network.sparse.weight.grad is not None
     gradient = network.layers[0].get_parameter("qkv.weight").grad
     assert gradient is not None and gradient.any()
@@ -190,4 +190,4 @@ def test_an_unfrozen_backbone_learns_too(
 
 def test_without_heads_there_is_nothing_to_train(tiny_config: ModelConfig) -> None:
     with pytest.raises(ValueError, match="set sparse_head or multi_vector_dim"):
-        heads(Network(tiny_config), [], [], np.arange(0), [], ignored=[])
+        self_distillation(Network(tiny_config), [], [], np.arange(0), [], ignored=[])

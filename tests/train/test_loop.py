@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polyvec.train.checkpoints import average_checkpoints
-from polyvec.train.loop import Settings, Work, schedule, train
+from polyvec.train.loop import Settings, StepFn, schedule, train
 from polyvec.train.metrics import read_records
 from tests.processes import wait_for
 
@@ -40,12 +40,12 @@ class Toy(nn.Module):
         self.dense = nn.Linear(4, 1)
         self.dropout = nn.Dropout(0.5)
 
-    def work(
+    def make_step_fn(
         self, *, fail_at: Sequence[int] = (), stop_at: int | None = None, pause: float = 0.0
-    ) -> Work:
-        """Fit a random target that depends on the step; fail or stop where told."""
+    ) -> StepFn:
+        """Fit a random target that depends on the step; fail or stop at the given steps."""
 
-        def step_work(step: int) -> tuple[Tensor, int]:
+        def step_fn(step: int) -> tuple[Tensor, int]:
             if step == stop_at:
                 raise KeyboardInterrupt
             time.sleep(pause)
@@ -57,12 +57,12 @@ class Toy(nn.Module):
             loss.backward()
             return loss.detach(), 5
 
-        return step_work
+        return step_fn
 
 
-def run(folder: Path, model: Toy, work: Work) -> list[dict[str, float]]:
+def run(folder: Path, model: Toy, step_fn: StepFn) -> list[dict[str, float]]:
     """Train and read back the losses."""
-    train(model.named_parameters(), work, SETTINGS, folder, tables=["table.weight"])
+    train(model.named_parameters(), step_fn, SETTINGS, folder, tables=["table.weight"])
     return read_records(folder / "metrics.jsonl")
 
 
@@ -79,33 +79,33 @@ def same(one: Toy, two: Toy) -> bool:
 def whole(tmp_path: Path) -> tuple[Toy, list[dict[str, float]]]:
     """An uninterrupted run."""
     model = Toy()
-    return model, run(tmp_path / "whole", model, model.work())
+    return model, run(tmp_path / "whole", model, model.make_step_fn())
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7, 11])
-def test_f35_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
+def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
     stop_at: int, whole: tuple[Toy, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     killed = Toy()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", killed, killed.work(stop_at=stop_at))
+        run(tmp_path / "cut", killed, killed.make_step_fn(stop_at=stop_at))
     resumed = Toy()
-    records = run(tmp_path / "cut", resumed, resumed.work())
+    records = run(tmp_path / "cut", resumed, resumed.make_step_fn())
     assert same(resumed, whole[0])
     assert losses(records) == losses(whole[1])
 
 
-def test_f37_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     whole: tuple[Toy, list[dict[str, float]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed = Toy()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", killed, killed.work(stop_at=10))
+        run(tmp_path / "cut", killed, killed.make_step_fn(stop_at=10))
     newest = tmp_path / "cut/step-00000008/weights"
     newest.write_bytes(newest.read_bytes()[:-20])
     resumed = Toy()
     with caplog.at_level(logging.WARNING):
-        run(tmp_path / "cut", resumed, resumed.work())
+        run(tmp_path / "cut", resumed, resumed.make_step_fn())
     assert "step-00000008 is damaged" in caplog.text
     assert same(resumed, whole[0])
 
@@ -113,25 +113,25 @@ def test_f37_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     model = Toy()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, model, model.work(stop_at=6))
+        run(tmp_path, model, model.make_step_fn(stop_at=6))
     shutil.copytree(tmp_path / "step-00000004", tmp_path / "writing")
     resumed = Toy()
-    run(tmp_path, resumed, resumed.work())
+    run(tmp_path, resumed, resumed.make_step_fn())
     assert not (tmp_path / "writing").exists()
 
 
-def test_f36_a_loss_that_is_not_finite_changes_nothing_and_is_reported(
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, seen = Toy(), []
-    inner = model.work(fail_at=[5])
+    inner = model.make_step_fn(fail_at=[5])
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         seen.append([parameter.detach().clone() for parameter in model.parameters()])
         return inner(step)
 
     with caplog.at_level(logging.WARNING):
-        run(tmp_path, model, work)
+        run(tmp_path, model, step_fn)
     assert all(torch.equal(a, b) for a, b in zip(seen[5], seen[6], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(seen[4], seen[5], strict=True))
     assert "step 5 skipped" in caplog.text
@@ -140,15 +140,17 @@ def test_f36_a_loss_that_is_not_finite_changes_nothing_and_is_reported(
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     model = Toy()
-    run(tmp_path, model, model.work())
+    run(tmp_path, model, model.make_step_fn())
     other = Settings(steps=13, learning_rate=0.01, table_rate=0.05)
     with pytest.raises(ValueError, match="other settings"):
-        train(model.named_parameters(), model.work(), other, tmp_path, tables=["table.weight"])
+        train(
+            model.named_parameters(), model.make_step_fn(), other, tmp_path, tables=["table.weight"]
+        )
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     model = Toy()
-    run(tmp_path, model, model.work())
+    run(tmp_path, model, model.make_step_fn())
     names = sorted(path.name for path in tmp_path.glob("step-*"))
     assert names == ["step-00000008", "step-00000012"]
 
@@ -171,14 +173,14 @@ def test_accumulated_gradients_are_those_of_the_big_batch(parts: int, tmp_path: 
         model = nn.Linear(4, 3)
         model.load_state_dict(start)
 
-        def work(call: int) -> tuple[Tensor, int]:
+        def step_fn(call: int) -> tuple[Tensor, int]:
             batch = inputs[call // pieces].chunk(pieces)[call % pieces]
             loss = model(batch).square().mean()
             loss.backward()
             return loss.detach(), len(batch)
 
         settings = Settings(steps=6, learning_rate=0.1, accumulate=pieces, clip=0.1)
-        train(model.named_parameters(), work, settings, folder)
+        train(model.named_parameters(), step_fn, settings, folder)
         return model
 
     big, small = fit(1, tmp_path / "big"), fit(parts, tmp_path / "small")
@@ -194,13 +196,13 @@ def test_muon_moves_matrices_along_an_orthogonal_update(tmp_path: Path) -> None:
     model = nn.Linear(8, 8)
     before, bias = model.weight.detach().clone(), model.bias.detach().clone()
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         loss = model(torch.randn(32, 8)).square().mean()
         loss.backward()
         return loss.detach(), 32
 
     settings = Settings(steps=1, learning_rate=1e-3, muon_rate=0.01, warmup=0.0)
-    train(model.named_parameters(), work, settings, tmp_path, muon=["weight"])
+    train(model.named_parameters(), step_fn, settings, tmp_path, muon=["weight"])
     sizes = torch.linalg.svdvals(before - model.weight.detach())
     # Newton-Schulz leaves all singular values within a factor of about two; a gradient does not.
     assert sizes.max() / sizes.min() < 3
@@ -210,29 +212,35 @@ def test_muon_moves_matrices_along_an_orthogonal_update(tmp_path: Path) -> None:
 def test_names_that_are_not_trained_are_refused(tmp_path: Path) -> None:
     model = Toy()
     with pytest.raises(ValueError, match="nothing"):
-        train(model.named_parameters(), model.work(), SETTINGS, tmp_path, muon=["nothing.weight"])
+        train(
+            model.named_parameters(),
+            model.make_step_fn(),
+            SETTINGS,
+            tmp_path,
+            muon=["nothing.weight"],
+        )
 
 
 EVERYTHING = replace(SETTINGS, muon_rate=0.02, accumulate=2, tensorboard=True, keep=3)
-"""All that has a state or a file of its own."""
+"""Settings with which everything that has a state or a file is in use."""
 
 
-def run_everything(folder: Path, model: Toy, work: Work) -> list[dict[str, float]]:
+def run_everything(folder: Path, model: Toy, step_fn: StepFn) -> list[dict[str, float]]:
     parameters = model.named_parameters()
     tables = ["table.weight"]
-    train(parameters, work, EVERYTHING, folder, tables=tables, muon=["hidden.weight"])
+    train(parameters, step_fn, EVERYTHING, folder, tables=tables, muon=["hidden.weight"])
     return read_records(folder / "metrics.jsonl")
 
 
-def test_f35_a_run_with_everything_on_resumes_to_the_bit(tmp_path: Path) -> None:
-    """F35: accumulation, Muon, sparse tables, dropout, TensorBoard."""
+def test_a_run_with_everything_on_resumes_to_the_bit(tmp_path: Path) -> None:
+    """Everything: accumulation, Muon, sparse tables, dropout and TensorBoard."""
     model = Toy(hidden=True)
-    expected = run_everything(tmp_path / "whole", model, model.work())
+    expected = run_everything(tmp_path / "whole", model, model.make_step_fn())
     killed = Toy(hidden=True)
     with pytest.raises(KeyboardInterrupt):
-        run_everything(tmp_path / "cut", killed, killed.work(stop_at=15))
+        run_everything(tmp_path / "cut", killed, killed.make_step_fn(stop_at=15))
     resumed = Toy(hidden=True)
-    records = run_everything(tmp_path / "cut", resumed, resumed.work())
+    records = run_everything(tmp_path / "cut", resumed, resumed.make_step_fn())
     assert same(resumed, model)
     assert losses(records) == losses(expected)
 
@@ -242,7 +250,7 @@ import sys
 from pathlib import Path
 from tests.train.test_loop import Toy, run_everything
 model = Toy(hidden=True)
-run_everything(Path(sys.argv[1]), model, model.work(pause=0.01))
+run_everything(Path(sys.argv[1]), model, model.make_step_fn(pause=0.01))
 """
 
 
@@ -251,10 +259,10 @@ def wait_until_it_writes(child: subprocess.Popen, folder: Path) -> None:
     wait_for(lambda: child.poll() is not None or len(list(folder.glob("**/weights"))) > before)
 
 
-def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
-    """F35: SIGKILL while steps run and while checkpoints are written; nothing half written."""
+def test_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    """SIGKILL during steps and while checkpoints are written. No file is incomplete."""
     model = Toy(hidden=True)
-    expected = run_everything(tmp_path / "whole", model, model.work())
+    expected = run_everything(tmp_path / "whole", model, model.make_step_fn())
     folder, kills = tmp_path / "cut", 0
     rng = random.Random(0)
     for _ in range(2):
@@ -277,53 +285,55 @@ def test_f35_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Pa
                 load_file(file)
     assert kills
     resumed = Toy(hidden=True)
-    records = run_everything(folder, resumed, resumed.work())
+    records = run_everything(folder, resumed, resumed.make_step_fn())
     assert same(resumed, model)
     assert losses(records) == losses(expected)
 
 
-def test_f36_the_summary_counts_what_was_skipped_over_restarts(tmp_path: Path) -> None:
-    """F36: a NaN before a kill and one after it are both in the run's summary."""
+def test_the_summary_counts_what_was_skipped_over_restarts(tmp_path: Path) -> None:
+    """A NaN before a kill and a NaN after it are both in the summary."""
     killed = Toy()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, killed, killed.work(fail_at=[1, 9], stop_at=6))
+        run(tmp_path, killed, killed.make_step_fn(fail_at=[1, 9], stop_at=6))
     resumed = Toy()
-    run(tmp_path, resumed, resumed.work(fail_at=[1, 9]))
+    run(tmp_path, resumed, resumed.make_step_fn(fail_at=[1, 9]))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["skipped"]) == (12, 2)
     assert summary["tokens"] == 12 * 5
     assert math.isfinite(summary["loss"])
 
 
-def test_f37_a_metrics_line_cut_short_is_written_again(tmp_path: Path) -> None:
-    """F37: the kill came while a record was written."""
+def test_a_metrics_line_cut_short_is_written_again(tmp_path: Path) -> None:
+    """The run was killed while it wrote a record."""
     killed = Toy()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, killed, killed.work(stop_at=9))
+        run(tmp_path, killed, killed.make_step_fn(stop_at=9))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     resumed = Toy()
-    assert [record["step"] for record in run(tmp_path, resumed, resumed.work())] == [*range(12)]
+    assert [record["step"] for record in run(tmp_path, resumed, resumed.make_step_fn())] == [
+        *range(12)
+    ]
 
 
 def test_settings_gained_since_a_run_began_do_not_stop_it(tmp_path: Path) -> None:
     model = Toy()
-    run(tmp_path, model, model.work())
+    run(tmp_path, model, model.make_step_fn())
     file = tmp_path / "settings.json"
     older = json.loads(file.read_text())
     del older["muon_rate"], older["tensorboard"]
     file.write_text(json.dumps(older))
-    run(tmp_path, model, model.work())
+    run(tmp_path, model, model.make_step_fn())
     file.write_text(json.dumps(older | {"muon_rate": 1.0}))
     with pytest.raises(ValueError, match="other settings"):
-        run(tmp_path, model, model.work())
+        run(tmp_path, model, model.make_step_fn())
 
 
 def test_tensorboard_has_what_the_metrics_have(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     model = Toy(hidden=True)
-    records = run_everything(tmp_path, model, model.work())
+    records = run_everything(tmp_path, model, model.make_step_fn())
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = {event.step: event.value for event in events.Scalars("loss")}
     assert found == pytest.approx(dict(losses(records)))
@@ -332,7 +342,9 @@ def test_tensorboard_has_what_the_metrics_have(tmp_path: Path) -> None:
 def test_averaged_checkpoints_are_the_mean_of_the_last(tmp_path: Path) -> None:
     model = Toy()
     settings = replace(SETTINGS, keep=3)
-    train(model.named_parameters(), model.work(), settings, tmp_path, tables=["table.weight"])
+    train(
+        model.named_parameters(), model.make_step_fn(), settings, tmp_path, tables=["table.weight"]
+    )
     saved = [load_file(tmp_path / f"step-{n:08d}/weights") for n in (4, 8, 12)]
     found = average_checkpoints(tmp_path, last=2)
     for name, tensor in found.items():

@@ -1,7 +1,7 @@
 """Whole-word masking by its statistics, and the rotation of languages."""
 
 from collections import Counter
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -9,13 +9,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from polyvec.train.masking import (
-    MAX_WORD,
+    MAX_WORD_TOKENS,
     Vocabulary,
-    hide_words,
-    number_words,
-    plan_languages,
+    mask_words,
     read_vocabulary,
-    rotate_languages,
+    word_ids,
 )
 
 PIECES = [
@@ -67,26 +65,26 @@ def random_texts(count: int, *, seed: int = 0) -> list[np.ndarray]:
 
 def test_a_word_runs_from_one_space_mark_to_the_next(vocabulary: Vocabulary) -> None:
     ids = np.array([S, FOX, ES, RUN, COMMA, DEN, PLURAL, END])
-    assert number_words(ids, vocabulary).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
+    assert word_ids(ids, vocabulary).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
 
 
 def test_tokens_before_the_first_space_mark_are_a_word_of_their_own(
     vocabulary: Vocabulary,
 ) -> None:
     ids = np.array([S, ES, COMMA, RUN, UNK, PLURAL, END])
-    assert number_words(ids, vocabulary).tolist() == [-1, 0, 0, 1, -1, 2, -1]
+    assert word_ids(ids, vocabulary).tolist() == [-1, 0, 0, 1, -1, 2, -1]
 
 
 def test_a_sentence_without_spaces_is_many_words(vocabulary: Vocabulary) -> None:
     ids = np.array([S, SPACE, *[CHINESE] * 20, END])
-    words = number_words(ids, vocabulary)
+    words = word_ids(ids, vocabulary)
     runs = [len(list(run)) for _, run in groupby(words[1:-1])]
-    assert runs == [MAX_WORD, MAX_WORD, MAX_WORD, 21 - 3 * MAX_WORD]
+    assert runs == [MAX_WORD_TOKENS, MAX_WORD_TOKENS, MAX_WORD_TOKENS, 21 - 3 * MAX_WORD_TOKENS]
 
 
 def test_the_tokenizers_own_words_are_found(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     ids = np.array(tokenizer.encode("foxes run, dens").ids)
-    words = number_words(ids, vocabulary)
+    words = word_ids(ids, vocabulary)
     assert [tokenizer.decode(ids[words == w]) for w in range(3)] == [
         "▁foxes",
         "▁run,",
@@ -100,10 +98,10 @@ def test_the_tokenizers_own_words_are_found(tokenizer: Tokenizer, vocabulary: Vo
 
 def test_words_are_hidden_whole_and_as_often_as_asked(vocabulary: Vocabulary) -> None:
     texts = random_texts(400)
-    shown, places = hide_words(texts, vocabulary, ratio=0.15, seed=[1])
+    shown, places = mask_words(texts, vocabulary, ratio=0.15, seed=[1])
     fates: Counter[str] = Counter()
     for text, seen, hidden in zip(texts, shown, places, strict=True):
-        words = number_words(text, vocabulary)
+        words = word_ids(text, vocabulary)
         chosen = set(words[hidden].tolist())
         # Every token of a chosen word has to be guessed, and nothing else was touched.
         assert set(hidden.tolist()) == {i for i, w in enumerate(words) if w in chosen}
@@ -124,7 +122,7 @@ def test_words_are_hidden_whole_and_as_often_as_asked(vocabulary: Vocabulary) ->
 def test_the_same_seed_hides_the_same_words(vocabulary: Vocabulary) -> None:
     texts = random_texts(20)
     one, two, other = (
-        hide_words(texts, vocabulary, ratio=0.15, seed=[seed, 5])[0] for seed in (1, 1, 2)
+        mask_words(texts, vocabulary, ratio=0.15, seed=[seed, 5])[0] for seed in (1, 1, 2)
     )
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
@@ -133,12 +131,12 @@ def test_the_same_seed_hides_the_same_words(vocabulary: Vocabulary) -> None:
 def test_a_batch_never_has_nothing_to_guess(vocabulary: Vocabulary) -> None:
     texts = [np.array([S, END]), np.array([S, FOX, ES, END])]
     for seed in range(20):
-        _, places = hide_words(texts, vocabulary, ratio=0.0, seed=[seed])
+        _, places = mask_words(texts, vocabulary, ratio=0.0, seed=[seed])
         assert [hidden.tolist() for hidden in places] == [[], [1, 2]]
 
 
 def test_texts_without_words_are_left_alone(vocabulary: Vocabulary) -> None:
-    shown, places = hide_words([np.array([S, END])], vocabulary, ratio=0.5, seed=[0])
+    shown, places = mask_words([np.array([S, END])], vocabulary, ratio=0.5, seed=[0])
     assert shown[0].tolist() == [S, END]
     assert not len(places[0])
 
@@ -146,30 +144,3 @@ def test_texts_without_words_are_left_alone(vocabulary: Vocabulary) -> None:
 def test_a_tokenizer_without_a_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="<mask>"):
         read_vocabulary(Tokenizer(models.Unigram([("▁a", 0.0)])))
-
-
-def test_languages_rotate_and_get_their_shares() -> None:
-    sizes = {"en": 4000, "de": 1000, "sw": 10, "zh": 2000}
-    order = rotate_languages(sizes, steps=2000, exponent=0.5)
-    total = sum(size**0.5 for size in sizes.values())
-    for name, size in sizes.items():
-        assert order.count(name) == pytest.approx(2000 * size**0.5 / total, abs=2)
-    assert all(one != two for one, two in pairwise(order))
-
-
-def test_a_fixed_share_is_kept() -> None:
-    order = rotate_languages(
-        {"en": 10, "de": 1, "fr": 1}, steps=500, exponent=1.0, shares={"en": 0.2}
-    )
-    assert order.count("en") == 100
-    assert abs(order.count("de") - order.count("fr")) <= 1
-
-
-def test_a_batch_has_one_language_and_no_row_comes_twice_before_all_came() -> None:
-    langs = ["en"] * 30 + ["de"] * 7
-    plan = plan_languages(langs, steps=40, batch_size=4, exponent=0.7, seed=0)
-    assert all(len({langs[row] for row in rows}) == 1 for rows in plan)
-    for lang, size in (("en", 30), ("de", 7)):
-        drawn = [row for rows in plan if langs[rows[0]] == lang for row in rows]
-        for start in range(0, len(drawn) - size, size):
-            assert len(set(drawn[start : start + size])) == size

@@ -22,11 +22,10 @@ from polyvec.train.new_task import (
     Options,
     add_adapter,
     choose_start,
-    keep_back,
+    hold_out,
     make_adapter,
-    plan_epochs,
 )
-from polyvec.train.row_formats import KINDS, score_classes, score_order, score_pairs
+from polyvec.train.row_formats import ROW_FORMATS, score_classes, score_order, score_pairs
 from tests.processes import wait_for
 
 WORDS = "fox dog den snow sleeps jumps brown lazy quick under over where the a".split()
@@ -127,7 +126,7 @@ def test_everything_else_stays_as_it_was_to_the_bit(
     assert files[1] < 1.2 * files[0]
 
 
-@pytest.mark.parametrize("kind", [*KINDS])
+@pytest.mark.parametrize("kind", [*ROW_FORMATS])
 def test_the_new_task_encodes_at_once_and_the_others_as_before(
     kind: str, compact_model: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +169,7 @@ def test_a_second_task_is_added_to_the_first(compact_model: Path, tmp_path: Path
 
 def test_the_best_start_is_the_task_that_serves_the_rows_best(compact_model: Path) -> None:
     encoder = Encoder.load(compact_model)
-    kind = KINDS["scored"]
+    kind = ROW_FORMATS["scored"]
     rows = [
         {"text1": row["text1"], "text2": row["text2"], "score": 0.0} for row in make_rows("scored")
     ]
@@ -200,7 +199,7 @@ def test_a_start_is_the_named_adapter(compact_model: Path, tmp_path: Path) -> No
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     compact_model: Path, tmp_path: Path
 ) -> None:
-    """F32, F35: SIGKILL in the middle, the same command again."""
+    """SIGKILL in the middle of training, and then the same command again."""
     data = write(tmp_path / "rows.parquet", make_rows("classification", 120))
     wanted = options(epochs=8)
     make_adapter(compact_model, data, tmp_path / "whole", wanted)
@@ -225,13 +224,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"task": "separation"}, "has a task 'separation' already"),
-        ({"task": "best"}, "cannot be called"),
+        ({"task": "separation"}, "already has a task 'separation'"),
+        ({"task": "best"}, "is reserved"),
         ({"task": "a/b"}, "not a plain name"),
         ({"task": "retrieval_query"}, "share a folder"),
         ({"start": "cooking"}, "unknown task 'cooking'"),
         ({"held": 1.0}, "below 1"),
-        ({"epochs": 0}, "at least 1 epoch"),
+        ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_written(
@@ -250,7 +249,6 @@ def test_the_model_itself_is_never_the_output(compact_model: Path, tmp_path: Pat
 
 
 def test_other_data_or_options_are_noticed(compact_model: Path, tmp_path: Path) -> None:
-    """F38."""
     data = write(tmp_path / "rows.csv", make_rows("classification", 30))
     make_adapter(compact_model, data, tmp_path / "out", options(epochs=1))
     with pytest.raises(ValueError, match="run with other options"):
@@ -264,8 +262,12 @@ def test_other_data_or_options_are_noticed(compact_model: Path, tmp_path: Path) 
     ("kind", "rows", "part"),
     [
         ("classification", [{"text": "a", "label": "x"}] * 3, "two classes are needed"),
-        ("pairs", [{"query": "a", "positive": "b"}] * 3, "nothing to tell apart"),
-        ("scored", [{"text1": "a", "text2": "b", "score": 1}] * 3, "nothing to order"),
+        ("pairs", [{"query": "a", "positive": "b"}] * 3, "at least two groups are needed"),
+        (
+            "scored",
+            [{"text1": "a", "text2": "b", "score": 1}] * 3,
+            "at least two scores are needed",
+        ),
         ("scored", [{"text1": "a", "text2": "b", "score": "?"}], "no usable row; the first"),
     ],
 )
@@ -278,31 +280,26 @@ def test_rows_that_teach_nothing_are_refused(
 
 
 def test_no_text_is_on_both_sides_and_every_class_is_on_each() -> None:
-    kind = KINDS["classification"]
+    kind = ROW_FORMATS["classification"]
     rows = [{"text": f"Text {i // 3}", "label": str(i // 3 % 4)} for i in range(300)]
     rows[1]["text"] = " text  0"
-    seen, held = keep_back(rows, kind, 0.2, seed=0)
+    seen, held = hold_out(rows, row_format, 0.2, seed=0)
     assert not {kind.key(row) for row in seen} & {kind.key(row) for row in held}
     assert len(seen) + len(held) == 300
     counts = np.unique([row["label"] for row in held], return_counts=True)[1]
     assert counts.tolist() == [15] * 4
-    assert keep_back(rows, kind, 0.2, seed=0) == (seen, held) != keep_back(rows, kind, 0.2, seed=1)
+    assert (
+        hold_out(rows, row_format, 0.2, seed=0)
+        == (seen, held)
+        != hold_out(rows, row_format, 0.2, seed=1)
+    )
 
 
 def test_a_class_of_one_text_is_not_kept_back() -> None:
     rows = [{"text": str(i), "label": "big"} for i in range(10)] + [{"text": "x", "label": "one"}]
-    seen, held = keep_back(rows, KINDS["classification"], 0.2, seed=0)
+    seen, held = hold_out(rows, ROW_FORMATS["classification"], 0.2, seed=0)
     assert rows[-1] in seen
     assert len(held) == 2
-
-
-def test_every_row_is_read_once_an_epoch() -> None:
-    plan = plan_epochs(50, batch_size=8, epochs=3, seed=0)
-    assert len(plan) == 18
-    for epoch in range(3):
-        rows = np.concatenate(plan[6 * epoch : 6 * epoch + 6])
-        assert sorted(rows) == list(range(50))
-    assert not np.array_equal(plan[0], plan[6])
 
 
 def test_a_bank_without_a_new_row_gets_zeros(tiny_config: ModelConfig) -> None:
@@ -372,7 +369,6 @@ def polyvec(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
 def test_the_command_line_reports_bad_rows_and_scores(
     polyvec, compact_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F34."""
     monkeypatch.chdir(tmp_path)
     data = write(tmp_path / "mails.csv", make_rows("classification", 40))
     with data.open("a") as file:
@@ -403,7 +399,6 @@ def test_the_command_line_reports_bad_rows_and_scores(
 def test_a_file_that_cannot_be_used_is_one_sentence(
     content: str | None, part: str, polyvec, compact_model: Path, tmp_path: Path
 ) -> None:
-    """F38."""
     if content is not None:
         (tmp_path / "mails.csv").write_text(content)
     words = ["--data", tmp_path / "mails.csv", "--task", "mails", "--kind", "classification"]

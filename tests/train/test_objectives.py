@@ -10,10 +10,11 @@ from torch import Tensor
 
 from polyvec.config import ModelConfig
 from polyvec.network import Network
-from polyvec.train.data.pairs import bury
-from polyvec.train.loop import Work
-from polyvec.train.masking import Vocabulary, hide_words
+from polyvec.train.data.tokens import embed_in_documents
+from polyvec.train.loop import StepFn
+from polyvec.train.masking import Vocabulary, mask_words
 from polyvec.train.objectives import (
+    alternate,
     contrast,
     distillation,
     embed,
@@ -37,17 +38,17 @@ PLAN = [np.arange(8), np.arange(4, 12)]
 GROUPS = np.arange(24) // 2
 
 TEACHERS = F.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0))).numpy()
-DOCUMENTS, SPANS = bury(TEXTS, head=1, parts=[3] * len(TEXTS), seed=0)
+DOCUMENTS, SPANS = embed_in_documents(TEXTS, head=1, parts=[3] * len(TEXTS), seed=0)
 
-Stage = Callable[[Network, int | None], Work]
+Stage = Callable[[Network, int | None], StepFn]
 
 STAGES: dict[str, Stage] = {
-    "masked-LM": lambda net, most: masked_lm(net, TEXTS, PLAN, VOCABULARY, max_tokens=most),
+    "masked-LM": lambda net, most: masked_lm(net, TEXTS, PLAN, VOCABULARY, chunk_tokens=most),
     "distillation": lambda net, most: distillation(
-        net, TEXTS, np.arange(24), TEACHERS, PLAN, bank_size=8, max_tokens=most
+        net, TEXTS, np.arange(24), TEACHERS, PLAN, bank_size=8, chunk_tokens=most
     ),
     "buried distillation": lambda net, most: distillation(
-        net, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=SPANS, bank_size=8, max_tokens=most
+        net, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=SPANS, bank_size=8, chunk_tokens=most
     ),
     "pairs": lambda net, most: contrast(
         net,
@@ -55,13 +56,13 @@ STAGES: dict[str, Stage] = {
         TEXTS[::-1],
         GROUPS,
         PLAN,
-        rows=(0, 1),
+        adapter_ids=(0, 1),
         negatives=[TEXTS[i : i + 3] for i in range(24)],
         num_negatives=2,
-        max_tokens=most,
+        chunk_tokens=most,
     ),
     "spans": lambda net, most: contrast(
-        net, TEXTS, DOCUMENTS, GROUPS, PLAN, rows=(0, 1), spans=SPANS, max_tokens=most
+        net, TEXTS, DOCUMENTS, GROUPS, PLAN, adapter_ids=(0, 1), spans=SPANS, chunk_tokens=most
     ),
     "ordering": lambda net, most: ordering(
         net,
@@ -69,10 +70,12 @@ STAGES: dict[str, Stage] = {
         TEXTS[::-1],
         RNG.random(24).astype(np.float32),
         PLAN,
-        row=4,
-        max_tokens=most,
+        adapter_id=4,
+        chunk_tokens=most,
     ),
-    "separation": lambda net, most: separation(net, TEXTS, GROUPS, PLAN, row=2, max_tokens=most),
+    "separation": lambda net, most: separation(
+        net, TEXTS, GROUPS, PLAN, adapter_id=2, chunk_tokens=most
+    ),
 }
 
 
@@ -81,8 +84,8 @@ def make_network() -> Network:
     return Network(CONFIG, mlm=True)
 
 
-def gradients(network: Network, work: Work, step: int = 1) -> tuple[float, dict[str, Tensor]]:
-    loss, tokens = work(step)
+def gradients(network: Network, step_fn: StepFn, step: int = 1) -> tuple[float, dict[str, Tensor]]:
+    loss, tokens = step_fn(step)
     assert tokens > 0
     return float(loss), {
         name: p.grad for name, p in network.named_parameters() if p.grad is not None
@@ -104,9 +107,9 @@ def test_a_step_in_chunks_is_the_step_at_once(name: str) -> None:
 
 def test_masked_lm_is_the_mean_over_hidden_tokens_text_by_text() -> None:
     network = make_network()
-    work = masked_lm(network, TEXTS, PLAN, VOCABULARY, ratio=0.3, seed=7)
-    loss, found = gradients(network, work)
-    shown, places = hide_words([TEXTS[i] for i in PLAN[1]], VOCABULARY, ratio=0.3, seed=[7, 1])
+    step_fn = masked_lm(network, TEXTS, PLAN, VOCABULARY, ratio=0.3, seed=7)
+    loss, found = gradients(network, step_fn)
+    shown, places = mask_words([TEXTS[i] for i in PLAN[1]], VOCABULARY, ratio=0.3, seed=[7, 1])
     losses = []
     for row, seen, hidden in zip(PLAN[1], shown, places, strict=True):
         states = network(torch.tensor(seen), torch.tensor([len(seen)]), torch.tensor([-1]))
@@ -178,29 +181,6 @@ def test_a_span_s_vector_is_the_mean_of_its_tokens_in_the_document() -> None:
         torch.testing.assert_close(vector, states[start:end].mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_a_buried_passage_is_whole_in_its_span(parts: int) -> None:
-    documents, spans = bury(TEXTS, head=3, parts=[parts] * len(TEXTS), seed=parts)
-    places = set()
-    for text, document, (start, end) in zip(TEXTS, documents, spans, strict=True):
-        found = document[start:end].tolist()
-        assert document[:3].tolist() == text[:3].tolist()
-        assert document[-1] == 2 and (document == 2).sum() == 1
-        first, last = start == 0, end == len(document)
-        assert found == text[0 if first else 3 : None if last else -1].tolist()
-        places.add((first, last))
-    assert len(places) == {1: 1, 2: 2, 5: 3}[parts]
-
-
-def test_a_passage_is_buried_among_as_many_others_as_it_is_told_and_those_alone() -> None:
-    others = [np.array([0, piece, 2], np.int32) for piece in (200, 201)]
-    parts = [1 + number % 4 for number in range(len(TEXTS))]
-    for count, document in zip(
-        parts, bury(TEXTS, head=1, parts=parts, seed=0, among=others)[0], strict=True
-    ):
-        assert (document >= 200).sum() == count - 1
-
-
 def test_distillation_pulls_a_text_s_own_part_of_a_document() -> None:
     """What more pull adds to the loss is the distance of that part, or of the whole document."""
     network = make_network()
@@ -211,6 +191,29 @@ def test_distillation_pulls_a_text_s_own_part_of_a_document() -> None:
         wanted = torch.from_numpy(TEACHERS)
         distance = 1 - (vectors * wanted)[PLAN[0]].sum(1).mean()
         other = distillation(
-            network, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=spans, pull=3.0
+            network, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=spans, cosine_weight=3.0
         )
         assert other(0)[0] - step(0)[0] == pytest.approx(float(distance), abs=1e-4)
+
+
+def test_objectives_alternate_by_weight_and_each_continues_where_it_stopped() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def make(name: str):
+        def work(step: int) -> tuple[torch.Tensor, int]:
+            calls.append((name, step))
+            return torch.zeros(()), 1
+
+        return work
+
+    both = alternate([make("a"), make("b")], [3.0, 1.0], steps=400, seed=0)
+    for step in range(400):
+        both(step)
+    for name, share in (("a", 0.75), ("b", 0.25)):
+        own = [step for called, step in calls if called == name]
+        assert own == [*range(len(own))]
+        assert len(own) / 400 == pytest.approx(share, abs=0.05)
+    again = [*calls]
+    calls.clear()
+    both(399)
+    assert calls == again[-1:]

@@ -1,11 +1,11 @@
-"""What every tensor is called, here and elsewhere, and its shape. One table serves all layouts.
+"""The name of every tensor, here and in files, and its shape. One table serves all layouts.
 
-Four vocabularies name the same modules:
+The same module has names in four vocabularies:
 
 - ours: the keys of `Network.state_dict()`;
-- disk: the original checkpoint's names, which transformers also writes;
-- memory: transformers' names inside its model, where q, k and v are three modules; PEFT's too;
-- original: the disk names, with `parametrizations` around every weight that has adapters.
+- disk: the names of the original checkpoint, which transformers writes too;
+- memory: the names inside transformers' model, where q, k and v are three modules, and PEFT's;
+- original: the disk names, with `parametrizations` in the name of every weight that has adapters.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polyvec.config import ModelConfig
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HEADS_FILE = "heads.safetensors"
 
 Layout = Literal["original", "native", "compact"]
 
@@ -22,19 +26,19 @@ class Module:
     """A module of the network, under every name that a file may use for it."""
 
     name: str
-    """Ours."""
+    """Our name."""
 
     disk: str
-    """In the original checkpoint and in files that transformers writes."""
+    """Name in the original checkpoint and in files that transformers writes."""
 
     memory: tuple[str, ...]
-    """Inside transformers' model: one name, or q, k and v."""
+    """Name inside transformers' model, or three names for q, k and v."""
 
     shape: tuple[int, ...]
-    """Of the weight; outputs come first. A lone bias has no weight and an empty shape."""
+    """Shape of the weight, outputs first; that of the bias for kind "bias", which has no weight."""
 
     kind: Literal["linear", "embedding", "plain", "head", "bias"]
-    """The first two carry adapters; heads, which transformers lacks, have a file of their own."""
+    """The first two have adapters. Heads, which transformers lacks, have a file of their own."""
 
     @property
     def has_adapters(self) -> bool:
@@ -92,7 +96,7 @@ def list_modules(config: ModelConfig, *, pooler: bool, mlm: bool) -> Iterator[Mo
 
 
 def parameter_shapes(module: Module, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of one module, by their last name."""
+    """The shapes of one module's tensors, by the last part of their names."""
     adapters, rank = len(config.tasks), config.adapter_rank
     if module.kind == "bias":
         return {"bias": module.shape}
@@ -100,7 +104,7 @@ def parameter_shapes(module: Module, config: ModelConfig) -> dict[str, tuple[int
         return {"weight": module.shape, "bias": module.shape[:1]}
     outputs, inputs = module.shape
     if module.kind == "embedding":
-        # As in the original, A is the table-sized side of an embedding's adapter.
+        # As in the original, A is the factor of an embedding's adapter that has a row per token.
         banks = {
             "lora_a": (adapters, outputs, rank),
             "lora_b": (adapters, rank, inputs),
@@ -115,7 +119,7 @@ def weight_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Every canonical weight name with its shape, in the network's order.
 
-    The pooler is in the released checkpoint but no embedding uses it; the MLM head is optional.
+    The released checkpoint has a pooler, which no embedding uses. The MLM head is optional.
 
     >>> import math
     >>> sum(math.prod(shape) for shape in weight_shapes(ModelConfig()).values())
@@ -129,9 +133,9 @@ def weight_shapes(
 
 
 def file_names(module: Module, parameter: str, layout: Layout) -> list[tuple[str, ...]]:
-    """What a file of this layout may call a parameter, the likeliest first.
+    """The names that a parameter may have in a file of this layout, the likeliest first.
 
-    Each choice is one tensor, or three to be laid on top of one another.
+    Each choice is the name of one tensor, or of three that are concatenated.
     """
     if layout == "compact":
         return [(f"{module.disk if module.kind == 'head' else module.name}.{parameter}",)]

@@ -1,12 +1,12 @@
-"""Adapters on disk: one folder a task, as PEFT writes them <-> rows of the bank.
+"""Adapters on disk <-> the bank of adapters. On disk there is one folder per task, as in PEFT.
 
-PEFT keeps q, k and v apart, and gives every adapter its own rank and scale. The bank has one rank
-and one scale, and one tensor pair for q, k and v together. Reading therefore
+PEFT keeps q, k and v apart, and every adapter has its own rank and scale. The bank has one rank,
+one scale, and one pair of tensors for q, k and v together. Reading therefore
 
-1. puts an adapter's q, k and v side by side: those that share A keep their rank, those that do
-   not get columns of their own, with zeros where they do not meet;
-2. fills every adapter with zeros up to the largest rank, which changes no product;
-3. multiplies B by the adapter's scale over the bank's.
+1. joins an adapter's q, k and v: parts that share A keep their rank, and parts that do not share it
+   get columns of their own, with zeros in the rows of the others;
+2. pads every adapter with zeros to the largest rank, which changes no product;
+3. multiplies B by the adapter's scale divided by the bank's.
 
 Axes in this file: A adapters, R rank, O outputs, I inputs.
 """
@@ -34,7 +34,7 @@ from polyvec.tasks import TASKS, Task
 
 PREFIX = "base_model.model."
 
-KNOWN = frozenset(
+KNOWN_OPTIONS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
@@ -53,17 +53,18 @@ KNOWN = frozenset(
         "use_rslora",
     }
 )
-"""Keys of adapter_config.json that are read, or that say nothing about the result."""
+"""Options in adapter_config.json that are read, or that do not affect the result."""
 
-OFF = (None, False, [], {}, "none")
-"""What every other key must be: the rest are variations on LoRA that the bank cannot hold."""
+DISABLED = (None, False, [], {}, "none")
+"""Values that every other option must have: other values are variants of LoRA that the bank cannot
+hold."""
 
-STARTS = (None, True, False, "gaussian", "orthogonal")
-"""Ways to start an adapter that leave the base alone; others (PiSSA, OLoRA, ...) change it."""
+NEUTRAL_STARTS = (None, True, False, "gaussian", "orthogonal")
+"""Initialisations that leave the base weights unchanged; others (PiSSA, OLoRA, ...) change them."""
 
 
 class Adapter(NamedTuple):
-    """One PEFT folder, checked."""
+    """The content of one PEFT folder, validated."""
 
     folder: Path
     rank: int
@@ -74,18 +75,18 @@ class Adapter(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What an adapter adds to one module: B @ A, or A @ B for an embedding."""
+    """The two factors of an adapter's update of one module: B @ A, or A @ B for an embedding."""
 
     a: np.ndarray
     b: np.ndarray
 
     def rank(self, module: Module) -> int:
-        """Columns of the smaller factor."""
+        """The rank of the update."""
         return self.a.shape[1] if module.kind == "embedding" else self.a.shape[0]
 
 
 def folder_name(task: str) -> str:
-    """The folder of a task's adapter: PEFT allows no dots in names.
+    """The folder of a task's adapter. PEFT allows no dots in names.
 
     >>> folder_name("retrieval.query")
     'retrieval_query'
@@ -94,7 +95,7 @@ def folder_name(task: str) -> str:
 
 
 def folder_names(config: ModelConfig) -> list[str]:
-    """Every task's folder. Raises ValueError where two tasks would share one."""
+    """The folder of every task. Raises ValueError if two tasks would share a folder."""
     names = [folder_name(task.name) for task in config.tasks]
     check_names([task.name for task in config.tasks], "config: adapters")
     if len(set(names)) < len(names):
@@ -103,27 +104,28 @@ def folder_names(config: ModelConfig) -> list[str]:
 
 
 def find_tasks(folder: Path, known: tuple[Task, ...]) -> tuple[Task, ...]:
-    """The tasks a model folder has: the known ones, then any other adapter folder's.
+    """The tasks of a model folder: the known ones, then one for every other adapter folder.
 
-    A folder named as one of the five tasks gets its name and instruction; any other keeps its own
-    name and has no instruction. Raises ValueError for an adapter without a folder of its own.
+    A folder named after one of the built-in tasks gets that task's name and instruction. Any other
+    task is named after its folder and has no instruction. Raises ValueError for an adapter that has
+    no folder of its own.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder}: adapter_config.json belongs in a folder named as its task")
-    five = {folder_name(task.name): task for task in TASKS}
+    built_in = {folder_name(task.name): task for task in TASKS}
     taken = {name for task in known for name in (task.name, folder_name(task.name))}
-    found = [path.parent.name for path in folder.glob("[!.]*/adapter_config.json")]
-    order = [*five, *sorted(set(found) - set(five))]
-    extra = [name for name in order if name in found and name not in taken]
-    return (*known, *(five.get(name, Task(name)) for name in extra))
+    folders = [path.parent.name for path in folder.glob("[!.]*/adapter_config.json")]
+    order = [*built_in, *sorted(set(folders) - set(built_in))]
+    extra = [name for name in order if name in folders and name not in taken]
+    return (*known, *(built_in.get(name, Task(name)) for name in extra))
 
 
 def read_adapters(
     folder: Path, config: ModelConfig, *, pooler: bool
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """The bank of `config.tasks`, and the config with the bank's rank and scale.
+    """The config with the bank's rank and scale, and the bank of adapters of `config.tasks`.
 
-    Raises ValueError for an adapter that is missing, damaged or no plain LoRA.
+    Raises ValueError for an adapter that is missing or damaged, or that is not plain LoRA.
     """
     modules = [m for m in list_modules(config, pooler=pooler, mlm=False) if m.has_adapters]
     adapters = [
@@ -136,7 +138,7 @@ def read_adapters(
     ranks = [update[m.name].rank(m) for update in updates for m in modules if m.name in update]
     rank = max(ranks + [adapter.rank for adapter in adapters])
     first = adapters[0]
-    # Not rank * scale where that is the same number: it might differ in the last bit.
+    # rank * scale might differ from alpha in the last bit, so it is used only where it must be.
     alpha = first.alpha if first.scale == first.alpha / rank else first.scale * rank
     config = replace(config, adapter_rank=rank, adapter_alpha=alpha)
     factors = [adapter.scale / first.scale for adapter in adapters]
@@ -150,7 +152,7 @@ def read_adapters(
 
 
 def _existing_folder(folder: Path, task: str, name: str) -> str:
-    """The task's folder: PEFT itself also accepts names with a hyphen."""
+    """The task's folder. PEFT itself also accepts names with a hyphen."""
     return task if not (folder / name).exists() and (folder / task).exists() else name
 
 
@@ -170,20 +172,20 @@ def _stack(
     factors: list[float],
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """One tensor of the bank: all adapters' A, or all their B."""
-    rows: list[np.ndarray | None] = []
+    """One tensor of the bank: A of all adapters, or B of all adapters."""
+    parts: list[np.ndarray | None] = []
     for update, factor in zip(updates, factors, strict=True):
         if update is None:
-            rows.append(None)
+            parts.append(None)
         elif parameter == "lora_a":
-            rows.append(update.a)
+            parts.append(update.a)
         else:
-            rows.append(update.b if factor == 1 else update.b.astype(np.float32) * factor)
-    dtypes = [row.dtype for row in rows if row is not None]
+            parts.append(update.b if factor == 1 else update.b.astype(np.float32) * factor)
+    dtypes = [part.dtype for part in parts if part is not None]
     stacked = np.zeros(shape, np.result_type(*dtypes) if dtypes else np.float32)
-    for into, row in zip(stacked, rows, strict=True):
-        if row is not None:
-            into[: row.shape[0], : row.shape[1]] = row
+    for into, part in zip(stacked, parts, strict=True):
+        if part is not None:
+            into[: part.shape[0], : part.shape[1]] = part
     return stacked
 
 
@@ -196,9 +198,9 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {settings.get('peft_type')!r}, must be 'LORA'")
     for option, value in settings.items():
-        if option not in KNOWN and value not in OFF:
+        if option not in KNOWN_OPTIONS and value not in DISABLED:
             raise ValueError(f"{path}: {option} is {value!r}; only plain LoRA is read")
-    if settings.get("init_lora_weights") not in STARTS:
+    if settings.get("init_lora_weights") not in NEUTRAL_STARTS:
         raise ValueError(
             f"{path}: init_lora_weights is {settings['init_lora_weights']!r}, which changes the "
             "base; save it with PEFT's path_initial_model_for_weight_conversion"
@@ -218,20 +220,20 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
     for key, stored in read_tensors(weights).items():
         plain = key.removeprefix(PREFIX).removeprefix("roberta.")
         if plain in tensors:
-            raise ValueError(f"{weights}: tensor {key!r} is there twice")
+            raise ValueError(f"{weights}: tensor {key!r} occurs twice")
         tensors[plain] = stored
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return Adapter(where, rank, float(alpha), scale, targets, tensors)
 
 
 def _read_updates(adapter: Adapter, modules: list[Module]) -> dict[str, Update]:
-    """The adapter's update of every module that it targets; every tensor must be among them."""
+    """The adapter's update of every module that it targets. No tensor may be left over."""
     tensors = dict(adapter.tensors)
     path = adapter.folder / "adapter_model.safetensors"
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in tensors:
-            raise ValueError(f"{path} lacks tensor {name!r}, which target_modules asks for")
+            raise ValueError(f"{path} lacks tensor {name!r}, which target_modules requires")
         array = tensors.pop(name).array
         if array.shape != shape or array.dtype.kind == "i":
             raise ValueError(
@@ -264,14 +266,14 @@ def _read_updates(adapter: Adapter, modules: list[Module]) -> dict[str, Update]:
 
 
 def _is_targeted(name: str, targets: list[str]) -> bool:
-    """PEFT's rule for a list: a whole name, or the end of one after a dot."""
+    """Whether PEFT would adapt the module: a target is a whole name, or its end after a dot."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _join(parts: Mapping[int, Update], rows: int, outputs: int) -> Update:
-    """One update for modules whose outputs lie on top of one another: part n has rows n * rows.
+    """One update for modules whose outputs are concatenated: part n starts at output n * rows.
 
-    Parts with the same A share its columns in B; other columns are zero in a part's rows.
+    Parts with the same A share its columns in B; the other columns are zero in the part's outputs.
     """
     shared: list[np.ndarray] = []
     place = {}
@@ -296,7 +298,7 @@ def write_adapters(
     load: Callable[[str], np.ndarray],
     dtype: np.dtype,
 ) -> None:
-    """Write one PEFT folder for each task; `load` gives a tensor of the bank by its name."""
+    """Write one PEFT folder per task; `load` returns a tensor of the bank by its name."""
     modules = [module for module in modules if module.has_adapters]
     alpha = config.adapter_alpha
     settings: dict[str, Any] = {
@@ -308,18 +310,18 @@ def write_adapters(
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        # Whole names, not endings: "dense" would also match the MLM head's.
+        # Whole names, because an ending such as "dense" would also match the MLM head.
         "target_modules": [name for module in modules for name in module.memory],
     }
-    for row, name in enumerate(folder_names(config)):
+    for adapter_id, name in enumerate(folder_names(config)):
         (folder / name).mkdir()
         tensors = {
             PREFIX + key: array
             for module in modules
             for key, array in _peft_tensors(
                 module,
-                load(f"{module.name}.lora_a")[row],
-                load(f"{module.name}.lora_b")[row],
+                load(f"{module.name}.lora_a")[adapter_id],
+                load(f"{module.name}.lora_b")[adapter_id],
             )
         }
         write_tensors(folder / name / "adapter_model.safetensors", tensors, dtype=dtype)

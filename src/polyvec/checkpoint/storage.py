@@ -1,10 +1,8 @@
-"""Files: JSON and safetensors, read with every byte accounted for, written whole or not at all.
+"""JSON and safetensors files: reading accounts for every byte, writing is all or nothing.
 
-A safetensors file is eight bytes of header length, a JSON header, then the tensors. Reading maps
-the file into memory, so a tensor costs nothing until it is used. Nothing here runs code from a
-file: no pickle, no imports.
-
-Axes in this file: O rows, I columns.
+A safetensors file is eight bytes with the length of the header, a JSON header, and the tensors.
+Reading maps the file into memory, so a tensor costs nothing until it is used. Nothing here runs
+code from a file: there is no pickle and no import.
 """
 
 import json
@@ -15,16 +13,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float32, Int8
 
-MAX_JSON = 16 * 2**20
-"""Bytes of JSON, or of a safetensors header, that are read; the released model's are 80 kB."""
+from polyvec.checkpoint.quantised import Weight, to_float
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Largest JSON file, or safetensors header, that is read. The released model's header has 80 kB."""
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -34,45 +32,21 @@ DTYPES = {
     "BF16": BFLOAT16,
     "I8": np.dtype("i1"),
 }
-"""The number formats that are read, by their names in a header."""
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Matrix:
-    """A matrix kept as 8-bit integers, one scale a row: row o is `values[o] * scales[o]`."""
-
-    values: Int8[np.ndarray, "O I"]
-    scales: Float32[np.ndarray, " O"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self.values.shape
-
-    def to_float(self) -> Float32[np.ndarray, "O I"]:
-        """The matrix in float32: a new array, four times as large."""
-        return self.values * self.scales[:, None]
-
-
-def to_float(weight: np.ndarray | Int8Matrix) -> np.ndarray:
-    """A weight in float32; the same memory if it is that already."""
-    if isinstance(weight, Int8Matrix):
-        return weight.to_float()
-    return np.ascontiguousarray(weight, np.float32)
+"""The number formats that are read, by their names in a header. Files are little-endian."""
 
 
 class Stored(NamedTuple):
-    """A tensor and the file it came from, for error messages."""
+    """A tensor and the file it comes from, which error messages name."""
 
     array: np.ndarray
     path: Path
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The regular file `name` of a model folder; None if there is none.
+    """The path of the regular file `name` of a model folder; None if there is none.
 
-    Raises ValueError where a link leads out of the folder. Hub caches are the exception: there a
-    snapshot's files are links into the `blobs` folder beside it.
+    Raises ValueError for a link that leads out of the folder. There is one exception: in a cache of
+    the Hugging Face hub, a snapshot's files are links into the `blobs` folder beside it.
     """
     path = folder / name
     real, root = path.resolve(), folder.resolve()
@@ -95,8 +69,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises ValueError for a file that is too large, is not UTF-8 or JSON, or is not an object.
     """
     size = path.stat().st_size
-    if size > MAX_JSON:
-        raise ValueError(f"{path} is {size:,} bytes, more than the {MAX_JSON:,} allowed")
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is {size:,} bytes, more than the {MAX_JSON_BYTES:,} allowed")
     return _parse_object(path.read_bytes(), str(path))
 
 
@@ -117,35 +91,38 @@ def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
     return data
 
 
-def forget_pages(tensors: Iterable[np.ndarray | Int8Matrix]) -> None:
-    """Give back the memory that mapped files hold here; what is read again comes back by itself.
+def release_pages(weights: Iterable[Weight]) -> None:
+    """Give memory that mapped files occupy back to the system; pages that are read again return.
 
-    For those who have read tensors for the last time, to copy them in another form: without it
-    the process holds both. Tensors that are not mapped are left alone.
+    Call it after reading tensors for the last time to copy them in another form. Otherwise the
+    process would hold both. Tensors that are not mapped are not touched.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
-    for tensor in tensors:
-        base = tensor.values if isinstance(tensor, Int8Matrix) else tensor
-        while isinstance(base, np.ndarray):
-            base = base.base
-        if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
-            base.obj.madvise(mmap.MADV_DONTNEED)
+    for weight in weights:
+        for array in [weight] if isinstance(weight, np.ndarray) else weight.arrays:
+            base = array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
+                base.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def read_tensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file, as views of the mapped file.
 
-    The views are read-only, so their pages can be dropped and read again (`forget_pages`).
-    Raises ValueError, naming file and tensor, unless the tensors tile the file exactly.
+    The views are read-only, so their pages can be released and read again (`release_pages`).
+    Raises ValueError, naming the file and the tensor, unless the tensors fill the file exactly.
     """
     size = path.stat().st_size
     if size < 8:
-        raise ValueError(f"{path} is {size} bytes, too short for safetensors; download it again")
+        raise ValueError(
+            f"{path} is {size} bytes, too short for a safetensors file; download it again"
+        )
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     length = int.from_bytes(mapped[:8], "little")
-    if length > min(MAX_JSON, size - 8):
+    if length > min(MAX_JSON_BYTES, size - 8):
         raise ValueError(
             f"{path} announces a header of {length:,} bytes in a file of {size:,}; "
             "it is cut short or is not safetensors: download it again"
@@ -163,7 +140,7 @@ def read_tensors(path: Path) -> dict[str, Stored]:
         if stop > len(data):
             raise ValueError(f"{path} is cut short: tensor {name!r} ends beyond it; download again")
         array = np.frombuffer(data[start:stop], np.uint8).view(dtype).reshape(shape)
-        # Other writers may leave tensors at odd addresses, which the engines cannot read.
+        # Other writers may place tensors at unaligned addresses, which the engines cannot read.
         stored[name] = Stored(array if array.flags.aligned else array.copy(), path)
         end = stop
     if end != len(data):
@@ -174,7 +151,7 @@ def read_tensors(path: Path) -> dict[str, Stored]:
 def _parse_entry(
     entry: object, name: str, path: Path
 ) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """Dtype, shape, start and end of one tensor, which agree with one another."""
+    """Dtype, shape, start and end of one tensor. Raises ValueError unless they agree."""
 
     def naturals(value: object) -> bool:
         return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**48 for x in value)
@@ -195,20 +172,23 @@ def _parse_entry(
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, np.ndarray | Int8Matrix],
+    tensors: Mapping[str, Weight],
     *,
     dtype: np.dtype | None = None,
 ) -> None:
-    """Write a safetensors file, each tensor converted to `dtype` (None keeps its own)."""
+    """Write a safetensors file, with each tensor converted to `dtype`; None keeps its own dtype.
+
+    A quantised matrix is written as floating point numbers (see `quantised.to_tensors`).
+    """
     names = {value: key for key, value in DTYPES.items()}
 
-    def kind(tensor: np.ndarray | Int8Matrix) -> np.dtype:
-        own = np.dtype(np.float32) if isinstance(tensor, Int8Matrix) else tensor.dtype
+    def kind(tensor: Weight) -> np.dtype:
+        own = tensor.dtype if isinstance(tensor, np.ndarray) else np.dtype(np.float32)
         return dtype or own
 
-    # The widest numbers first, so that every tensor starts at a multiple of its own size.
+    # The widest numbers come first, so that every tensor starts at a multiple of its own size.
     order = sorted(tensors, key=lambda name: (-kind(tensors[name]).itemsize, name))
-    # transformers reads a file only if it says this.
+    # transformers reads a file only if it has this entry.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
@@ -226,7 +206,7 @@ def write_tensors(
         yield len(raw).to_bytes(8, "little") + raw
         for name in order:
             tensor = tensors[name]
-            array = tensor.to_float() if isinstance(tensor, Int8Matrix) else tensor
+            array = tensor if isinstance(tensor, np.ndarray) else to_float(tensor)
             array = np.ascontiguousarray(array, kind(tensor))
             yield array.reshape(-1).view(np.uint8).data
 
@@ -234,13 +214,13 @@ def write_tensors(
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, a key a line."""
+    """Write a JSON object with one key per line."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     write_file(path, [text.encode()])
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file and wait until it is on the disk, so that no rename can overtake it."""
+    """Write a file and wait until it is on disk, so that a later rename cannot overtake it."""
     with path.open("wb") as file:
         for part in parts:
             file.write(part)
@@ -250,10 +230,10 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its place if the block succeeds.
+    """Yield an empty folder beside `folder`, which replaces it if the block succeeds.
 
-    Whatever goes wrong, the old checkpoint stays as it was and no partial one is left.
-    Raises ValueError rather than replace a folder that holds anything but a checkpoint.
+    If anything fails, the old checkpoint remains unchanged and no partial one is left. Raises
+    ValueError if `folder` holds anything but a checkpoint, which would be lost.
     """
     folder = folder.absolute()
     _check_replaceable(folder)
@@ -284,7 +264,7 @@ def _check_replaceable(folder: Path) -> None:
         strange = names
     if strange:
         raise ValueError(
-            f"{folder} holds {strange[0]!r}, which is no part of a checkpoint and would be lost; "
+            f"{folder} holds {strange[0]!r}, which is not part of a checkpoint and would be lost; "
             "choose another folder"
         )
 
@@ -296,9 +276,9 @@ def _is_part_of_checkpoint(path: Path) -> bool:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Raise ValueError unless every name is that of a file or folder right here.
+    """Raise ValueError unless every name can only be a file or folder inside the model folder.
 
-    `..`, separators, drive letters and hidden files are refused.
+    `..`, separators, drive letters and hidden files are refused. `where` begins the message.
     """
     for name in names:
         plain = name.replace("_", "").replace("-", "").replace(".", "")

@@ -98,7 +98,7 @@ for verb in (
 ):
     # A name to import, read only when this verb is called.
     evaluation.command(f"polyvec.cli.eval:{verb.replace('-', '_')}", name=verb)
-app.command("polyvec.server.run:serve", name="serve", help="Serve models: the embeddings API.")
+app.command("polyvec.cli.serve:serve", name="serve", help="Serve models: the embeddings API.")
 for verb, told in SEARCHING.items():
     app.command(f"polyvec.cli.search:{verb}", name=verb, help=told)
 app.command(training := App(name="train", help="Train models, and add tasks to them."))

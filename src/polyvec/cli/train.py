@@ -1,6 +1,5 @@
 """The verbs of `polyvec train`, as functions that a command line calls."""
 
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -10,9 +9,10 @@ from cyclopts import Parameter
 
 from polyvec.encoder import Encoder, find_model
 from polyvec.train.data.failure_cases import CASES, make_examples, write_rows, write_task
-from polyvec.train.data.hard_negatives import alternate, bm25_scores, cosine_scores, mine
+from polyvec.train.data.hard_negatives import bm25_scores, cosine_scores, merge_negatives, mine
 from polyvec.train.data.pairs import read_pairs, write_pairs
 from polyvec.train.new_task import Options, make_adapter
+from polyvec.train.recipe import run_recipe
 
 SHOWN = 5
 """Bad rows that are named on the terminal; the run's folder has all."""
@@ -147,7 +147,7 @@ def negatives(
     scores = {"model": cosine_scores, "bm25": bm25_scores}
     names = ["model", "bm25"] if by == "both" else [by]
     mined = [mine(rows, scores[name](encoder, rows), num=num, margin=margin) for name in names]
-    found = alternate(*mined, num=num)
+    found = merge_negatives(*mined, num=num)
     groups = [str(group) for group in rows.groups]
     write_pairs(
         out,
@@ -221,7 +221,4 @@ def recipe(
         What follows is the recipe's own; its docstring says what it takes.
 
     """
-    if file.suffix != ".py" or not file.is_file():
-        raise ValueError(f"there is no recipe {file}; name a Python file, as recipes/debug.py")
-    sys.argv = [str(file), *options]
-    runpy.run_path(str(file), run_name="__main__")
+    run_recipe(file, options)

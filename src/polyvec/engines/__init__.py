@@ -1,4 +1,4 @@
-"""Engines run the network. Each reads a `Batch` and gives float32 numpy arrays.
+"""Engines run the network: a `Batch` in, float32 numpy arrays out.
 
 Axes in this file: T tokens in the batch, S spans, D width.
 """
@@ -18,21 +18,21 @@ from polyvec.config import ModelConfig
 
 @runtime_checkable
 class Engine(Protocol):
-    """What `Encoder` needs of an engine."""
+    """The interface between `Encoder` and an engine."""
 
     batch_tokens: int
-    """How many tokens a batch should hold for the hardware to be at full speed."""
+    """Tokens that a batch should hold to use the hardware fully."""
 
     @property
     def rope_base(self) -> float:
-        """Of rotary positions; may be set at any time."""
+        """Base of the rotary angles. It may be set at any time."""
         ...
 
     @rope_base.setter
     def rope_base(self, base: float) -> None: ...
 
     def hidden(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
-        """Every token's hidden state, in the batch's order."""
+        """The hidden state of every token, in the order of the batch."""
         ...
 
     def pool(
@@ -41,10 +41,10 @@ class Engine(Protocol):
         """The mean hidden state of each span [start, end) of the batch's tokens, in float32."""
         ...
 
-    def read(
+    def hidden_and_pool(
         self, batch: Batch, starts: Int32[np.ndarray, " S"], ends: Int32[np.ndarray, " S"]
     ) -> tuple[Float32[np.ndarray, "T D"], Float32[np.ndarray, "S D"]]:
-        """What `hidden` and `pool` give, to the bit, in one pass."""
+        """The results of `hidden` and `pool`, bit for bit, from one forward pass."""
         ...
 
 
@@ -53,12 +53,13 @@ def make_engine(
     weights: Weights,
     device: str,
     precision: Literal["auto", "float32"],
-    merge_row: int | None,
+    merge_adapter: int | None,
     prepack: bool | None = None,
 ) -> Engine:
-    """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" as `Encoder.load` has it.
+    """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" (see `Encoder.load`).
 
-    `prepack` is for the CPU's engine.
+    `merge_adapter` is the index of the adapter that is added to the weights; `prepack` concerns the
+    CPU engine only. Raises ValueError for an unknown device, or if PyTorch is missing.
     """
     if device == "auto":
         device = "cuda" if _can_use_cuda() else "cpu"
@@ -66,7 +67,7 @@ def make_engine(
         from polyvec.engines.openvino import OpenVINOEngine
 
         return OpenVINOEngine(
-            config, weights, precision=precision, merge_row=merge_row, prepack=prepack
+            config, weights, precision=precision, merge_adapter=merge_adapter, prepack=prepack
         )
     if device.split(":")[0] != "cuda":
         raise ValueError(f"device is {device!r}, must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -74,11 +75,19 @@ def make_engine(
         raise ValueError("device 'cuda' needs PyTorch: pip install 'polyvec[torch]'")
     from polyvec.engines.torch import TorchEngine
 
-    return TorchEngine(config, weights, device=device, precision=precision, merge_row=merge_row)
+    return TorchEngine(
+        config, weights, device=device, precision=precision, merge_adapter=merge_adapter
+    )
+
+
+def check_adapters(batch: Batch, merge_adapter: int) -> None:
+    """Raise ValueError if a text does not use the adapter that is merged into the weights."""
+    if (batch.adapter_ids != merge_adapter).any():
+        raise ValueError(f"this engine's weights are merged with adapter {merge_adapter}")
 
 
 def _can_use_cuda() -> bool:
-    # Importing PyTorch takes seconds, so first look for what it would need.
+    # Importing PyTorch takes seconds, so first check that the driver is there.
     if importlib.util.find_spec("torch") is None:
         return False
     try:

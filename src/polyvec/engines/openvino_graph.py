@@ -1,8 +1,8 @@
 """Transformer blocks as an OpenVINO graph over packed tokens.
 
-Linear layers read the tokens of all texts laid end to end, so they never compute padding, and
+Linear layers run on the tokens of all texts laid end to end, so they never compute padding, and
 they are nearly all of the work. Only attention needs rectangles: queries, keys and values are
-gathered into [B, L] for it, under a mask, and gathered back.
+gathered into [B, L] under a mask, and the result is gathered back.
 
 Axes in this file: T tokens, B texts, L the longest text, D width, H heads, K head width,
 A adapters, R rank, C columns of low-rank values (see `count_columns`).
@@ -16,28 +16,29 @@ from polyvec.config import ModelConfig
 from polyvec.engines.openvino_import import ops, ov
 
 Weight = Callable[[str], ov.Node]
-"""Canonical name -> the node that holds it: float32, or bf16 where products are to be in bf16."""
+"""Canonical name -> the node of that weight: float32, or bf16 if products run in bf16."""
 
 LINEARS = ("qkv", "out", "up", "down")
 NORMS = ("attention_norm", "ffn_norm")
 
 WIDENED = ("qkv", "up")
-"""Linears with more outputs than inputs. An adapter's low-rank values become more inputs of theirs,
-which costs less memory traffic than to add what comes of them to the outputs."""
+"""Linears with more outputs than inputs. The adapters' low-rank values are appended to the inputs,
+which costs less memory traffic than adding the adapters' product to the outputs."""
 
-COLUMNS = 32
-"""bf16 products take up to half the time with so many columns, or twice as many, as with 20."""
+COLUMN_MULTIPLE = 32
+"""Low-rank columns are padded to a multiple of this: bf16 products with 32 or 64 columns take as
+little as half the time of products with 20."""
 
 
 def count_columns(config: ModelConfig) -> int:
-    """Low-rank values of a token: every adapter's rank, and zeros up to a multiple of `COLUMNS`."""
-    return -(-len(config.tasks) * config.adapter_rank // COLUMNS) * COLUMNS
+    """Low-rank values per token: the ranks of all adapters, and zeros up to `COLUMN_MULTIPLE`."""
+    return -(-len(config.tasks) * config.adapter_rank // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 def layer_names(*, adapters: bool) -> list[str]:
-    """The weights of one block that are inputs, without their `layers.N.` prefix.
+    """The names of one block's weights, without their `layers.N.` prefix.
 
-    "wide" is `weight` with `lora_b` beside it.
+    "wide" stands for `weight` and `lora_b` joined.
     """
     names = []
     for linear in LINEARS:
@@ -56,17 +57,17 @@ def build_layers(
     adapters: bool,
     widen: bool = True,
 ) -> ov.Model:
-    """A model of consecutive blocks; `layers` gives each one's weights.
+    """A model of consecutive blocks; each element of `layers` returns one block's weights.
 
-    `widen` joins weights with their adapters, which 8-bit ones cannot be. `parameters` are the
-    inputs that `layers` made, if the weights are inputs. The model's own:
+    `widen` joins weights with their adapters, which is impossible for 8-bit weights. `parameters`
+    are the inputs that `layers` made, if the weights are inputs. The other inputs are:
 
-    - x [T, D] hidden states, and its output has the same shape
-    - cos, sin [T, 1, 1, K] of rotary angles, so that the base may change from call to call
-    - rectangle [B, L] the token at each place, any token of the same text where a text has ended
-    - bias [B, 1, 1, L] what attention adds to its scores: 0, or -inf where a text has ended
-    - back [T] each token's place in the flattened rectangle
-    - mask [T, C] the adapter scale where a token's text uses the adapter, else 0 (`adapters`)
+    - x [T, D]: hidden states; the output has the same shape
+    - cos, sin [T, 1, 1, K]: rotary angles, as inputs so that the base may change between calls
+    - rectangle [B, L]: the token at each place; beyond a text's end, any token of the same text
+    - bias [B, 1, 1, L]: added to attention's scores: 0, or -inf beyond a text's end
+    - back [T]: each token's place in the flattened rectangle
+    - mask [T, C]: the adapter scale if the token's text uses the adapter, else 0 (with `adapters`)
     """
     inputs = {
         "x": make_input("x", [-1, config.width]),
@@ -103,7 +104,7 @@ def _block(
     mask = inputs.get("mask")
 
     def linear(x: ov.Node, name: str) -> ov.Node:
-        """In its matrix's type: a conversion before the bias would be one more pass over it."""
+        """Computes in its matrix's type: converting before the bias would cost one more pass."""
         wide = mask is not None and name in widened
         matrix = weight(f"{name}.wide" if wide else f"{name}.weight")
         kind = matrix.get_element_type()
@@ -151,7 +152,7 @@ def _block(
 def _rotate(x_T1HK: ov.Output, inputs: dict[str, ov.Node], head_width: int) -> ov.Node:
     """Turn the pair (x[i], x[i + K/2]) by the i-th angle (Su et al. 2021, equation 15).
 
-    In the form, and with the four axes, that OpenVINO knows to be this and does in one operation.
+    OpenVINO recognises this form, with its four axes, and fuses it into one operation.
     """
     half, step, axis = head_width // 2, _ints(1), _ints(3)
     left = ops.slice(x_T1HK, _ints(0), _ints(half), step, axis)

@@ -1,17 +1,17 @@
-"""OpenVINO, without what importing it brings that nobody asked for.
+"""Import OpenVINO without two modules that its import would load.
 
-- `openvino_telemetry`, if installed, opts everybody in and sends a message to Google Analytics.
-- `openvino.tools.ovc` converts other frameworks' models, of which we have none. Importing it takes
-  a tenth of the time that `polyvec embed` takes.
+- `openvino_telemetry`, if it is installed, sends a message to Google Analytics without asking.
+- `openvino.tools.ovc` converts models of other frameworks, which polyvec does not need. Importing
+  it takes a tenth of the time of `polyvec embed`.
 
-OpenVINO goes without what isn't installed, so while it is imported here these can't be found.
+OpenVINO works without modules that are not installed, so this file hides both during the import.
 """
 
 import sys
 
 UNWANTED = ("openvino_telemetry", "openvino.tools.ovc")
 
-_found = {name: sys.modules[name] for name in UNWANTED if name in sys.modules}
+_hidden = {name: sys.modules[name] for name in UNWANTED if name in sys.modules}
 sys.modules.update(dict.fromkeys(UNWANTED))  # type: ignore[arg-type]  # None: not importable
 try:
     import openvino as ov
@@ -19,11 +19,11 @@ try:
 finally:
     for _name in UNWANTED:
         del sys.modules[_name]
-    sys.modules.update(_found)
+    sys.modules.update(_hidden)
 
 
 def _import_late(name: str) -> object:
-    """`openvino.convert_model`, for whoever else in this process wants it."""
+    """Load `openvino.convert_model` when other code in this process first uses it."""
     if name == "convert_model":
         from openvino.tools.ovc import convert_model
 
@@ -31,7 +31,7 @@ def _import_late(name: str) -> object:
     raise AttributeError(f"module 'openvino' has no attribute {name!r}")
 
 
-# Python asks it for what the module doesn't have (PEP 562).
+# Python calls it for attributes that the module does not have (PEP 562).
 ov.__dict__.setdefault("__getattr__", _import_late)
 
 __all__ = ["ops", "ov"]

@@ -12,9 +12,11 @@ from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
 from polyvec.batch import Batch
-from polyvec.checkpoint import Int8Matrix, Weights
+from polyvec.checkpoint import Weight, Weights, to_float
 from polyvec.config import ModelConfig
+from polyvec.engines import check_adapters
 from polyvec.network import Network, pool
+from polyvec.tasks import NO_ADAPTER
 
 
 class TorchEngine:
@@ -27,16 +29,17 @@ class TorchEngine:
         *,
         device: str = "cpu",
         precision: Literal["auto", "float32"] = "auto",
-        merge_row: int | None = None,
+        merge_adapter: int | None = None,
     ) -> None:
         """Copy the weights to the device.
 
-        `precision` "auto" is bf16 on CUDA. `merge_row` adds that adapter to the weights, for an
-        engine whose texts all use it: other rows are then a ValueError.
+        `precision` "auto" means bf16 on CUDA. `merge_adapter` is an index: that adapter is added to
+        the weights, for an engine whose texts all use it. Texts with other adapters then raise
+        ValueError.
         """
         self.config = config
         self.device = torch.device(device)
-        self.merge_row = merge_row
+        self.merge_adapter = merge_adapter
         on_cuda = self.device.type == "cuda"
         self.batch_tokens = 65_536 if on_cuda else 8_192
         dtype = torch.bfloat16 if on_cuda and precision == "auto" else torch.float32
@@ -48,12 +51,12 @@ class TorchEngine:
         }
         self.network.load_state_dict(state, assign=True)
         self.network.requires_grad_(False).eval()
-        if merge_row is not None:
-            self.network.merge(merge_row)
+        if merge_adapter is not None:
+            self.network.merge(merge_adapter)
 
     @property
     def rope_base(self) -> float:
-        """May be set at any time: 10,000 while training, the config's when encoding."""
+        """Base of the rotary angles: 10,000 in training, the config's when encoding."""
         return self.network.rope_base
 
     @rope_base.setter
@@ -61,7 +64,7 @@ class TorchEngine:
         self.network.rope_base = base
 
     def hidden(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
-        """Every token's hidden state, in the batch's order."""
+        """The hidden state of every token, in the order of the batch."""
         return self._forward(batch).float().cpu().numpy()
 
     def pool(
@@ -69,36 +72,37 @@ class TorchEngine:
     ) -> Float32[np.ndarray, "S D"]:
         """The mean hidden state of each span [start, end) of the batch's tokens."""
         hidden = self._forward(batch)
-        # Only the pooled vectors leave the device.
+        # Only the pooled vectors are copied from the device.
         return pool(hidden, self._indices(starts), self._indices(ends)).cpu().numpy()
 
-    def read(
+    def hidden_and_pool(
         self, batch: Batch, starts: Int32[np.ndarray, " S"], ends: Int32[np.ndarray, " S"]
     ) -> tuple[Float32[np.ndarray, "T D"], Float32[np.ndarray, "S D"]]:
-        """What `hidden` and `pool` give, in one pass."""
+        """The results of `hidden` and `pool`, from one forward pass."""
         hidden = self._forward(batch)
         pooled = pool(hidden, self._indices(starts), self._indices(ends))
         return hidden.float().cpu().numpy(), pooled.cpu().numpy()
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> Float[Tensor, "T D"]:
-        rows = batch.adapter_ids
-        if self.merge_row is not None:
-            if (rows != self.merge_row).any():
-                raise ValueError(f"this engine's weights are merged with adapter {self.merge_row}")
-            rows = np.full_like(rows, -1)
+        adapter_ids = batch.adapter_ids
+        if self.merge_adapter is not None:
+            check_adapters(batch, self.merge_adapter)
+            adapter_ids = np.full_like(adapter_ids, NO_ADAPTER)
         return self.network(
-            self._indices(batch.token_ids), self._indices(batch.lengths), self._indices(rows)
+            self._indices(batch.token_ids),
+            self._indices(batch.lengths),
+            self._indices(adapter_ids),
         )
 
     def _indices(self, array: Int32[np.ndarray, " n"]) -> Tensor:
         return torch.tensor(array, dtype=torch.long, device=self.device)
 
 
-def _to_tensor(weight: np.ndarray | Int8Matrix) -> Tensor:
-    """A copy of a stored weight: the file's memory map is read-only, and tensors are not."""
-    if isinstance(weight, Int8Matrix):
-        return torch.from_numpy(weight.to_float())
+def _to_tensor(weight: Weight) -> Tensor:
+    """A copy of a stored weight: the memory-mapped file is read-only, and tensors are not."""
+    if not isinstance(weight, np.ndarray):
+        return torch.from_numpy(to_float(weight))
     if weight.dtype == ml_dtypes.bfloat16:
         return torch.tensor(weight.view(np.int16)).view(torch.bfloat16)
     return torch.tensor(weight)

@@ -1,1 +1,1 @@
-"""Models written in formats that other libraries read."""
+"""Models in the formats of other libraries, one file per format."""

@@ -1,4 +1,4 @@
-"""One task of a model as a model of its own, for tools that know no adapters."""
+"""Export one task of a model as a model of its own, in the format of sentence-transformers."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from polyvec.checkpoint import Int8Matrix, Weights, save_checkpoint, to_float
+from polyvec.checkpoint import Weight, Weights, save_checkpoint, to_float
 from polyvec.config import ModelConfig
 from polyvec.tasks import adapter_index
 
 
 def merge_task(
-    config: ModelConfig, weights: Mapping[str, np.ndarray | Int8Matrix], task: str
+    config: ModelConfig, weights: Mapping[str, Weight], task: str
 ) -> tuple[ModelConfig, Weights]:
-    """The model that reads every text as `task` does, without adapters, in float32."""
-    row = adapter_index(config.tasks, task)
+    """A model without adapters, in float32, that encodes every text as `task` does."""
+    adapter_id = adapter_index(config.tasks, task)
     merged: Weights = {}
     for name, weight in weights.items():
         if ".lora_" in name:
@@ -25,31 +25,31 @@ def merge_task(
         full = to_float(weight)
         module = name.removesuffix(".weight")
         if f"{module}.lora_a" in weights:
-            a, b = (_bank(weights[f"{module}.lora_{side}"])[row] for side in "ab")
-            # An embedding's A is its table-sized side.
+            a, b = (_bank(weights[f"{module}.lora_{side}"])[adapter_id] for side in "ab")
+            # The A of an embedding has one row per row of the table.
             update = a @ b if a.shape[0] == full.shape[0] else b @ a
             full = full + config.adapter_scale * update
         merged[name] = full
     return replace(config, tasks=()), merged
 
 
-def _bank(tensor: np.ndarray | Int8Matrix) -> np.ndarray:
-    assert isinstance(tensor, np.ndarray), "adapters are not stored in 8 bits"
+def _bank(tensor: Weight) -> np.ndarray:
+    assert isinstance(tensor, np.ndarray), "adapters are not quantised"
     return tensor.astype(np.float32)
 
 
 def save_sentence_transformer(
     folder: Path,
     config: ModelConfig,
-    weights: Mapping[str, np.ndarray | Int8Matrix],
+    weights: Mapping[str, Weight],
     task: str,
     *,
     files: Mapping[str, bytes],
 ) -> None:
     """Write one task as a folder that sentence-transformers loads without remote code.
 
-    Its `encode(texts)` gives what `Encoder.encode(texts, task=task)` gives: the task's instruction
-    is the default prompt. `files` are the tokenizer's.
+    Its `encode(texts)` returns the embeddings of `Encoder.encode(texts, task=task)`: the task's
+    instruction is the default prompt. `files` are the tokenizer's.
     """
     prompt = config.tasks[adapter_index(config.tasks, task)].prompt
     kinds = ("Transformer", "Pooling", "Normalize")

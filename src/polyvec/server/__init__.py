@@ -1,1 +1,1 @@
-"""The embeddings API over HTTP: `polyvec serve`."""
+"""The HTTP server: the embedding APIs of Jina, OpenAI, Cohere and TEI (docs/serving.md)."""

@@ -1,6 +1,6 @@
-"""Vectors of texts that came before, in bounded memory.
+"""A cache of mean hidden states, in bounded memory.
 
-Axes in this file: D numbers in a vector.
+Axes in this file: D the model's width.
 """
 
 import hashlib
@@ -9,12 +9,15 @@ from collections import OrderedDict
 import numpy as np
 from jaxtyping import Float32, Int32
 
-OVERHEAD = 300
-"""Bytes that an entry costs beside its numbers."""
+ENTRY_OVERHEAD_BYTES = 300
+"""Memory that an entry takes beside its numbers."""
 
 
-class Cache:
-    """The vectors used last. One entry serves every size and encoding of a text and task."""
+class VectorCache:
+    """Keeps the most recently used vectors.
+
+    An entry is neither truncated nor normalised, so it serves every dim and every encoding.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.num_bytes = 0
@@ -25,24 +28,25 @@ class Cache:
         return len(self._vectors)
 
     def find(self, key: bytes) -> Float32[np.ndarray, " D"] | None:
-        """The vector kept under a key; it counts as used."""
+        """The vector of a key, which counts as used; None if there is none."""
         vector = self._vectors.get(key)
         if vector is not None:
             self._vectors.move_to_end(key)
         return vector
 
-    def keep(self, key: bytes, vector: Float32[np.ndarray, " D"]) -> None:
-        """Keep a vector, and forget those unused longest."""
+    def add(self, key: bytes, vector: Float32[np.ndarray, " D"]) -> None:
+        """Add a vector, and evict the least recently used ones that do not fit any more."""
         if key in self._vectors:
             return
-        # A copy: the row of a batch would keep the whole batch alive.
+        # A copy, since a row of a batch would keep the whole batch in memory.
         self._vectors[key] = vector.copy()
-        self.num_bytes += vector.nbytes + OVERHEAD
+        self.num_bytes += vector.nbytes + ENTRY_OVERHEAD_BYTES
         while self.num_bytes > self._max_bytes:
-            _, old = self._vectors.popitem(last=False)
-            self.num_bytes -= old.nbytes + OVERHEAD
+            _, evicted = self._vectors.popitem(last=False)
+            self.num_bytes -= evicted.nbytes + ENTRY_OVERHEAD_BYTES
 
 
-def cache_key(ids: Int32[np.ndarray, " _"], row: int) -> bytes:
-    """What two texts share only if the model cannot tell them apart (or SHA-256 is broken)."""
-    return hashlib.sha256(ids.tobytes() + row.to_bytes(4, "little", signed=True)).digest()
+def cache_key(ids: Int32[np.ndarray, " _"], adapter_id: int) -> bytes:
+    """A hash of everything that the model reads of a text (SHA-256)."""
+    adapter = adapter_id.to_bytes(4, "little", signed=True)
+    return hashlib.sha256(ids.tobytes() + adapter).digest()

@@ -1,10 +1,11 @@
-"""An engine in a process of its own: it may hang, crash or run out of memory, and the server lives.
+"""An engine in a process of its own, so that a crash or a hang of it does not end the server.
 
-Messages are arrays behind a header of fixed size, never pickles:
+Messages are arrays after a header of fixed size, never pickles:
 
 - to the engine: the counts B, T, S as int64, then int32 token ids [T], lengths [B], adapter
-  ids [B], and the spans' starts [S] and ends [S];
-- back: one byte that says how it went, then float32 [S, D], or a sentence.
+  ids [B], span starts [S] and span ends [S];
+- from the engine: one status byte and three bytes of padding, then float32 vectors [S, D] or an
+  error message in UTF-8.
 
 Axes in this file: B texts, T tokens in the batch, S spans, D width.
 """
@@ -20,26 +21,32 @@ from jaxtyping import Float32, Int32
 
 from polyvec.batch import Batch, make_batch
 from polyvec.engines import Engine
+from polyvec.tasks import NO_ADAPTER
 
-OK, FAILED, NO_MEMORY = b"ofm"
+OK, FAILED, OUT_OF_MEMORY = b"ofm"
 
-EngineMaker = Callable[[], Engine]
-"""Makes the engine inside its process; must be importable there (a module's function)."""
+EngineFactory = Callable[[], Engine]
+"""Makes the engine inside its process; it must be importable there (a function of a module)."""
 
-NO_MEMORY_WORDS = ("out of memory", "bad_alloc", "cannot allocate", "can't allocate")
-"""How engines that raise RuntimeError say that memory ran out."""
+WARM_UP_LENGTHS = (2, 8, 64)
+"""Tokens of the texts that an engine encodes before it is ready."""
+
+MAX_ERROR_CHARACTERS = 500
+
+OUT_OF_MEMORY_PHRASES = ("out of memory", "bad_alloc", "cannot allocate", "can't allocate")
+"""Phrases by which engines that raise RuntimeError report that memory ran out."""
 
 
 class EngineFailure(RuntimeError):
-    """The engine refused one batch and lives on."""
+    """The engine failed to run one batch, and still runs."""
 
 
-class EngineNoMemory(EngineFailure):
-    """The engine had no memory for a batch of this size."""
+class EngineOutOfMemory(EngineFailure):
+    """The engine had too little memory for a batch of this size."""
 
 
-class EngineGone(RuntimeError):
-    """The engine's process has ended, or hung and was ended."""
+class EngineDied(RuntimeError):
+    """The engine's process has ended, or it hung and was killed."""
 
 
 def load_engine(model: str | None, device: str, precision: Literal["auto", "float32"]) -> Engine:
@@ -50,32 +57,32 @@ def load_engine(model: str | None, device: str, precision: Literal["auto", "floa
 
 
 class EngineProcess:
-    """The parent's side of one engine process. Its methods block: call them off the event loop."""
+    """The server's side of one engine process. Its methods block: call them in a thread."""
 
-    def __init__(self, make: EngineMaker, width: int) -> None:
+    def __init__(self, make: EngineFactory, width: int) -> None:
         """Start the process. It is not ready yet."""
         # A forked child would inherit the event loop, its threads' locks and the clients' sockets.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        self._connection, child_connection = context.Pipe()
         self._width = width
         self._process = context.Process(
-            target=run_engine, args=(theirs, make), name="polyvec-engine", daemon=True
+            target=run_engine, args=(child_connection, make), name="polyvec-engine", daemon=True
         )
         self._process.start()
-        theirs.close()
+        child_connection.close()
         self.batch_tokens = 0
-        """What the engine asks for; known when it is ready."""
+        """The engine's best batch size in tokens; known when the engine is ready."""
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return when the engine has run its first batches.
 
-        Raises EngineGone if it fails, or takes longer than `seconds`.
+        Raises EngineDied if it fails, or takes longer than `seconds`.
         """
         self.batch_tokens = int(np.frombuffer(self._receive(seconds), np.int64)[0])
 
     @property
     def pid(self) -> int | None:
-        """The process's number."""
+        """The process's id."""
         return self._process.pid
 
     @property
@@ -98,8 +105,8 @@ class EngineProcess:
     ) -> Float32[np.ndarray, "S D"]:
         """The mean hidden state of each span.
 
-        Raises EngineFailure or EngineNoMemory if the engine refuses the batch, and EngineGone,
-        after ending the process, if there is no answer within `seconds`.
+        Raises EngineFailure or EngineOutOfMemory if the engine fails on the batch. Kills the
+        process and raises EngineDied if there is no answer within `seconds`.
         """
         counts = np.array([len(batch.lengths), len(batch.token_ids), len(starts)], np.int64)
         arrays = (counts, batch.token_ids, batch.lengths, batch.adapter_ids, starts, ends)
@@ -107,15 +114,15 @@ class EngineProcess:
             self._connection.send_bytes(b"".join(array.tobytes() for array in arrays))
         except OSError as error:
             self.stop()
-            raise EngineGone(f"the engine has ended ({error})") from None
+            raise EngineDied(f"the engine has ended ({error})") from None
         answer = self._receive(seconds)
         if answer[0] == OK:
             return np.frombuffer(answer, np.float32, offset=4).reshape(-1, self._width)
-        kind = EngineNoMemory if answer[0] == NO_MEMORY else EngineFailure
-        raise kind(answer[4:].decode("utf-8", "replace"))
+        failure = EngineOutOfMemory if answer[0] == OUT_OF_MEMORY else EngineFailure
+        raise failure(answer[4:].decode("utf-8", "replace"))
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self._connection.close()
@@ -124,21 +131,21 @@ class EngineProcess:
         try:
             if self._connection.poll(seconds):
                 return self._connection.recv_bytes()
-            why = f"has not answered for {seconds:g} s"
+            reason = f"has not answered for {seconds:g} s"
         except (EOFError, OSError):
-            why = "has ended"
+            reason = "has ended"
         self.stop()
-        raise EngineGone(f"the engine {why} (exit code {self._process.exitcode})")
+        raise EngineDied(f"the engine {reason} (exit code {self._process.exitcode})")
 
 
-def run_engine(connection: Connection, make: EngineMaker) -> None:
-    """What the engine's process does, until the other side closes the connection."""
-    # The terminal and the service manager tell the whole group to stop; batches are finished first.
+def run_engine(connection: Connection, make: EngineFactory) -> None:
+    """Run batches in the engine's process until the server closes the connection."""
+    # Terminals and service managers signal the whole process group; batches are finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     engine = make()
-    for length in (2, 8, 64):
-        batch = make_batch([[0] * length], [-1])
+    for length in WARM_UP_LENGTHS:
+        batch = make_batch([[0] * length], [NO_ADAPTER])
         engine.pool(batch, batch.starts, batch.ends)
     connection.send_bytes(np.int64(engine.batch_tokens).tobytes())
     while True:
@@ -146,10 +153,10 @@ def run_engine(connection: Connection, make: EngineMaker) -> None:
             message = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        connection.send_bytes(_answer(engine, message))
+        connection.send_bytes(_run_batch(engine, message))
 
 
-def _answer(engine: Engine, message: bytes) -> bytes:
+def _run_batch(engine: Engine, message: bytes) -> bytes:
     num_texts, num_tokens, num_spans = np.frombuffer(message, np.int64, 3).tolist()
     numbers = np.frombuffer(message, np.int32, offset=24)
     sizes = [num_tokens, num_texts, num_texts, num_spans, num_spans]
@@ -158,15 +165,17 @@ def _answer(engine: Engine, message: bytes) -> bytes:
     try:
         pooled = engine.pool(batch, starts, ends)
     except MemoryError:
-        return _status(NO_MEMORY) + b"out of memory"
-    # What OpenVINO, PyTorch and numpy raise. Anything else ends the process, and a new one starts.
+        return _header(OUT_OF_MEMORY) + b"out of memory"
+    # These are what OpenVINO, PyTorch and numpy raise. Any other exception ends the process, and
+    # the server starts a new one.
     except (RuntimeError, ValueError, ArithmeticError, IndexError) as error:
-        sentence = str(error)
-        is_memory = any(words in sentence.lower() for words in NO_MEMORY_WORDS)
-        return _status(NO_MEMORY if is_memory else FAILED) + sentence[:500].encode()
-    return _status(OK) + np.ascontiguousarray(pooled, np.float32).tobytes()
+        reason = str(error)
+        is_memory = any(phrase in reason.lower() for phrase in OUT_OF_MEMORY_PHRASES)
+        header = _header(OUT_OF_MEMORY if is_memory else FAILED)
+        return header + reason[:MAX_ERROR_CHARACTERS].encode()
+    return _header(OK) + np.ascontiguousarray(pooled, np.float32).tobytes()
 
 
-def _status(kind: int) -> bytes:
-    """Four bytes, so that the numbers behind them stay aligned."""
-    return bytes([kind, 0, 0, 0])
+def _header(status: int) -> bytes:
+    """Four bytes, so that the numbers after them stay aligned."""
+    return bytes([status, 0, 0, 0])

@@ -1,83 +1,275 @@
-"""Errors as clients know them: one body that satisfies both the Jina and the OpenAI families.
+"""Errors of the API: the only list of error codes, and the form in which clients read an error.
 
-Clients of the first kind read `detail` (and `code`), of the second `error.message`.
+To add an error code, add a member to `ErrorCode`. The OpenAPI document and the table in
+docs/serving.md are generated from this list.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-KINDS = {
+from pydantic import BaseModel
+
+
+class ErrorCode(Enum):
+    """The codes that an error may have: HTTP status, meaning, and what a client can do."""
+
+    INPUT_INVALID = (
+        400,
+        "Invalid or unsupported value, for example an empty text or an unknown task",
+        "Correct the value that the message names.",
+    )
+    INPUT_INVALID_JSON = (400, "The body is not valid JSON", "Send valid JSON in UTF-8.")
+    INPUT_LABEL_LIMIT_EXCEEDED = (
+        400,
+        "A classifier has too many labels",
+        "Train a second classifier.",
+    )
+    INPUT_MODEL_NOT_FOUND = (
+        400,
+        "The server has no model of this name",
+        "`GET /v1/models` lists the models.",
+    )
+    AUTH_INVALID_API_KEY = (401, "The API key is unknown", "Check the API key.")
+    AUTH_INVALID_FORMAT = (
+        401,
+        "The Authorization header is malformed",
+        "Send `Authorization: Bearer KEY`.",
+    )
+    AUTH_MISSING_API_KEY = (401, "The API key is missing", "Send `Authorization: Bearer KEY`.")
+    RESOURCE_NOT_FOUND = (404, "Not found", "`GET /openapi.json` lists all routes.")
+    METHOD_NOT_ALLOWED = (
+        405,
+        "The path does not support this method",
+        "`GET /openapi.json` lists all routes.",
+    )
+    REQUEST_TIMEOUT = (
+        408,
+        "The client took too long to send the request",
+        "Send the request within `--read-seconds`.",
+        "SERVICE_TIMEOUT",
+    )
+    CONFLICT_BATCH_FINISHED = (409, "The batch job has already finished", "Fetch its output.")
+    CONFLICT_RESOURCE_BUSY = (
+        409,
+        "Another request is changing the same classifier",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    INPUT_TOO_LARGE = (413, "The body is too large", "Send fewer texts per request.")
+    INPUT_INVALID_TYPE = (
+        415,
+        "The body is not declared as JSON, or is compressed",
+        "Send `Content-Type: application/json` and no `Content-Encoding`.",
+    )
+    INPUT_VALIDATION = (
+        422,
+        "A field is missing, unknown, or of the wrong type",
+        'Correct the fields listed in `errors`. Values are not converted: `"8"` is not 8.',
+    )
+    RATE_BATCH_LIMIT_EXCEEDED = (
+        429,
+        "The server holds too many batch jobs",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    RATE_CONCURRENCY_LIMIT_EXCEEDED = (
+        429,
+        "Too many requests at once",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    RATE_QUEUE_LIMIT_EXCEEDED = (
+        429,
+        "The queue is full",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    RATE_REQUEST_LIMIT_EXCEEDED = (
+        429,
+        "The request rate limit of the API key is exceeded",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    RATE_TOKEN_LIMIT_EXCEEDED = (
+        429,
+        "The token rate limit of the API key is exceeded",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    INTERNAL_ERROR = (
+        500,
+        "Internal error, or the model cannot encode one of the texts",
+        "Leave out the text that the message names. Other texts of the batch are not affected.",
+    )
+    SERVICE_UNAVAILABLE = (
+        503,
+        "An engine crashed and is restarting, or the server is shutting down",
+        "Wait `Retry-After` seconds and try again.",
+    )
+    SERVICE_TIMEOUT = (
+        504,
+        "The request took longer than `--request-seconds`",
+        "Send fewer texts per request.",
+    )
+
+    def __init__(self, status: int, meaning: str, remedy: str, code: str | None = None) -> None:
+        """`code` is the code on the wire where it differs from the member's name."""
+        self.status = status
+        self.meaning = meaning
+        self.remedy = remedy
+        self.code = code or self.name
+
+
+OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
 }
-"""OpenAI's error types; other 4xx are "invalid_request_error" and 5xx "server_error"."""
+"""OpenAI's error types; other 4xx are "invalid_request_error" and 5xx are "server_error"."""
 
 
 class ApiError(Exception):
-    """A request that gets an error for an answer."""
+    """An error that is the answer to a request."""
 
     def __init__(
         self,
-        status: int,
-        code: str,
+        code: ErrorCode,
         message: str,
         *,
         param: str | None = None,
         headers: dict[str, str] | None = None,
         errors: list[dict[str, Any]] | None = None,
     ) -> None:
-        """`param` is the field at fault; `errors` lists every fault that validation found."""
+        """`param` is the field with the error; `errors` lists all errors that validation found."""
         super().__init__(message)
-        self.status = status
-        self.code = code
+        self.status = code.status
+        self.code = code.code
         self.message = message
         self.param = param
         self.headers = headers or {}
         self.errors = errors
 
+    @property
+    def openai_type(self) -> str:
+        """OpenAI's name for this kind of error."""
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        return OPENAI_TYPES.get(self.status, default)
 
-def error_body(error: ApiError, request_id: str, dialect: str) -> dict[str, Any]:
-    """The JSON body of an error. TEI's clients want a string where OpenAI's want an object."""
-    kind = KINDS.get(error.status)
-    kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
-    body: dict[str, Any] = {
-        "detail": error.message,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if dialect == "tei":
-        body |= {"error": error.message, "error_type": kind}
-    elif dialect == "cohere":
-        body |= {"message": error.message, "id": request_id}
-    else:
-        body["error"] = {
+
+class FieldError(BaseModel):
+    """One error in a request."""
+
+    field: str
+    message: str
+    type: str
+    input: Any = None
+
+
+class AnyError(BaseModel):
+    """The fields that every error body has."""
+
+    detail: str
+    code: str
+    request_id: str
+    errors: list[FieldError] | None = None
+
+
+class OpenAIError(BaseModel):
+    """The part of an error that OpenAI's clients read."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(AnyError):
+    """An error for Jina's clients, which read `detail`, and OpenAI's, which read `error`."""
+
+    error: OpenAIError
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """The form in which the clients of a dialect read an error."""
+
+    schema: type[AnyError]
+    """Schema of the body, for the OpenAPI document."""
+
+    extra_fields: Callable[[ApiError, str], dict[str, Any]]
+    """Returns the fields that the dialect has beside those of `AnyError`.
+
+    The arguments are the error and the id of the request.
+    """
+
+    def body(self, error: ApiError, request_id: str) -> dict[str, Any]:
+        """The JSON body of an error."""
+        body: dict[str, Any] = {
+            "detail": error.message,
+            "code": error.code,
+            "request_id": request_id,
+            **self.extra_fields(error, request_id),
+        }
+        if error.errors is not None:
+            body["errors"] = error.errors
+        return body
+
+
+def _openai_fields(error: ApiError, request_id: str) -> dict[str, Any]:
+    return {
+        "error": {
             "message": error.message,
-            "type": kind,
+            "type": error.openai_type,
             "param": error.param,
             "code": error.code,
         }
-    if error.errors is not None:
-        body["errors"] = error.errors
-    return body
+    }
 
 
-def bad_input(message: str, param: str | None = "input") -> ApiError:
-    """400: the request is well-formed, and what it asks for cannot be had."""
-    return ApiError(400, "INPUT_INVALID", message, param=param)
+DEFAULT_ERROR_FORM = ErrorForm(ErrorResponse, _openai_fields)
+"""One form for two families of clients: Jina's and OpenAI's."""
 
 
-def busy(seconds: float) -> ApiError:
-    """429: the queue is full; it should have room again in some seconds."""
+def invalid_input(message: str, param: str | None = "input") -> ApiError:
+    """400: the request has the right form, but one of its values is invalid or unsupported."""
+    return ApiError(ErrorCode.INPUT_INVALID, message, param=param)
+
+
+def queue_full(seconds: float) -> ApiError:
+    """429: the queue is full; it is expected to have room again in `seconds`."""
     wait = max(1, min(60, round(seconds)))
     return ApiError(
-        429,
-        "RATE_QUEUE_LIMIT_EXCEEDED",
+        ErrorCode.RATE_QUEUE_LIMIT_EXCEEDED,
         f"the server's queue is full; try again in {wait} s",
         headers={"Retry-After": str(wait)},
     )
 
 
 def unavailable(message: str) -> ApiError:
-    """503: no fault of the request's."""
-    return ApiError(503, "SERVICE_UNAVAILABLE", message, headers={"Retry-After": "1"})
+    """503: the server cannot answer at the moment; the request is not at fault."""
+    return ApiError(ErrorCode.SERVICE_UNAVAILABLE, message, headers={"Retry-After": "1"})
+
+
+def not_finite(position: int) -> ApiError:
+    """500: the model returned NaN or infinite numbers for one text."""
+    return ApiError(
+        ErrorCode.INTERNAL_ERROR,
+        f"the model returned NaN or infinite numbers for input[{position}]; leave that text out",
+        param=f"input[{position}]",
+    )
+
+
+def describe_statuses() -> dict[int, str]:
+    """The description of every error status: the codes that it may have, with their meanings."""
+    codes: dict[int, list[ErrorCode]] = {}
+    for code in ErrorCode:
+        codes.setdefault(code.status, []).append(code)
+    return {
+        status: "; ".join(f"{code.code}: {code.meaning}" for code in members)
+        for status, members in codes.items()
+    }
+
+
+def error_table() -> str:
+    """The Markdown table of all error codes, for docs/serving.md."""
+    rows = [
+        f"| {code.status} | `{code.code}` | {code.meaning} | {code.remedy} |" for code in ErrorCode
+    ]
+    return "\n".join(["| status | code | meaning | remedy |", "|---|---|---|---|", *rows])

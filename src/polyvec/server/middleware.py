@@ -1,6 +1,6 @@
-"""What every request passes before a route sees it: identity, access, size, time, and the log.
+"""Middleware that every request passes first: request id, API key, limits, body, and log.
 
-Every route is closed to those without a key, known and unknown paths alike, but for `OPEN`.
+If the server has API keys, every path needs one, known or unknown, except `PUBLIC_PATHS`.
 """
 
 import asyncio
@@ -8,148 +8,163 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvec.server.errors import ApiError, error_body, unavailable
-from polyvec.server.metrics import Metrics, log
-from polyvec.server.quotas import Client, Clients, Limits
-from polyvec.server.serialise import dump
+from polyvec.server.errors import ApiError, ErrorCode, ErrorForm, unavailable
+from polyvec.server.limits import Limits
+from polyvec.server.metrics import Metrics, log_event
+from polyvec.server.quotas import ApiKey, ApiKeys
+from polyvec.server.serialise import to_json
 
-OPEN = frozenset({"/", "/live", "/ready", "/health"})
-"""Routes that need no key: the page, which holds no secret, and the probes."""
+PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health"})
+"""Paths that need no API key: the playground, which holds no secret, and the probes."""
 
-UNLIMITED = OPEN | {"/metrics", "/openapi.json"}
-"""Routes that work while the server drains or is full."""
+ALWAYS_SERVED_PATHS = PUBLIC_PATHS | {"/metrics", "/openapi.json"}
+"""Paths that are served while the server drains or is overloaded, and that no quota counts."""
 
-REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
-"""A client's own id is passed on if it looks so. It is never a key to anything."""
+REQUEST_ID_PATTERN = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+"""A client's own request id is used if it matches. It grants access to nothing."""
 
-GONE = 499
-"""The status in the log of a request whose client went away."""
+CLIENT_CLOSED_STATUS = 499
+"""The status in the log of a request whose client closed the connection."""
+
+DISCARD_FACTOR = 8
+"""A body of up to so many times the limit is read and discarded before it is refused."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Traffic:
-    """What is going on in the server."""
+class ServerLoad:
+    """The requests in progress."""
 
     is_draining: bool = False
     running: int = 0
-    """Requests in work."""
+    """Number of requests."""
     num_bytes: int = 0
-    """Bytes of their bodies."""
+    """Total size of their bodies."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when no request is in work."""
+    """Set when no request is in progress."""
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the routes."""
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, clients: Clients, metrics: Metrics, traffic: Traffic
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        api_keys: ApiKeys,
+        metrics: Metrics,
+        load: ServerLoad,
+        find_error_form: Callable[[str], ErrorForm],
     ) -> None:
+        """`find_error_form` returns the form of errors at a path."""
         self._app = app
         self._limits = limits
-        self._clients = clients
+        self._api_keys = api_keys
         self._metrics = metrics
-        self._traffic = traffic
-        traffic.idle.set()
+        self._load = load
+        self._find_error_form = find_error_form
+        load.idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            # There are no web sockets here; lifespan events pass.
+            # The server has no web sockets; lifespan events pass.
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         headers = {name.lower(): value for name, value in scope["headers"]}
-        wanted = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = wanted if REQUEST_ID.fullmatch(wanted) else secrets.token_hex(8)
+        proposed_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        is_valid_id = REQUEST_ID_PATTERN.fullmatch(proposed_id)
+        request_id = proposed_id if is_valid_id else secrets.token_hex(8)
         state: dict[str, Any] = scope.setdefault("state", {})
-        state.update(request_id=request_id, client=self._clients.anyone, route="none")
-        status = GONE
+        state.update(request_id=request_id, api_key=self._api_keys.anyone, route="none")
+        status = CLIENT_CLOSED_STATUS
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = {"X-Request-Id": request_id, **state["client"].headers()}
+                extra = {"X-Request-Id": request_id, **state["api_key"].headers()}
                 encoded = [(k.lower().encode(), v.encode("latin-1")) for k, v in extra.items()]
                 message["headers"] = [*message.get("headers", []), *encoded]
             await send(message)
 
-        traffic, client = self._traffic, None
-        traffic.running += 1
-        traffic.idle.clear()
-        self._metrics.running.set(traffic.running)
+        load, admitted = self._load, None
+        load.running += 1
+        load.idle.clear()
+        self._metrics.running.set(load.running)
         try:
-            client = self._admit(scope, headers)
-            body = await self._read(headers, receive)
-            traffic.num_bytes += len(body)
+            admitted = self._admit(scope, headers)
+            body = await self._receive_body(headers, receive)
+            load.num_bytes += len(body)
             try:
-                await self._run(scope, body, receive, answer)
+                await self._run(scope, body, receive, send_with_headers)
             finally:
-                traffic.num_bytes -= len(body)
+                load.num_bytes -= len(body)
         except ApiError as error:
-            await send_error(error, request_id, dialect_of(scope["path"]), answer)
+            form = self._find_error_form(scope["path"])
+            await send_error(error, form.body(error, request_id), send_with_headers)
         finally:
-            if client is not None:
-                client.running -= 1
-            traffic.running -= 1
-            if not traffic.running:
-                traffic.idle.set()
-            seconds = time.perf_counter() - began
-            self._metrics.running.set(traffic.running)
+            if admitted is not None:
+                admitted.running -= 1
+            load.running -= 1
+            if not load.running:
+                load.idle.set()
+            seconds = time.perf_counter() - started
+            self._metrics.running.set(load.running)
             self._metrics.requests.labels(state["route"], status).inc()
             self._metrics.request.observe(seconds)
-            line = {
+            entry = {
                 "method": scope["method"],
                 "path": scope["path"][:200],
                 "status": status,
                 "ms": round(seconds * 1000, 2),
                 "request_id": request_id,
-                "client": state["client"].name,
-                **state.get("sizes", {}),
+                "client": state["api_key"].name,
+                **state.get("usage", {}),
             }
-            log("request", line, level=logging.INFO)
+            log_event("request", entry, level=logging.INFO)
 
-    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> Client | None:
-        """The client, counted as running; None where nobody is counted. Raises ApiError."""
+    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiKey | None:
+        """The request's key, with the request counted; None if it is not. Raises ApiError."""
         path = scope["path"]
-        if path not in OPEN:
-            given = headers.get(b"authorization")
-            client = self._clients.find(None if given is None else given.decode("latin-1"))
-            scope["state"]["client"] = client
-        if path in UNLIMITED:
+        if path not in PUBLIC_PATHS:
+            authorization = headers.get(b"authorization")
+            scope["state"]["api_key"] = self._api_keys.authenticate(
+                None if authorization is None else authorization.decode("latin-1")
+            )
+        if path in ALWAYS_SERVED_PATHS:
             return None
-        if self._traffic.is_draining:
-            raise unavailable("the server is about to stop")
-        full = self._traffic.running > self._limits.requests
-        if full or self._traffic.num_bytes > self._limits.inflight_bytes:
+        if self._load.is_draining:
+            raise unavailable("the server is shutting down")
+        is_full = self._load.running > self._limits.requests
+        if is_full or self._load.num_bytes > self._limits.inflight_bytes:
             raise ApiError(
-                429,
-                "RATE_CONCURRENCY_LIMIT_EXCEEDED",
-                "the server has too many requests in work; try again in 1 s",
+                ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
+                "the server has too many requests in progress; try again in 1 s",
                 headers={"Retry-After": "1"},
             )
-        client = scope["state"]["client"]
-        client.admit()
-        client.running += 1
-        return client
+        api_key = scope["state"]["api_key"]
+        api_key.admit()
+        api_key.running += 1
+        return api_key
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _receive_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body. Raises ApiError 413 if it is too large, 408 if it comes too slowly."""
-        kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip()
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        if has_body and kind != b"application/json":
+        if has_body and media_type.lower() != b"application/json":
             raise ApiError(
-                415, "INPUT_INVALID_TYPE", "send the body with Content-Type: application/json"
+                ErrorCode.INPUT_INVALID_TYPE, "send the body with Content-Type: application/json"
             )
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise ApiError(415, "INPUT_INVALID_TYPE", "send the body without Content-Encoding")
+            raise ApiError(ErrorCode.INPUT_INVALID_TYPE, "send the body without Content-Encoding")
         limit = self._limits.body_bytes
         parts: list[bytes] = []
         size = 0
@@ -158,45 +173,43 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "INPUT_INVALID", "the body ended too early")
+                        raise ApiError(ErrorCode.INPUT_INVALID, "the body ended too early")
                     part = message.get("body", b"")
                     size += len(part)
                     if size <= limit:
                         parts.append(part)
-                    # Somewhat too large a body is read to its end all the same, and forgotten:
-                    # clients that still write do not see an answer.
-                    elif size > 8 * limit:
+                    # The rest of a body that is somewhat too large is received and discarded,
+                    # since clients that are still writing do not see an answer.
+                    elif size > DISCARD_FACTOR * limit:
                         break
                     if not message.get("more_body"):
                         break
         except TimeoutError:
             raise ApiError(
-                408,
-                "SERVICE_TIMEOUT",
+                ErrorCode.REQUEST_TIMEOUT,
                 f"the request did not arrive within {self._limits.read_seconds:g} s",
                 headers={"Connection": "close"},
             ) from None
         if size > limit:
             raise ApiError(
-                413,
-                "INPUT_TOO_LARGE",
+                ErrorCode.INPUT_TOO_LARGE,
                 f"the body has more than {limit:,} bytes; send fewer texts at once",
                 headers={"Connection": "close"},
             )
         return b"".join(parts)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Let a route answer, unless its client goes away first: then its work is dropped."""
+        """Let a route answer; cancel its work if the client disconnects first."""
 
         async def replay() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
         route = asyncio.ensure_future(self._app(scope, replay, send))
-        gone = asyncio.ensure_future(receive())
+        disconnect = asyncio.ensure_future(receive())
         try:
-            await asyncio.wait({route, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({route, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
+            disconnect.cancel()
             if not route.done():
                 route.cancel()
         try:
@@ -206,19 +219,11 @@ class Gate:
                 raise
 
 
-async def send_error(error: ApiError, request_id: str, dialect: str, send: Send) -> None:
+async def send_error(error: ApiError, body: dict[str, Any], send: Send) -> None:
     """Answer with an error."""
-    body = dump(error_body(error, request_id, dialect))
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    content = to_json(body)
+    headers = {"content-type": "application/json", "content-length": str(len(content))}
     headers |= {name.lower(): value for name, value in error.headers.items()}
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
-
-
-def dialect_of(path: str) -> str:
-    """Whose errors a path's clients read."""
-    if path.startswith("/v2/"):
-        return "cohere"
-    known = ("/embed", "/embed_all", "/embed_sparse", "/rerank", "/tokenize", "/info")
-    return "tei" if path in known else "jina"
+    await send({"type": "http.response.body", "body": content})

@@ -1,34 +1,76 @@
-"""A model as the server offers it: texts in, vectors out, for any number of requests at once.
+"""A model as the server offers it: texts in, outputs out, for any number of requests at once.
 
-Axes in this file: N texts of a request, S spans of one text, D the model's width, V numbers in a
-token's own vector.
+Axes in this file: N texts of a request, D the model's width, V numbers in a token's own vector.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
 from polyvec.config import ModelConfig
-from polyvec.heads import Sparse, gather_weights, token_vectors, token_weights
-from polyvec.server.cache import Cache, cache_key
-from polyvec.server.errors import ApiError, bad_input
-from polyvec.server.inputs import chunk_spans, read, token_spans
+from polyvec.heads import Outputs, Sparse, gather_weights, multi_vectors, own_states, sparse_entries
+from polyvec.late_chunking import find_token_spans, join_chunks
+from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
+from polyvec.server.cache import VectorCache, cache_key
+from polyvec.server.errors import ApiError, invalid_input, not_finite
+from polyvec.server.inputs import token_spans, tokenise, whole_text_span
+from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.quotas import Client, Limits
-from polyvec.server.scheduler import Scheduler, Text, not_finite, whole
-from polyvec.tasks import NO_ADAPTER, adapter_index
+from polyvec.server.quotas import ApiKey
+from polyvec.server.scheduler import EngineText, Scheduler
+from polyvec.server.serialise import truncate_means
+from polyvec.tasks import TaskChoice, choose_task
 from polyvec.tokenizer import Tokenizer, Tokens
 
-SLICE = 64
-"""Texts that are tokenised before another request has its turn."""
+TOKENISE_TEXTS = 64
+"""Texts that are tokenised in one go; then another request has its turn."""
+
+TOKENISE_THREADS = 4
+
+HEADS = {"sparse": "sparse", "multi_vector": "multi-vector"}
+"""The outputs that need a head, and the names of the heads."""
+
+HIDDEN = "hidden"
+"""The output that is the hidden state of every token, special tokens and instruction included."""
 
 
-class Served:
-    """One model: its tokenizer here, its engines in their processes."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Encoded:
+    """The outputs of N texts from one forward pass; None for an output that was not requested."""
+
+    means: Float32[np.ndarray, "N D"] | None = None
+    """The mean hidden state of each text ("dense"), neither truncated nor normalised."""
+
+    sparse: Sparse | None = None
+    """Token weights of each text, as `Encoder.encode_sparse` returns them."""
+
+    multi_vector: list[Float32[np.ndarray, "_ V"]] | None = None
+    """One embedding per token of each text, as `Encoder.encode_multi_vector` returns them."""
+
+    hidden: list[Float32[np.ndarray, "_ D"]] | None = None
+    """The hidden states of each text, as `Encoder.encode_tokens` returns them."""
+
+    num_tokens: int
+    """Tokens that the model has read."""
+
+    @property
+    def dense(self) -> Float32[np.ndarray, "N D"]:
+        """The mean hidden states of a call that has requested them."""
+        assert self.means is not None
+        return self.means
+
+    def __len__(self) -> int:
+        outputs = (self.means, self.sparse, self.multi_vector, self.hidden)
+        return next(len(output) for output in outputs if output is not None)
+
+
+class ServedModel:
+    """One model: its tokenizer in this process, its engines in processes of their own."""
 
     def __init__(
         self,
@@ -42,197 +84,188 @@ class Served:
         *,
         cache_bytes: int = 0,
     ) -> None:
-        """`cache_bytes` of vectors are kept for texts that come again."""
+        """`cache_bytes` is the size of the cache of vectors; 0 means no cache."""
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
-        self._heads = heads
         self.scheduler = scheduler
         self.created = int(time.time())
+        self._heads = heads
         self._limits = limits
         self._metrics = metrics
-        self._cache = Cache(cache_bytes) if cache_bytes else None
-        # The tokenizer lets go of Python's lock, so a long text does not stop the short ones.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="tokenise")
+        self._cache = VectorCache(cache_bytes) if cache_bytes else None
+        # The tokenizer releases Python's lock, so a long text does not block short ones.
+        self._threads = ThreadPoolExecutor(TOKENISE_THREADS, thread_name_prefix="tokenise")
 
     async def stop(self) -> None:
-        """End the engines and the threads."""
+        """Stop the engines and the threads."""
         await self.scheduler.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(
+    def choose_task(self, name: str | None) -> TaskChoice:
+        """The adapter and the instruction of a task. Raises ApiError 400 for an unknown task."""
+        try:
+            return choose_task(self.config.tasks, name)
+        except ValueError as error:
+            raise invalid_input(str(error), "task") from None
+
+    def choose_task_or_none(self, name: str) -> TaskChoice:
+        """The choice for a task, or for no task if the model does not have it."""
+        has_task = any(task.name == name for task in self.config.tasks)
+        return self.choose_task(name if has_task else None)
+
+    async def encode(
         self,
         texts: Sequence[str] | Sequence[list[int]],
-        task: str | None,
-        client: Client,
+        choice: TaskChoice,
+        outputs: Collection[str],
+        api_key: ApiKey,
         *,
         truncate: bool = False,
         param: str = "input",
-    ) -> tuple[Float32[np.ndarray, "N D"], int]:
-        """Each text's mean hidden state, neither cut nor normalised, and the tokens read.
+    ) -> Encoded:
+        """The requested outputs of each text, all from one forward pass.
 
-        Raises ApiError: 400 naming the text that is empty or too long, 429, 500, 503.
+        `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. `param` is the request's
+        field, which errors name. Raises ApiError: 400 that names a text that is empty or too long,
+        or a head that the model does not have; 429, 500, 503.
         """
-        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
-        row = adapter_index(self.config.tasks, task)
-        ids = [text.ids for text in tokens]
-        num_tokens = self._charge(client, tokens)
-        if self._cache is None:
-            vectors = await self.scheduler.run([whole(text, row) for text in ids])
-            return np.concatenate(vectors), num_tokens
-        keys = [cache_key(text, row) for text in ids]
-        found = [self._cache.find(key) for key in keys]
-        missing = [number for number, vector in enumerate(found) if vector is None]
-        self._metrics.cached.inc(len(found) - len(missing))
-        if missing:
-            vectors = await self.scheduler.run([whole(ids[i], row) for i in missing])
-            for number, vector in zip(missing, vectors, strict=True):
-                found[number] = vector[0]
-                self._cache.keep(keys[number], vector[0])
-        return np.stack([vector for vector in found if vector is not None]), num_tokens
-
-    async def embed_tokens(
-        self,
-        texts: Sequence[str],
-        task: str | None,
-        client: Client,
-        *,
-        truncate: bool = False,
-        param: str = "input",
-    ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
-        """Each text's hidden states, one a token, special tokens and instruction included."""
-        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
-        return await self._states(tokens, [0] * len(tokens), task, client)
-
-    async def embed_sparse(
-        self,
-        texts: Sequence[str],
-        task: str | None,
-        client: Client,
-        *,
-        truncate: bool = False,
-        param: str = "input",
-    ) -> tuple[Sparse, int]:
-        """A weight for each of a text's own tokens, as `Encoder.encode_sparse` gives it.
-
-        Raises ApiError 400 if the model has no sparse head; the rest is as for `embed`.
-        """
-        head = self._head("sparse", "sparse")
-        tokens = await self.tokenise(texts, task, truncate=truncate, param=param)
-        states, num_tokens = await self._states(
-            tokens, [text.num_prompt for text in tokens], task, client
+        self._check_heads(outputs)
+        tokens = await self.tokenise(texts, choice, truncate=truncate, param=param)
+        num_tokens = sum(len(text.ids) for text in tokens)
+        api_key.charge(num_tokens)
+        if set(outputs) == {"dense"}:
+            return Encoded(means=await self._run_dense(tokens, choice), num_tokens=num_tokens)
+        has_dense = "dense" in outputs
+        requests = []
+        for text in tokens:
+            # Token outputs need one span per token; a span over the whole text gives its mean.
+            first = 0 if HIDDEN in outputs else text.num_prompt
+            starts, ends = token_spans(first, len(text.ids))
+            if has_dense:
+                whole = whole_text_span(len(text.ids))
+                starts, ends = np.append(whole[0], starts), np.append(whole[1], ends)
+            requests.append(EngineText(text.ids, choice.adapter_id, starts, ends))
+        vectors = await self.scheduler.run(requests)
+        means = np.stack([rows[0] for rows in vectors]) if has_dense else None
+        states = [rows[1:] for rows in vectors] if has_dense else vectors
+        return await asyncio.to_thread(
+            self._apply_heads, tokens, means, states, outputs, num_tokens
         )
 
-        def weigh() -> Sparse:
-            # The last state is that of `</s>`.
-            weights = [token_weights(rows[:-1], *head) for rows in states]
-            _check_finite(weights)
-            return gather_weights(
-                [text.ids[text.num_prompt : -1] for text in tokens],
-                weights,
-                ignored=self.tokenizer.special_ids,
-                vocab_size=self.config.vocab_size,
-            )
+    async def encode_chunks(
+        self,
+        chunks: Sequence[str],
+        choice: TaskChoice,
+        api_key: ApiKey,
+        *,
+        truncate: bool = False,
+    ) -> Encoded:
+        """Late chunking: the mean hidden state of each chunk, in the context of all chunks.
 
-        return await asyncio.to_thread(weigh), num_tokens
-
-    async def embed_multi_vector(
-        self, texts: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
-    ) -> tuple[list[Float32[np.ndarray, "_ V"]], int]:
-        """One vector for each of a text's own tokens and `</s>`: `Encoder.encode_multi_vector`.
-
-        Raises ApiError 400 if the model has no multi-vector head; the rest is as for `embed`.
-        """
-        head = self._head("multi_vector", "multi-vector")
-        tokens = await self.tokenise(texts, task, truncate=truncate)
-        states, num_tokens = await self._states(
-            tokens, [text.num_prompt for text in tokens], task, client
-        )
-
-        def turn() -> list[Float32[np.ndarray, "_ V"]]:
-            vectors = [token_vectors(rows, *head) for rows in states]
-            _check_finite(vectors)
-            return vectors
-
-        return await asyncio.to_thread(turn), num_tokens
-
-    async def embed_chunks(
-        self, chunks: Sequence[str], task: str | None, client: Client, *, truncate: bool = False
-    ) -> tuple[Float32[np.ndarray, "N D"], int]:
-        """Late chunking: the mean hidden state of each chunk, in the context of all of them.
-
-        The document is the chunks joined by single spaces (docs/serving.md). With `truncate`,
-        chunks beyond the model's longest text are a 400 all the same: they have no vector.
+        The document is the chunks joined by single spaces (docs/serving.md). A chunk beyond the
+        model's longest text has no vector and is an error 400, with `truncate` too.
         """
         self.check_texts(chunks, "input")
-        [document] = await self._read([" ".join(chunks)], task)
+        joined, offsets = join_chunks(chunks)
+        [document] = await self._tokenise_in_thread([joined], choice.prompt)
         if document.truncated and not truncate:
-            raise bad_input(
+            raise invalid_input(
                 f"the chunks have more than {self.config.max_tokens:,} tokens together; send "
-                "fewer, or without late_chunking"
+                "fewer, or set late_chunking to false"
             )
-        starts, ends = chunk_spans(document, [len(chunk) for chunk in chunks])
-        lost = np.flatnonzero(ends <= starts)
-        if len(lost):
-            raise bad_input(
-                f"input[{lost[0]}] lies beyond the {self.config.max_tokens:,} tokens that the "
-                "model reads, or holds nothing that it can read; send fewer chunks"
+        starts, ends = find_token_spans(document, joined, offsets)
+        without_tokens = np.flatnonzero(ends <= starts)
+        if len(without_tokens):
+            raise invalid_input(
+                f"input[{without_tokens[0]}] lies beyond the {self.config.max_tokens:,} tokens "
+                "that the model reads, or has no token of its own; send fewer chunks"
             )
-        row = adapter_index(self.config.tasks, task)
-        client.charge(len(document.ids))
-        [vectors] = await self.scheduler.run([Text(document.ids, row, starts, ends)])
-        return vectors, len(document.ids)
+        num_tokens = len(document.ids)
+        api_key.charge(num_tokens)
+        text = EngineText(document.ids, choice.adapter_id, starts, ends)
+        [means] = await self.scheduler.run([text])
+        return Encoded(means=means, num_tokens=num_tokens)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        api_key: ApiKey,
+        *,
+        truncate: bool,
+        param: str,
+    ) -> tuple[list[Ranked], int]:
+        """Documents sorted by their cosine with the query, as `polyvec.rerank` sorts them.
+
+        Also returns the number of tokens read. A model without the retrieval tasks uses no task.
+        """
+        query_task, passage_task = map(self.choose_task_or_none, RETRIEVAL)
+        # The scheduler puts both into one batch.
+        asked, candidates = await asyncio.gather(
+            self.encode([query], query_task, ["dense"], api_key, truncate=truncate, param="query"),
+            self.encode(
+                documents, passage_task, ["dense"], api_key, truncate=truncate, param=param
+            ),
+        )
+
+        def normalise(encoded: Encoded) -> Outputs:
+            return Outputs(truncate_means(encoded.dense, self.config.width), None, None)
+
+        def rank() -> list[Ranked]:
+            scores = score_candidates(normalise(asked), normalise(candidates), ["dense"])
+            return rank_candidates(scores, {"dense": 1.0})
+
+        ranked = await asyncio.to_thread(rank)
+        return ranked, asked.num_tokens + candidates.num_tokens
 
     async def tokenise(
         self,
         texts: Sequence[str] | Sequence[list[int]],
-        task: str | None,
+        choice: TaskChoice,
         *,
         truncate: bool = False,
         param: str = "input",
     ) -> list[Tokens]:
-        """Each text's tokens as the model reads them."""
+        """The tokens of each text as the model reads them. Raises ApiError 400."""
         self.check_texts(texts, param)
-        found: list[Tokens] = []
+        tokens: list[Tokens] = []
         total = 0
         with self._metrics.timed("tokenise", self._metrics.tokenise):
-            for first in range(0, len(texts), SLICE):
-                part = await self._read(texts[first : first + SLICE], task)
-                found.extend(part)
-                for number, tokens in enumerate(part, first):
-                    if tokens.truncated and not truncate:
+            for first in range(0, len(texts), TOKENISE_TEXTS):
+                group = await self._tokenise_in_thread(
+                    texts[first : first + TOKENISE_TEXTS], choice.prompt
+                )
+                tokens.extend(group)
+                for number, text in enumerate(group, first):
+                    if text.truncated and not truncate:
                         raise self._too_long(f"{param}[{number}]")
-                    total += len(tokens.ids)
+                    total += len(text.ids)
                 if total > self._limits.request_tokens:
-                    raise bad_input(
+                    raise invalid_input(
                         f"the request has more than {self._limits.request_tokens:,} tokens; "
                         "send fewer texts at once",
                         param,
                     )
-        return found
+        return tokens
 
-    def check_dim(self, dim: int | None, *, binary: bool, param: str = "dimensions") -> int:
-        """The size asked for. Raises ApiError 400 if the model or the encoding does not have it."""
+    def check_dim(self, dim: int | None, *, packs_bits: bool, param: str = "dimensions") -> int:
+        """The size of the vectors to return. Raises ApiError 400 for an unsupported size."""
         width = self.config.width
         if dim is None:
             return width
         if dim > width:
-            raise bad_input(f"{param} is {dim}, must be in 1..{width} for {self.name}", param)
-        if dim % 8 and binary:
-            raise bad_input(f"{param} is {dim}, must be a multiple of 8 for binary vectors", param)
+            raise invalid_input(f"{param} is {dim}, must be in 1..{width} for {self.name}", param)
+        if dim % 8 and packs_bits:
+            raise invalid_input(
+                f"{param} is {dim}, must be a multiple of 8 for binary vectors", param
+            )
         return dim
 
-    def check_task(self, task: str | None) -> None:
-        """Raise ApiError 400 unless the model has the task."""
-        try:
-            adapter_index(self.config.tasks, task)
-        except ValueError as error:
-            raise bad_input(str(error), "task") from None
-
     def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
-        """Raise ApiError 400 if there are too many texts, or one that is empty or no text."""
+        """Raise ApiError 400 for too many texts, an empty text, or an unknown token id."""
         if len(texts) > self._limits.items:
-            raise bad_input(
+            raise invalid_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
                 f"{self._limits.items:,}",
                 param,
@@ -240,50 +273,87 @@ class Served:
         for number, text in enumerate(texts):
             if isinstance(text, str):
                 if not text or text.isspace():
-                    raise bad_input(f"{param}[{number}] is empty", f"{param}[{number}]")
+                    raise invalid_input(f"{param}[{number}] is empty", f"{param}[{number}]")
             elif min(text) < 0 or max(text) >= self.tokenizer.vocab_size:
-                raise bad_input(
+                raise invalid_input(
                     f"{param}[{number}] holds a token id outside 0..{self.tokenizer.vocab_size - 1}"
                     ", the ids of this model's tokenizer",
                     f"{param}[{number}]",
                 )
 
-    def _charge(self, client: Client, tokens: Sequence[Tokens]) -> int:
-        num_tokens = sum(len(text.ids) for text in tokens)
-        client.charge(num_tokens)
-        return num_tokens
-
-    async def _states(
-        self, tokens: Sequence[Tokens], firsts: Sequence[int], task: str | None, client: Client
-    ) -> tuple[list[Float32[np.ndarray, "_ D"]], int]:
-        """The hidden states of each text's tokens from one on, and how many tokens were read."""
-        num_tokens = self._charge(client, tokens)
-        row = adapter_index(self.config.tasks, task)
+    async def _run_dense(
+        self, tokens: Sequence[Tokens], choice: TaskChoice
+    ) -> Float32[np.ndarray, "N D"]:
+        """The mean hidden state of each text, from the cache or from the engine."""
         texts = [
-            Text(text.ids, row, *token_spans(first, len(text.ids)))
-            for text, first in zip(tokens, firsts, strict=True)
+            EngineText(text.ids, choice.adapter_id, *whole_text_span(len(text.ids)))
+            for text in tokens
         ]
-        return await self.scheduler.run(texts), num_tokens
+        if self._cache is None:
+            return np.concatenate(await self.scheduler.run(texts))
+        keys = [cache_key(text.ids, text.adapter_id) for text in texts]
+        means = [self._cache.find(key) for key in keys]
+        missing = [number for number, mean in enumerate(means) if mean is None]
+        self._metrics.cached.inc(len(means) - len(missing))
+        if missing:
+            vectors = await self.scheduler.run([texts[number] for number in missing])
+            for number, vector in zip(missing, vectors, strict=True):
+                means[number] = vector[0]
+                self._cache.add(keys[number], vector[0])
+        return np.stack([mean for mean in means if mean is not None])
 
-    def _head(self, name: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        if f"{name}.weight" not in self._heads:
-            raise bad_input(f"{self.name} has no {kind} head; ask for dense vectors", "output")
-        return self._heads[f"{name}.weight"], self._heads[f"{name}.bias"]
+    def _apply_heads(
+        self,
+        tokens: Sequence[Tokens],
+        means: Float32[np.ndarray, "N D"] | None,
+        states: list[Float32[np.ndarray, "_ D"]],
+        outputs: Collection[str],
+        num_tokens: int,
+    ) -> Encoded:
+        """The token outputs that the heads make of hidden states."""
+        hidden = states if HIDDEN in outputs else None
+        if hidden is not None:
+            states = [own_states(text, rows) for text, rows in zip(tokens, states, strict=True)]
+        sparse = multi = None
+        if "sparse" in outputs:
+            entries = [
+                sparse_entries(self._heads, text, rows)
+                for text, rows in zip(tokens, states, strict=True)
+            ]
+            weights = [weights for _, weights in entries]
+            _check_finite(weights)
+            sparse = gather_weights(
+                [ids for ids, _ in entries],
+                weights,
+                ignored=self.tokenizer.special_ids,
+                vocab_size=self.config.vocab_size,
+            )
+        if "multi_vector" in outputs:
+            multi = [multi_vectors(self._heads, rows) for rows in states]
+            _check_finite(multi)
+        return Encoded(
+            means=means, sparse=sparse, multi_vector=multi, hidden=hidden, num_tokens=num_tokens
+        )
+
+    def _check_heads(self, outputs: Collection[str]) -> None:
+        for output in outputs:
+            if output in HEADS and f"{output}.weight" not in self._heads:
+                raise invalid_input(
+                    f"{self.name} has no {HEADS[output]} head; request dense vectors", "output"
+                )
 
     def _too_long(self, param: str) -> ApiError:
-        return bad_input(
+        return invalid_input(
             f"{param} has more than {self.config.max_tokens:,} tokens; shorten it, or send "
             "truncate: true",
             param,
         )
 
-    async def _read(
-        self, texts: Sequence[str] | Sequence[list[int]], task: str | None
+    async def _tokenise_in_thread(
+        self, texts: Sequence[str] | Sequence[list[int]], prompt: str
     ) -> list[Tokens]:
-        row = adapter_index(self.config.tasks, task)
-        prompt = "" if row == NO_ADAPTER else self.config.tasks[row].prompt
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, read, self.tokenizer, texts, prompt)
+        return await loop.run_in_executor(self._threads, tokenise, self.tokenizer, texts, prompt)
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""`polyvec serve`: from the command line to a running server."""
+"""Starting a server: from the options of `polyvec serve` to a process that listens."""
 
 import asyncio
 import logging
@@ -10,123 +10,56 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Literal
 
 import uvicorn
-from cyclopts import Parameter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model
-from polyvec.heads import read_heads
-from polyvec.server.app import Service, make_app
-from polyvec.server.engine_process import EngineMaker, load_engine
+from polyvec.heads import select_heads
+from polyvec.server.app import make_app
+from polyvec.server.batch_worker import answer_batch_jobs
+from polyvec.server.engine_process import EngineFactory, load_engine
+from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.model import Served
-from polyvec.server.quotas import Client, Clients, Limits, plain_keys, read_keys
-from polyvec.server.routes.batch import answer_batches
-from polyvec.server.routes.health import ENDPOINTS
+from polyvec.server.model import ServedModel
+from polyvec.server.quotas import ApiKeys, hash_keys, read_key_file
+from polyvec.server.routes import ENDPOINTS
 from polyvec.server.scheduler import Scheduler
-from polyvec.server.stores.batch_jobs import Batches
+from polyvec.server.service import Service
+from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.tokenizer import Tokenizer
 
-KEYS = "POLYVEC_API_KEYS"
-"""The environment variable that may hold keys, so that they appear in no process list."""
+KEYS_VARIABLE = "POLYVEC_API_KEYS"
+"""The environment variable that may hold API keys, so that no list of processes shows them."""
 
 HEADER_SECONDS = 10.0
-"""Time for a client to send a request's head, after which the connection is closed."""
+"""Time limit for a client to send the head of a request; then the connection is closed."""
 
 KEEP_ALIVE_SECONDS = 75
-"""An idle connection stays longer than load balancers' 60 s: they must be first to close it."""
+"""Time until an idle connection is closed. Longer than the 60 s of common load balancers, which
+must be the first to close it."""
 
-LIMITS = Limits()
+DRAIN_DELAY_SECONDS = 0.2
+"""Time for requests that are already on the wire to arrive before draining ends."""
 
 
-def serve(
-    *models: str,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    alias: Annotated[list[str] | None, Parameter(negative=())] = None,
-    device: str = "auto",
-    precision: Literal["auto", "float32"] = "auto",
-    engines: int = 1,
-    batch_tokens: int | None = None,
-    cache_mb: int = 0,
-    classifiers: Path | None = None,
-    batches: Path | None = None,
-    otlp: str | None = None,
-    key_file: Path | None = None,
-    cors: Annotated[list[str] | None, Parameter(negative=())] = None,
+def run_server(
+    service: Service,
+    host: str,
+    port: int,
+    *,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
-    limits: Annotated[Limits, Parameter(name="*")] = LIMITS,
 ) -> None:
-    """Serve models over HTTP: the embeddings API of Jina and of OpenAI, and more.
-
-    polyvec serve
-
-    polyvec serve path/to/model --alias jina-embeddings-v3 --host 0.0.0.0 --key-file keys.txt
-
-    Parameters
-    ----------
-    models
-        Model folders or names on the Hugging Face hub; "mini", the default, is the bundled model.
-    host
-        The address to listen on; by default this machine only.
-    port
-        The port to listen on.
-    alias
-        Another name of the first model, or ALIAS=NAME; for clients with a name built in. May be
-        given again.
-    device
-        "cpu", "cuda", "cuda:1", or "auto".
-    precision
-        "auto" is bf16 where the device has it, and int8 for a model that is stored so.
-    engines
-        Engine processes for each model, with a copy of the weights each.
-    batch_tokens
-        The most tokens of one batch; by default a quarter of what the engine asks for.
-    cache_mb
-        Megabytes of vectors to keep for texts that come again.
-    classifiers
-        A SQLite file for trained classifiers; without it /v1/train is closed.
-    batches
-        A folder for batch jobs; without it /v1/batch/embeddings is closed.
-    otlp
-        A collector of traces, for instance http://localhost:4318; needs polyvec[traces].
-    key_file
-        Who may ask: a line for each key with its name, its SHA-256 in hexadecimal, and perhaps
-        requests=N tokens=N concurrency=N a minute. Keys may also stand, separated by spaces, in
-        the environment variable POLYVEC_API_KEYS. Without keys anybody may ask.
-    cors
-        An origin whose pages may call the API from a browser. May be given again.
-    tls_cert, tls_key
-        Files of a certificate and its key, to listen with TLS.
-    limits
-        Bounds of one request and of the server.
-
-    """
+    """Serve until a signal stops the process. Raises ValueError if it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    service = make_service(
-        models or ("mini",),
-        aliases=alias or [],
-        device=device,
-        precision=precision,
-        num_engines=engines,
-        batch_tokens=batch_tokens,
-        cache_bytes=cache_mb * 1_000_000,
-        classifiers=classifiers,
-        batches=batches,
-        otlp=otlp,
-        clients=find_keys(key_file),
-        cors=cors or [],
-        limits=limits,
-    )
     server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
     server.run()
     if not server.started:
-        raise ValueError(f"cannot listen on {host}:{port}; the log says why")
+        raise ValueError(f"cannot listen on {host}:{port}; the log gives the reason")
 
 
 def make_server(
@@ -140,14 +73,14 @@ def make_server(
     """The HTTP server, which does not listen yet."""
     check_certificate(tls_cert, tls_key)
     config = uvicorn.Config(
-        make_app(service, ENDPOINTS, [] if service.batches is None else [answer_batches]),
+        make_app(service, [] if service.batch_jobs is None else [answer_batch_jobs]),
         host=host,
         port=port,
-        http=PatientProtocol,
+        http=HeaderTimeoutProtocol,
         access_log=False,
         log_config=None,
         server_header=False,
-        # Nobody's word is taken for where a request comes from.
+        # Headers that claim where a request comes from are not trusted.
         proxy_headers=False,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
@@ -158,7 +91,7 @@ def make_server(
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:
-    """Raise ValueError unless both files are given and fit each other, or neither is given."""
+    """Raise ValueError unless both files are given and match, or neither is given."""
     if cert is None and key is None:
         return
     if cert is None or key is None:
@@ -184,15 +117,15 @@ def make_service(
     classifiers: Path | None = None,
     batches: Path | None = None,
     otlp: str | None = None,
-    clients: Clients | None = None,
+    api_keys: ApiKeys | None = None,
     cors: Sequence[str] = (),
     limits: Limits | None = None,
-    make_engine: EngineMaker | None = None,
+    make_engine: EngineFactory | None = None,
 ) -> Service:
-    """Models ready to be served; their engines start with the application.
+    """Models that are ready to be served; their engines start with the application.
 
-    `make_engine` stands in for the models' own engines, for instance to make faults. Raises
-    ValueError if a model does not exist or is damaged, or two have one name.
+    `make_engine` replaces the models' own engines, for example by one that fails on purpose.
+    Raises ValueError if a model does not exist or is damaged, or if two models have the same name.
     """
     limits, metrics, traces = limits or Limits(), Metrics(), None
     if num_engines < 1:
@@ -202,14 +135,13 @@ def make_service(
 
         traces = Traces(otlp)
         metrics.span = traces.span
-    by_name: dict[str, Served] = {}
+    by_name: dict[str, ServedModel] = {}
     for model in models:
         folder = find_model(None if model == "mini" else model)
-        # Before anything listens, so that a damaged model is refused.
+        # Before the server listens, so that it refuses to start with a damaged model.
         config, weights = load_checkpoint(folder)
-        maker = make_engine or partial(load_engine, str(folder), device, precision)
         scheduler = Scheduler(
-            maker,
+            make_engine or partial(load_engine, str(folder), device, precision),
             config.width,
             metrics,
             num_engines=num_engines,
@@ -221,104 +153,104 @@ def make_service(
         if name in by_name:
             raise ValueError(f"two models have the name {name}; rename a folder")
         tokenizer = Tokenizer.load(folder, config.max_tokens)
-        by_name[name] = Served(
+        by_name[name] = ServedModel(
             name,
             config,
             tokenizer,
-            read_heads(weights),
+            select_heads(weights),
             scheduler,
             limits,
             metrics,
             cache_bytes=cache_bytes,
         )
-    for alias in aliases:
-        short, _, name = alias.partition("=")
+    for option in aliases:
+        alias, _, name = option.partition("=")
         if name and name not in by_name:
-            raise ValueError(f"--alias {alias}: there is no model {name}")
-        by_name.setdefault(short, by_name[name] if name else next(iter(by_name.values())))
+            raise ValueError(f"--alias {option}: there is no model {name}")
+        by_name.setdefault(alias, by_name[name] if name else next(iter(by_name.values())))
     return Service(
-        models=by_name,
+        models_by_name=by_name,
+        endpoints=ENDPOINTS,
         limits=limits,
-        clients=clients or Clients(),
+        api_keys=api_keys or ApiKeys(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
-        batches=None if batches is None else Batches(batches),
+        batch_jobs=None if batches is None else BatchJobs(batches),
         traces=traces,
         cors=cors,
     )
 
 
-def find_keys(key_file: Path | None) -> Clients:
-    """The keys of the file and of the environment; none means that anybody may ask."""
-    known: list[Client] = [] if key_file is None else read_keys(key_file)
-    return Clients([*known, *plain_keys(os.environ.get(KEYS, "").split())])
+def load_api_keys(key_file: Path | None) -> ApiKeys:
+    """The API keys of a file and of the environment. Without keys, every request is accepted."""
+    from_file = [] if key_file is None else read_key_file(key_file)
+    return ApiKeys([*from_file, *hash_keys(os.environ.get(KEYS_VARIABLE, "").split())])
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM first finishes what is in work.
+    """uvicorn's server, which on SIGTERM first finishes the requests in progress.
 
-    From then on new requests are 503 (a balancer sees it on /ready too), until none is left or
-    the time is up; then the sockets close. A second signal ends it at once.
+    Meanwhile /ready and new requests are answered with 503. The server stops when no request is
+    left, or when the time limit is reached. A second signal stops it at once.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._drain: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """What SIGINT and SIGTERM do."""
-        traffic = self._service.traffic
-        if traffic.is_draining or sig == signal.SIGINT:
+        """Handle SIGINT and SIGTERM."""
+        load = self._service.load
+        if load.is_draining or sig == signal.SIGINT:
             self.should_exit = True
             return
-        traffic.is_draining = True
+        load.is_draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._start_draining)
 
     def _start_draining(self) -> None:
-        self._drain = asyncio.create_task(self._finish())
+        self._drain_task = asyncio.create_task(self._drain())
 
-    async def _finish(self) -> None:
-        # A moment for requests that are already on the wire to learn of it.
-        await asyncio.sleep(0.2)
+    async def _drain(self) -> None:
+        await asyncio.sleep(DRAIN_DELAY_SECONDS)
         try:
             async with asyncio.timeout(self._service.limits.drain_seconds):
-                await self._service.traffic.idle.wait()
+                await self._service.load.idle.wait()
         except TimeoutError:
             pass
         self.should_exit = True
 
 
-class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which does not wait for ever for a request's head."""
+class HeaderTimeoutProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with a time limit for the head of a request."""
 
-    _clock: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start the clock of a new connection."""
+        """Start the timer of a new connection."""
         super().connection_made(transport)
-        self._start_clock()
+        self._start_timer()
 
     def on_message_begin(self) -> None:
-        """Start the clock of a further request."""
+        """Start the timer of a further request."""
         super().on_message_begin()
-        self._start_clock()
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """Stop the clock: from here the gate watches."""
-        self._stop_clock()
+        """Stop the timer: from here on, `RequestMiddleware` limits the time."""
+        self._stop_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
-        self._stop_clock()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _start_clock(self) -> None:
-        if self._clock is None:
-            self._clock = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,15 +1,16 @@
 """Dynamic batching: texts of all requests and tasks share batches, in fair turns.
 
-1. A request's texts wait as one *job*, longest first, so that neighbours in a batch are alike.
-2. Whenever an engine is idle it takes what is there, at once: each job in turn gives texts of up
-   to `TURN_TOKENS`, until the batch is full. A single text behind ten thousand waits for one
-   batch, not for all of them.
-3. A batch is as large as an engine finishes in a tenth of a second, within bounds.
-4. A batch that fails is split until the text at fault is alone; one that lacks memory is split
-   too, and the next ones stay small for a while.
+1. The texts of a request wait together, longest first, so that neighbours in a batch have similar
+   lengths.
+2. An idle engine takes what is queued at once. Each request in turn gives texts of up to
+   `TURN_TOKENS`, until the batch is full. A request of one text that comes after one of ten
+   thousand therefore waits for one batch, and not for all of them.
+3. A batch is as large as an engine can run in `BATCH_SECONDS`, within limits.
+4. A batch that fails is split until the text at fault is alone. A batch that runs out of memory is
+   split too, and the next batches are smaller for a while.
 
-Everything here runs on the event loop, which only moves references: the arrays are made, and the
-engine's process is waited for, in one thread an engine.
+The event loop only moves references. One thread per engine builds the arrays and waits for the
+engine's process.
 
 Axes in this file: T tokens of one text, S spans, D width.
 """
@@ -26,154 +27,152 @@ from jaxtyping import Float32, Int32
 
 from polyvec.batch import make_batch
 from polyvec.server.engine_process import (
+    EngineDied,
+    EngineFactory,
     EngineFailure,
-    EngineGone,
-    EngineMaker,
-    EngineNoMemory,
+    EngineOutOfMemory,
     EngineProcess,
 )
-from polyvec.server.errors import ApiError, busy, unavailable
-from polyvec.server.metrics import Metrics, log
+from polyvec.server.errors import ApiError, ErrorCode, not_finite, queue_full, unavailable
+from polyvec.server.metrics import Metrics, log_event
 
 TURN_TOKENS = 256
-"""What one job gives before it is the next one's turn."""
+"""Tokens that one request gives to a batch before the next request has its turn."""
 
 BATCH_SECONDS = 0.1
-"""How long a batch should take: what a text waits at most, beyond its turn, in a busy server."""
+"""Target duration of a batch: in a busy server, a text waits so long beyond its turn."""
 
 MIN_BATCH_TOKENS = 512
-"""Below this an engine wastes its time."""
+"""Smaller batches do not use an engine fully."""
 
-RESTART_SECONDS = (0.0, 0.5, 2.0, 10.0)
-"""Waits before an engine is started again, the last one for ever after."""
+RESTART_DELAY_SECONDS = (0.0, 0.5, 2.0, 10.0)
+"""Delays before an engine is restarted; the last one applies to all further restarts."""
+
+INITIAL_TOKENS_PER_SECOND = 5_000.0
+"""Estimate of an engine's speed before the first batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Text:
-    """A text as the engine reads it, and the spans of it that become vectors."""
+class EngineText:
+    """One text as the engine reads it, and the spans of it that become vectors."""
 
     ids: Int32[np.ndarray, " T"]
-    """The token ids, special tokens and instruction included."""
+    """Token ids, special tokens and instruction included."""
 
-    row: int
-    """The adapter's row."""
+    adapter_id: int
+    """Index of the adapter in the model's bank."""
 
     starts: Int32[np.ndarray, " S"]
-    """Where each span starts among the text's tokens."""
+    """First token of each span."""
 
     ends: Int32[np.ndarray, " S"]
-    """Where each span ends."""
+    """Token after the last one of each span."""
 
 
-def whole(ids: Int32[np.ndarray, " T"], row: int) -> Text:
-    """A text that becomes one vector."""
-    return Text(ids, row, np.zeros(1, np.int32), np.full(1, len(ids), np.int32))
+class QueuedRequest:
+    """The texts of one request, and the vectors that are ready."""
 
-
-class Job:
-    """One request's texts, and the vectors found so far."""
-
-    def __init__(self, texts: Sequence[Text]) -> None:
+    def __init__(self, texts: Sequence[EngineText]) -> None:
         self.texts = texts
         self.waiting = deque(sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)))
         self.tokens = sum(len(text.ids) for text in texts)
-        """Tokens that wait."""
+        """Tokens of the texts that wait."""
         self.vectors: list[Float32[np.ndarray, "_ D"] | None] = [None] * len(texts)
-        self.left = len(texts)
-        self.since = time.perf_counter()
+        self.num_unfinished = len(texts)
+        self.queued_at = time.perf_counter()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def next_tokens(self) -> int:
-        """Tokens of the text whose turn is next."""
+        """Number of tokens of the next text."""
         return len(self.texts[self.waiting[0]].ids)
 
-    def take(self) -> "Entry":
-        """The text whose turn is next."""
+    def take(self) -> "QueuedText":
+        """Remove the next text from the waiting ones, and return it."""
         position = self.waiting.popleft()
         self.tokens -= len(self.texts[position].ids)
-        return Entry(self, position)
+        return QueuedText(self, position)
 
     def finish(self, position: int, vectors: Float32[np.ndarray, "S D"]) -> None:
-        """Keep one text's vectors."""
+        """Keep the vectors of one text."""
         self.vectors[position] = vectors
-        self.left -= 1
-        if self.left == 0 and not self.done.done():
+        self.num_unfinished -= 1
+        if self.num_unfinished == 0 and not self.done.done():
             self.done.set_result(None)
 
     def fail(self, error: ApiError) -> None:
-        """Give up on the job."""
+        """Answer the whole request with an error."""
         if not self.done.done():
             self.done.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entry:
-    """One text of a job, on its way through an engine."""
+class QueuedText:
+    """One text of a request, on its way through an engine."""
 
-    job: Job
+    request: QueuedRequest
     position: int
 
     @property
-    def text(self) -> Text:
-        """What the engine reads."""
-        return self.job.texts[self.position]
+    def text(self) -> EngineText:
+        """The text as the engine reads it."""
+        return self.request.texts[self.position]
 
 
 class FairQueue:
-    """Jobs that wait, and whose turn it is."""
+    """The requests that wait, in the order of their turns."""
 
     def __init__(self) -> None:
-        self._jobs = deque[Job]()
+        self._requests = deque[QueuedRequest]()
         self.tokens = 0
-        """Tokens of all waiting texts."""
+        """Tokens of all texts that wait."""
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._requests)
 
-    def put(self, job: Job) -> None:
-        """Add a job; its turn comes after all others'."""
-        self._jobs.append(job)
-        self.tokens += job.tokens
+    def put(self, request: QueuedRequest) -> None:
+        """Add a request; its turn comes after that of all others."""
+        self._requests.append(request)
+        self.tokens += request.tokens
 
-    def drop(self, job: Job) -> None:
-        """Forget what still waits of a job."""
-        if job in self._jobs:
-            self._jobs.remove(job)
-            self.tokens -= job.tokens
-        job.waiting.clear()
-        job.tokens = 0
+    def drop(self, request: QueuedRequest) -> None:
+        """Remove the texts of a request that still wait."""
+        if request in self._requests:
+            self._requests.remove(request)
+            self.tokens -= request.tokens
+        request.waiting.clear()
+        request.tokens = 0
 
-    def take(self, max_tokens: int) -> list[Entry]:
-        """The next batch: of at most `max_tokens`, or one text that is longer than that."""
-        entries: list[Entry] = []
+    def take(self, max_tokens: int) -> list[QueuedText]:
+        """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
+        batch: list[QueuedText] = []
         room = max_tokens
-        while self._jobs:
-            job = self._jobs[0]
+        while self._requests:
+            request = self._requests[0]
             turn = TURN_TOKENS
-            while job.waiting and ((turn > 0 and job.next_tokens() <= room) or not entries):
-                entry = job.take()
-                entries.append(entry)
-                turn -= len(entry.text.ids)
-                room -= len(entry.text.ids)
-                self.tokens -= len(entry.text.ids)
-            if not job.waiting:
-                self._jobs.popleft()
+            while request.waiting and ((turn > 0 and request.next_tokens() <= room) or not batch):
+                queued = request.take()
+                batch.append(queued)
+                turn -= len(queued.text.ids)
+                room -= len(queued.text.ids)
+                self.tokens -= len(queued.text.ids)
+            if not request.waiting:
+                self._requests.popleft()
             elif turn > 0:
                 # Its next text did not fit: it comes first in the next batch.
                 break
             else:
-                self._jobs.rotate(-1)
+                self._requests.rotate(-1)
             if room <= 0:
                 break
-        return entries
+        return batch
 
 
 class Scheduler:
-    """Takes jobs, runs them on one or more engine processes, and keeps those alive."""
+    """Queues the texts of requests, runs them on one or more engines, and restarts engines."""
 
     def __init__(
         self,
-        make: EngineMaker,
+        make: EngineFactory,
         width: int,
         metrics: Metrics,
         *,
@@ -185,16 +184,16 @@ class Scheduler:
     ) -> None:
         """Nothing starts before `start`.
 
-        `queue_tokens` may wait; `batch_tokens` bounds a batch, by default at a quarter of what the
-        engine asks for. An engine that has not answered for `engine_seconds`, times the thousands
-        of tokens it was given, is started again.
+        `queue_tokens` limits the queue. `batch_tokens` limits a batch; the default is a quarter of
+        the engine's own batch size. An engine is restarted if it has not answered for
+        `engine_seconds` per 1,000 tokens of its batch, or has not started in `start_seconds`.
         """
         self.queue = FairQueue()
         self.num_alive = 0
         self.num_busy = 0
         self.engines: list[EngineProcess | None] = [None] * num_engines
-        self.tokens_per_second = 5_000.0
-        """A running estimate for one engine."""
+        self.tokens_per_second = INITIAL_TOKENS_PER_SECOND
+        """Running estimate of the speed of one engine."""
         self._make = make
         self._width = width
         self._metrics = metrics
@@ -202,74 +201,75 @@ class Scheduler:
         self._batch_tokens = batch_tokens
         self._engine_seconds = engine_seconds
         self._start_seconds = start_seconds
-        self._broken = False
-        self._work = asyncio.Event()
-        self._lanes: list[asyncio.Task[None]] = []
+        self._cannot_start = False
+        self._wake = asyncio.Event()
+        self._engine_tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine is there to run a batch."""
+        """Whether at least one engine can run a batch."""
         return self.num_alive > 0
 
     def start(self) -> None:
-        """Start the engines; `is_ready` tells when the first one is."""
+        """Start the engines; `is_ready` turns true with the first one."""
         for number in range(len(self.engines)):
-            self._lanes.append(asyncio.create_task(self._lane(number)))
+            self._engine_tasks.append(asyncio.create_task(self._supervise_engine(number)))
 
     async def stop(self) -> None:
-        """End the engines, and fail what still waits."""
-        for lane in self._lanes:
-            lane.cancel()
+        """Stop the engines, and answer the requests that still wait with 503."""
+        for task in self._engine_tasks:
+            task.cancel()
         for engine in filter(None, self.engines):
             engine.stop()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
-        self._fail_waiting(unavailable("the server stops"))
+        await asyncio.gather(*self._engine_tasks, return_exceptions=True)
+        self._fail_waiting(unavailable("the server is shutting down"))
 
-    async def run(self, texts: Sequence[Text]) -> list[Float32[np.ndarray, "_ D"]]:
-        """Each text's span vectors, as the engine gives them: neither cut nor normalised.
+    async def run(self, texts: Sequence[EngineText]) -> list[Float32[np.ndarray, "_ D"]]:
+        """The vectors of each text's spans, neither truncated nor normalised.
 
-        If the caller is cancelled, what still waits is dropped. Raises ApiError: 429 if the queue
-        is full, 503 if the engine died under the texts, 500 if it cannot read one of them.
+        If the caller is cancelled, texts that still wait are dropped. Raises ApiError: 429 if the
+        queue is full, 503 if the engine died while it ran the texts, 500 if it fails on a text.
         """
-        if self._broken:
-            raise unavailable("the engine does not start; the server's log says why")
-        job = Job(texts)
-        if self.queue.tokens and self.queue.tokens + job.tokens > self._queue_tokens:
-            raise busy(self.queue.tokens / self.tokens_per_second / len(self.engines))
-        self.queue.put(job)
-        self._work.set()
+        if self._cannot_start:
+            raise unavailable("the engine does not start; the server's log gives the reason")
+        request = QueuedRequest(texts)
+        if self.queue.tokens and self.queue.tokens + request.tokens > self._queue_tokens:
+            raise queue_full(self.queue.tokens / self.tokens_per_second / len(self.engines))
+        self.queue.put(request)
+        self._wake.set()
         try:
             with self._metrics.span("engine"):
-                await job.done
+                await request.done
         finally:
-            self.queue.drop(job)
-        return [vectors for vectors in job.vectors if vectors is not None]
+            self.queue.drop(request)
+        return [vectors for vectors in request.vectors if vectors is not None]
 
-    async def _lane(self, number: int) -> None:
-        """Keep one engine alive and busy."""
+    async def _supervise_engine(self, number: int) -> None:
+        """Keep one engine running, and give it batches."""
         failures = 0
         with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
             while True:
-                await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
+                delays = RESTART_DELAY_SECONDS
+                await asyncio.sleep(delays[min(failures, len(delays) - 1)])
                 try:
                     engine = await self._start_engine(number, thread)
-                except EngineGone as error:
+                except EngineDied as error:
                     failures += 1
-                    log("engine lost", {"engine": number, "why": str(error)})
-                    # Once may be an accident, and what waits goes on waiting.
-                    self._broken = failures > 1 and self.num_alive == 0
-                    if self._broken:
+                    log_event("engine died", {"engine": number, "reason": str(error)})
+                    # One failure may be an accident, so requests keep waiting after the first.
+                    self._cannot_start = failures > 1 and self.num_alive == 0
+                    if self._cannot_start:
                         self._fail_waiting(unavailable(f"the engine does not start: {error}"))
                     continue
-                failures, self._broken = 0, False
+                failures, self._cannot_start = 0, False
                 self.num_alive += 1
                 loop = asyncio.get_running_loop()
-                # An idle engine that dies is noticed at once, not by the next request.
-                loop.add_reader(engine.sentinel, self._work.set)
+                # The death of an idle engine is noticed at once, and not by the next request.
+                loop.add_reader(engine.sentinel, self._wake.set)
                 try:
-                    await self._feed(engine, thread)
-                except EngineGone as error:
-                    log("engine lost", {"engine": number, "why": str(error)})
+                    await self._run_batches(engine, thread)
+                except EngineDied as error:
+                    log_event("engine died", {"engine": number, "reason": str(error)})
                     self._metrics.restarts.inc()
                 finally:
                     loop.remove_reader(engine.sentinel)
@@ -279,115 +279,106 @@ class Scheduler:
 
     async def _start_engine(self, number: int, thread: ThreadPoolExecutor) -> EngineProcess:
         engine = EngineProcess(self._make, self._width)
-        # Known before it is ready, so that `stop` can end it while it starts.
+        # Stored before it is ready, so that `stop` can stop it while it starts.
         self.engines[number] = engine
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
         return engine
 
-    async def _feed(self, engine: EngineProcess, thread: ThreadPoolExecutor) -> None:
+    async def _run_batches(self, engine: EngineProcess, thread: ThreadPoolExecutor) -> None:
         """Give an engine batch after batch. Ends only by an exception."""
         largest = self._batch_tokens or engine.batch_tokens // 4
         limit = largest
         while True:
             while not self.queue and engine.is_alive:
-                self._work.clear()
-                await self._work.wait()
+                self._wake.clear()
+                await self._wake.wait()
             if not engine.is_alive:
-                raise EngineGone("the engine has ended while it was idle")
-            wanted = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
-            entries = self.queue.take(min(limit, wanted))
+                raise EngineDied("the engine has ended while it was idle")
+            target = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
+            batch = self.queue.take(min(limit, target))
             self.num_busy += 1
             try:
-                enough_memory = await self._run(engine, thread, entries)
-            except EngineGone:
-                for entry in entries:
-                    entry.job.fail(unavailable("the engine ended and is started again; try again"))
+                enough_memory = await self._run_batch(engine, thread, batch)
+            except EngineDied:
+                for queued in batch:
+                    queued.request.fail(
+                        unavailable("the engine crashed and is restarting; try again")
+                    )
                 raise
             finally:
                 self.num_busy -= 1
-            # Twice as fast down as up: a batch that failed costs more than a small one.
+            # The size falls faster than it grows: a failed batch costs more than a small one.
             limit = min(largest, limit * 3 // 2) if enough_memory else max(1, limit // 2)
 
-    async def _run(
-        self, engine: EngineProcess, thread: ThreadPoolExecutor, entries: list[Entry]
+    async def _run_batch(
+        self, engine: EngineProcess, thread: ThreadPoolExecutor, batch: list[QueuedText]
     ) -> bool:
-        """Run texts, in halves if the engine refuses them together. False if memory ran out."""
-        entries = [entry for entry in entries if not entry.job.done.done()]
-        if not entries:
+        """Run a batch, or its halves if the engine fails on it. False if memory ran out."""
+        batch = [queued for queued in batch if not queued.request.done.done()]
+        if not batch:
             return True
         loop = asyncio.get_running_loop()
         try:
-            began = time.perf_counter()
-            parts = await loop.run_in_executor(
-                thread, _pool, engine, [entry.text for entry in entries], self._engine_seconds
+            started = time.perf_counter()
+            results = await loop.run_in_executor(
+                thread, _pool, engine, [queued.text for queued in batch], self._engine_seconds
             )
         except EngineFailure as failure:
-            no_memory = isinstance(failure, EngineNoMemory)
-            self._metrics.failures.labels("memory" if no_memory else "error").inc()
-            if len(entries) == 1:
-                entries[0].job.fail(_refused(entries[0], failure))
+            out_of_memory = isinstance(failure, EngineOutOfMemory)
+            self._metrics.failures.labels("memory" if out_of_memory else "error").inc()
+            if len(batch) == 1:
+                batch[0].request.fail(_text_failed(batch[0].position, failure))
             else:
-                middle = len(entries) // 2
-                for half in (entries[:middle], entries[middle:]):
-                    await self._run(engine, thread, half)
-            return not no_memory
-        self._note(entries, began)
-        for entry, (vectors, finite) in zip(entries, parts, strict=True):
-            if finite:
-                entry.job.finish(entry.position, vectors)
+                middle = len(batch) // 2
+                for half in (batch[:middle], batch[middle:]):
+                    await self._run_batch(engine, thread, half)
+            return not out_of_memory
+        self._record(batch, started)
+        for queued, (vectors, is_finite) in zip(batch, results, strict=True):
+            if is_finite:
+                queued.request.finish(queued.position, vectors)
             else:
-                entry.job.fail(not_finite(entry.position))
+                queued.request.fail(not_finite(queued.position))
         return True
 
-    def _note(self, entries: list[Entry], began: float) -> None:
-        seconds = time.perf_counter() - began
-        tokens = sum(len(entry.text.ids) for entry in entries)
-        self._metrics.batch(len(entries), tokens, seconds, self.queue.tokens)
-        for entry in entries:
-            self._metrics.queued.observe(began - entry.job.since)
+    def _record(self, batch: list[QueuedText], started: float) -> None:
+        seconds = time.perf_counter() - started
+        tokens = sum(len(queued.text.ids) for queued in batch)
+        self._metrics.record_batch(len(batch), tokens, seconds, self.queue.tokens)
+        for queued in batch:
+            self._metrics.queued.observe(started - queued.request.queued_at)
         # Small batches say little about the speed of full ones.
         weight = min(1.0, tokens / MIN_BATCH_TOKENS) * 0.2
         self.tokens_per_second += weight * (tokens / seconds - self.tokens_per_second)
 
     def _fail_waiting(self, error: ApiError) -> None:
-        while entries := self.queue.take(1):
-            entries[0].job.fail(error)
-            self.queue.drop(entries[0].job)
+        while batch := self.queue.take(1):
+            batch[0].request.fail(error)
+            self.queue.drop(batch[0].request)
 
 
-def not_finite(position: int) -> ApiError:
-    """500: the model itself is at fault, for one text."""
+def _text_failed(position: int, failure: EngineFailure) -> ApiError:
+    if isinstance(failure, EngineOutOfMemory):
+        return unavailable(f"there is too little memory for the text input[{position}]; shorten it")
     return ApiError(
-        500,
-        "INTERNAL_ERROR",
-        f"the model gave NaN or infinite numbers for input[{position}]; leave that text out",
+        ErrorCode.INTERNAL_ERROR,
+        f"the engine failed on input[{position}]: {failure}",
         param=f"input[{position}]",
     )
 
 
-def _refused(entry: Entry, failure: EngineFailure) -> ApiError:
-    if isinstance(failure, EngineNoMemory):
-        return unavailable(f"there is no memory for the text input[{entry.position}]; shorten it")
-    return ApiError(
-        500,
-        "INTERNAL_ERROR",
-        f"the engine failed on input[{entry.position}]: {failure}",
-        param=f"input[{entry.position}]",
-    )
-
-
 def _pool(
-    engine: EngineProcess, texts: list[Text], seconds: float
+    engine: EngineProcess, texts: list[EngineText], seconds: float
 ) -> list[tuple[Float32[np.ndarray, "_ D"], bool]]:
-    """Each text's span vectors, and whether all their numbers are finite."""
-    batch = make_batch([text.ids for text in texts], [text.row for text in texts])
+    """The vectors of each text's spans, and whether all their numbers are finite."""
+    batch = make_batch([text.ids for text in texts], [text.adapter_id for text in texts])
     offsets = batch.starts.tolist()
     starts = np.concatenate([text.starts + at for text, at in zip(texts, offsets, strict=True)])
     ends = np.concatenate([text.ends + at for text, at in zip(texts, offsets, strict=True)])
     thousands = -(-len(batch.token_ids) // 1_000)
     pooled = engine.pool(batch, starts, ends, seconds=seconds * thousands)
-    finite = np.isfinite(pooled).all(1)
+    is_finite = np.isfinite(pooled).all(1)
     cuts = np.cumsum([len(text.starts) for text in texts])[:-1]
-    parts = zip(np.split(pooled, cuts), np.split(finite, cuts), strict=True)
-    return [(vectors, bool(good.all())) for vectors, good in parts]
+    results = zip(np.split(pooled, cuts), np.split(is_finite, cuts), strict=True)
+    return [(vectors, bool(finite.all())) for vectors, finite in results]

@@ -1,9 +1,14 @@
-"""Vectors to bytes of JSON. Numbers are written with as many digits as bring back their bits.
+"""Vectors to JSON. Numbers are written with enough digits to restore their bits.
 
-Axes in this file: N texts, D the model's width, dim the size asked for.
+`ENCODINGS` is the only table of output encodings: the wire types of all dialects and the OpenAPI
+document are derived from it. To add an encoding, write its function in `polyvec.outputs` and add
+a row here.
+
+Axes in this file: N texts, D the model's width, dim the requested size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +16,53 @@ import orjson
 from jaxtyping import Float32
 
 from polyvec import outputs
-from polyvec.server.scheduler import not_finite
-from polyvec.server.wire import Encoding
+from polyvec.server.errors import not_finite
 
 
-def shape(
-    means: Float32[np.ndarray, "N D"], dim: int, *, normalized: bool
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputEncoding:
+    """A form in which an answer contains a vector."""
+
+    apply: Callable[[Float32[np.ndarray, "N dim"]], Sequence[Any]]
+    """Returns one array or string per vector."""
+
+    packs_bits: bool = False
+    """Whether eight numbers share a byte: the dim must then be a multiple of 8."""
+
+    in_jina: bool = True
+    """Whether Jina's API has it."""
+
+    in_cohere: bool = True
+    """Whether Cohere's API has it."""
+
+
+ENCODINGS = {
+    "float": OutputEncoding(apply=list),
+    "base64": OutputEncoding(apply=outputs.to_base64),
+    "int8": OutputEncoding(apply=lambda vectors: list(outputs.to_int8(vectors)), in_jina=False),
+    "binary": OutputEncoding(
+        apply=lambda vectors: list(outputs.to_binary(vectors)), packs_bits=True
+    ),
+    "ubinary": OutputEncoding(
+        apply=lambda vectors: list(outputs.to_ubinary(vectors)), packs_bits=True
+    ),
+}
+
+JINA_ENCODINGS = tuple(name for name, encoding in ENCODINGS.items() if encoding.in_jina)
+COHERE_ENCODINGS = tuple(name for name, encoding in ENCODINGS.items() if encoding.in_cohere)
+
+
+def pack_bits(encodings: Collection[str]) -> bool:
+    """Whether one of these encodings needs a dim that is a multiple of 8."""
+    return any(ENCODINGS[name].packs_bits for name in encodings)
+
+
+def truncate_means(
+    means: Float32[np.ndarray, "N D"], dim: int, *, normalized: bool = True
 ) -> Float32[np.ndarray, "N dim"]:
-    """Mean hidden states cut to `dim` numbers, and scaled to length 1 unless told otherwise.
+    """Mean hidden states truncated to `dim`, and scaled to length 1 if `normalized`.
 
-    Raises ApiError 500 naming a row that has no direction.
+    Raises ApiError 500 that names a text whose embedding has no direction.
     """
     if not normalized:
         return np.ascontiguousarray(means[:, :dim])
@@ -30,59 +72,49 @@ def shape(
         raise not_finite(error.rows[0]) from None
 
 
-def encode(vectors: Float32[np.ndarray, "N dim"], encoding: Encoding) -> Sequence[Any]:
-    """Each vector in an encoding: an array, or a base64 string."""
-    if encoding == "base64":
-        return outputs.to_base64(vectors)
-    if encoding == "binary":
-        return list(outputs.to_binary(vectors))
-    if encoding == "ubinary":
-        return list(outputs.to_ubinary(vectors))
-    return list(vectors)
-
-
-def embedding_rows(
-    vectors: Float32[np.ndarray, "N dim"], encodings: Sequence[Encoding], *, first_index: int
+def dense_objects(
+    vectors: Float32[np.ndarray, "N dim"], encodings: Sequence[str], *, first_index: int
 ) -> list[bytes]:
-    """Some objects of `data`, one a text."""
-    columns = [encode(vectors, encoding) for encoding in encodings]
-    rows = []
+    """The objects of `data` for dense embeddings, one per text; several encodings are allowed."""
+    columns = [ENCODINGS[name].apply(vectors) for name in encodings]
+    objects = []
     for index, values in enumerate(zip(*columns, strict=True), first_index):
-        row = {"object": "embedding", "index": index, "embedding": values[0]}
+        item = {"object": "embedding", "index": index, "embedding": values[0]}
         if len(encodings) > 1:
-            row["embedding_types"] = dict(zip(encodings, values, strict=True))
-        rows.append(dump(row))
-    return rows
+            item["embedding_types"] = dict(zip(encodings, values, strict=True))
+        objects.append(to_json(item))
+    return objects
 
 
-def token_rows(texts: Sequence[Float32[np.ndarray, "_ dim"]], encoding: Encoding) -> list[bytes]:
-    """The objects of `data` where every token has a vector."""
+def multi_vector_objects(
+    texts: Sequence[Float32[np.ndarray, "_ dim"]], encoding: str
+) -> list[bytes]:
+    """The objects of `data` for multi-vector embeddings, which have one vector per token."""
+    apply = ENCODINGS[encoding].apply
     return [
-        dump(
-            {"object": "embeddings", "index": index, "embeddings": list(encode(vectors, encoding))}
-        )
+        to_json({"object": "embeddings", "index": index, "embeddings": list(apply(vectors))})
         for index, vectors in enumerate(texts)
     ]
 
 
-def sparse_rows(texts: Sequence[dict[str, float]]) -> list[bytes]:
-    """The objects of `data` where pieces of the vocabulary have weights."""
+def sparse_objects(texts: Sequence[dict[str, float]]) -> list[bytes]:
+    """The objects of `data` for sparse embeddings, which are weights of tokens."""
     return [
-        dump({"object": "embedding", "index": index, "embedding": weights})
+        to_json({"object": "embedding", "index": index, "embedding": weights})
         for index, weights in enumerate(texts)
     ]
 
 
-def embedding_body(model: str, rows: list[bytes], num_tokens: int) -> bytes:
-    """The whole answer."""
-    usage = dump({"total_tokens": num_tokens, "prompt_tokens": num_tokens})
+def embedding_body(model: str, objects: list[bytes], num_tokens: int) -> bytes:
+    """The body of an answer, from the objects of `data`."""
+    usage = to_json({"total_tokens": num_tokens, "prompt_tokens": num_tokens})
     return b'{"object":"list","model":%b,"data":[%b],"usage":%b}' % (
-        dump(model),
-        b",".join(rows),
+        to_json(model),
+        b",".join(objects),
         usage,
     )
 
 
-def dump(value: Any) -> bytes:
-    """JSON; arrays of numbers are lists."""
+def to_json(value: Any) -> bytes:
+    """A value as JSON. Arrays become lists."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

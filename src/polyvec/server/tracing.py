@@ -1,4 +1,4 @@
-"""Traces over OTLP, for those who ask for them: a span a request, with its stages inside.
+"""Optional tracing over OTLP: one span per request, with its stages inside.
 
 Needs the extra polyvec[traces].
 """
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Traces:
-    """Where spans go; no globals, so that other code's traces are left alone."""
+    """Exports spans. It is not global, so the traces of other code are not affected."""
 
     def __init__(self, collector: str) -> None:
-        """`collector` is a URL like http://localhost:4318, which takes OTLP over HTTP."""
+        """`collector` is the URL of an OTLP/HTTP collector, such as http://localhost:4318."""
         resource = Resource.create({SERVICE_NAME: "polyvec"})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{collector.rstrip('/')}/v1/traces")
@@ -28,27 +28,27 @@ class Traces:
 
     @property
     def span(self) -> Callable[[str], AbstractContextManager[object]]:
-        """Makes a stage of the request under way."""
+        """A function that makes a span for a stage of the current request."""
         return self.tracer.start_as_current_span
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
-        """An application whose requests are traced."""
-        return Tracing(app, self)
+        """The application with tracing of its requests."""
+        return TracingMiddleware(app, self)
 
     def stop(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans, and stop."""
         self._provider.shutdown()
 
 
-class Tracing:
-    """ASGI middleware behind the gate: one span a request, in the trace that the client names."""
+class TracingMiddleware:
+    """ASGI middleware behind `RequestMiddleware`: one span per request, in the client's trace."""
 
     def __init__(self, app: ASGIApp, traces: Traces) -> None:
         self._app = app
         self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request inside its span."""
+        """Answer one request within its span."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,13 +58,13 @@ class Tracing:
         tracer = self._traces.tracer
         with tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
 
-            async def answer(message: Message) -> None:
+            async def send_and_record(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
                 await send(message)
 
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_and_record)
             span.update_name(f"{scope['method']} {state['route']}")
             span.set_attribute("polyvec.request_id", state["request_id"])
-            for name, value in state.get("sizes", {}).items():
+            for name, value in state.get("usage", {}).items():
                 span.set_attribute(f"polyvec.{name}", value)

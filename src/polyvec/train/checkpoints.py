@@ -1,7 +1,8 @@
-"""A run's checkpoints: written whole or not at all, read from the newest that is whole.
+"""Checkpoints of a run: written atomically, and read from the newest that is intact.
 
-A checkpoint is a folder `step-00001000` of safetensors files: `weights`, and `optimizer-0` and so
-on. There is no random state and no position in the data: both follow from the step.
+A checkpoint is a folder such as `step-00001000` with the safetensors files `weights`,
+`optimizer-0` and so on. It contains no random state and no position in the data, because both
+follow from the step number.
 """
 
 import logging
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyvec.train.distributed import like, rank, wait, whole
+from polyvec.train.distributed import barrier, distribute_like, full_tensor, rank
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +29,31 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> None:
-    """Write everything into a new folder, rename it, and drop all but the newest `keep`.
+    """Write a checkpoint, and delete all but the newest `keep` checkpoints.
 
-    A reader, or a run that was killed at any time, sees all of a checkpoint or none of it.
+    The files are written to another folder, which is then renamed. A reader, or a run that is
+    killed at any time, therefore finds a complete checkpoint or none.
     """
-    files = {"weights": {name: whole(p.detach()).contiguous() for name, p in named.items()}}
+    files = {"weights": {name: full_tensor(p.detach()).contiguous() for name, p in named.items()}}
     for number, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()["state"]
         flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-        files[f"optimizer-{number}"] = {name: whole(value) for name, value in flat.items()}
+        files[f"optimizer-{number}"] = {name: full_tensor(value) for name, value in flat.items()}
     if rank() == 0:
         part, target = folder / "writing", folder / f"step-{step:08d}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         for name, tensors in files.items():
             save_file(tensors, part / name)
-            # On the disk before the rename is, or a power cut could leave a named empty file.
+            # The data must reach the disk before the rename does, or a power failure could leave
+            # an empty file with its final name.
             with (part / name).open("rb") as written:
                 os.fsync(written.fileno())
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
-    wait()
+    barrier()
 
 
 def resume(
@@ -58,9 +61,9 @@ def resume(
     named: Mapping[str, nn.Parameter],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> int:
-    """Load the newest checkpoint that is whole and give its step; 0 where there is none.
+    """Load the newest intact checkpoint and return its step, or 0 if there is none.
 
-    Raises ValueError if it trains other parameters.
+    Raises ValueError if the checkpoint is of a run that trains other parameters.
     """
     for checkpoint in sorted(folder.glob("step-*"), reverse=True):
         try:
@@ -74,7 +77,7 @@ def resume(
             raise ValueError(f"{checkpoint} trains other parameters: {other}")
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(like(weights[name], parameter))
+                parameter.copy_(distribute_like(weights[name], parameter))
         for optimizer, flat in zip(optimizers, flats, strict=True):
             _load_state(optimizer, flat)
         return int(checkpoint.name.removeprefix("step-"))
@@ -86,21 +89,23 @@ def _load_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) ->
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = like(value, parameters[int(number)])
+        state.setdefault(int(number), {})[name] = distribute_like(value, parameters[int(number)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def average_checkpoints(folder: Path, last: int) -> dict[str, Tensor]:
-    """The mean of the weights of a run's newest `last` checkpoints (Izmailov et al. 2018).
+    """Mean weights of the newest `last` checkpoints of a run (Izmailov et al. 2018).
 
-    Raises ValueError if the run has not kept so many (`Settings.keep`).
+    Raises ValueError if the folder contains fewer checkpoints (`Settings.keep`).
     """
-    found = sorted(folder.glob("step-*"))[-last:]
-    if len(found) < last:
-        raise ValueError(f"{folder} holds {len(found)} checkpoints, not {last}; see Settings.keep")
+    newest = sorted(folder.glob("step-*"))[-last:]
+    if len(newest) < last:
+        raise ValueError(
+            f"{folder} holds {len(newest)} checkpoints, not {last}; raise Settings.keep"
+        )
     total: dict[str, Tensor] = {}
-    for checkpoint in found:
+    for checkpoint in newest:
         for name, tensor in load_file(checkpoint / "weights").items():
-            # In float64: a sum of equal weights must give them back.
+            # The sum is in float64, so that the mean of equal weights is exactly these weights.
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + tensor
     return {name: (tensor / last).float() for name, tensor in total.items()}

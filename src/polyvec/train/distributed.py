@@ -1,8 +1,9 @@
-"""One run in several processes, as `torchrun` starts them; in one process nothing here acts.
+"""Training in several processes that `torchrun` starts. In a single process, nothing here acts.
 
-The contract, PyTorch's own: every process adds the gradient of its own loss, and what the
-optimiser sees is their mean. Plans are the same everywhere and hold the rows of the whole step;
-the processes share its texts out among them (`share_out`).
+The contract is that of PyTorch's DistributedDataParallel: every process adds the gradient of its
+own loss, and the optimizer receives the mean of all processes. All processes have the same plan,
+which holds the rows of the whole step, and each encodes its shard of the step's texts
+(`shard_texts`).
 
 Axes in this file: N rows, D width.
 """
@@ -22,22 +23,22 @@ from torch.nn.parallel import DistributedDataParallel
 from polyvec.network import Network
 
 Model = Network | DistributedDataParallel
-"""A network, or one in PyTorch's wrapper; `fully_shard` leaves it a `Network`."""
+"""A network, alone or wrapped by PyTorch. `fully_shard` does not wrap it."""
 
 
 def num_processes() -> int:
-    """Processes of this run."""
+    """Number of processes in this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process. Process 0 alone writes."""
+    """Number of this process, from 0. Only process 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def processes() -> Iterator[torch.device]:
-    """Join the other processes that `torchrun` started, if it did; gives the device to use."""
+def process_group() -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started, if any; yield the device of this process."""
     cuda = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
         yield torch.device("cuda" if cuda else "cpu")
@@ -54,17 +55,18 @@ def processes() -> Iterator[torch.device]:
 
 
 def distribute(network: Network, how: Literal["ddp", "fsdp"]) -> Model:
-    """The network as several processes train it; alone, the network itself.
+    """Prepare the network for several processes; a single process gets the network itself.
 
-    "ddp" keeps all weights in every process, "fsdp" a part of each, with the optimiser's state:
-    for models that one device does not hold. Choose what is trained (`requires_grad_`) before,
-    and name the parameters after: fully sharded ones are new objects.
+    With "ddp" every process holds all weights. With "fsdp" every process holds a part of each
+    weight and of the optimizer's state, for models that do not fit on one device. Call
+    `requires_grad_` before this function and `named_parameters` after it: fully sharded parameters
+    are new objects.
     """
     if num_processes() == 1:
         return network
     if how == "ddp":
         return DistributedDataParallel(network)
-    # Two seconds to import, here and below, which a single process need not wait for.
+    # This import takes two seconds, here and below; a single process must not wait for it.
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for layer in network.layers:
@@ -75,54 +77,64 @@ def distribute(network: Network, how: Literal["ddp", "fsdp"]) -> Model:
     return network
 
 
-def plain(network: Model) -> Network:
-    """The network itself, out of its wrapper."""
+def unwrap(network: Model) -> Network:
+    """The network without PyTorch's wrapper."""
     if isinstance(network, DistributedDataParallel):
         assert isinstance(network.module, Network)
         return network.module
     return network
 
 
-def hold(network: Model) -> Callable[[], AbstractContextManager[object]]:
-    """A context in which backward passes exchange no gradients; the next one outside does."""
+def no_sync(network: Model) -> Callable[[], AbstractContextManager[object]]:
+    """A context in which backward passes exchange no gradients.
+
+    The first backward pass outside the context exchanges all of them.
+    """
     if num_processes() == 1:
         return nullcontext
     if isinstance(network, DistributedDataParallel):
         return network.no_sync
-    return lambda: _hold_sharded(network)
+    return lambda: _no_sync_sharded(network)
 
 
 @contextmanager
-def _hold_sharded(network: Network) -> Iterator[None]:
+def _no_sync_sharded(network: Network) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
-    assert isinstance(network, FSDPModule), "several processes train what `distribute` gave them"
+    assert isinstance(network, FSDPModule), "several processes train the result of `distribute`"
     network.set_requires_gradient_sync(False)
     yield
     network.set_requires_gradient_sync(True)
 
 
-def share_out(lengths: Sequence[int], max_tokens: int | None) -> list[list[Int[np.ndarray, " _"]]]:
-    """For every process its chunks, each the positions of some texts, shortest first.
+def shard_texts(
+    lengths: Sequence[int], chunk_tokens: int | None
+) -> list[list[Int[np.ndarray, " _"]]]:
+    """The chunks of every process. A chunk is the positions of some texts, shortest first.
 
-    Chunks have about `max_tokens` tokens each (None: one chunk), and every process has as many
-    chunks as the others, or they would wait for one another for ever. Every chunk has texts of all
-    lengths, so that the processes finish together.
+    A chunk has about `chunk_tokens` tokens; with None every process has one chunk. All processes
+    have the same number of chunks, because each waits for the others after every chunk. All
+    chunks have texts of all lengths, so the processes finish at about the same time. Raises
+    ValueError if there are fewer texts than processes.
 
-    >>> [[chunk.tolist() for chunk in chunks] for chunks in share_out([3, 9, 5, 1], max_tokens=9)]
+    >>> shards = shard_texts([3, 9, 5, 1], chunk_tokens=9)
+    >>> [[chunk.tolist() for chunk in chunks] for chunks in shards]
     [[[3, 2], [0, 1]]]
     """
     count = num_processes()
     if len(lengths) < count:
-        raise ValueError(f"a step of {len(lengths)} texts is too small for {count} processes")
+        raise ValueError(
+            f"a step of {len(lengths)} texts is too small for {count} processes; "
+            "use larger steps or fewer processes"
+        )
     order = np.argsort(lengths, kind="stable")
-    each = 1 if max_tokens is None else -(-sum(lengths) // (max_tokens * count))
+    each = 1 if chunk_tokens is None else -(-sum(lengths) // (chunk_tokens * count))
     pieces = count * min(each, len(lengths) // count)
     return [[order[i::pieces] for i in range(first, pieces, count)] for first in range(count)]
 
 
-class _Gather(torch.autograd.Function):
-    """Equal numbers of rows of every process, stacked; the gradients come back summed."""
+class _AllGather(torch.autograd.Function):
+    """Stack equally many rows of every process; sum their gradients on the way back."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
@@ -137,36 +149,36 @@ class _Gather(torch.autograd.Function):
         return total[rank()]
 
 
-def gather(own: Float[Tensor, "n D"], counts: Sequence[int]) -> Float[Tensor, "N D"]:
-    """The rows of all processes, process by process, with their gradient; process i has counts[i].
+def all_gather(own: Float[Tensor, "n D"], counts: Sequence[int]) -> Float[Tensor, "N D"]:
+    """The rows of all processes, process after process, with their gradient.
 
-    Every process then computes the loss of the whole step, with everyone's texts as negatives.
-    The gradient at a row is the sum of what all processes have for it, so that the mean over
-    processes, which follows, is the gradient of the step.
+    Process i has `counts[i]` rows. Every process then computes the loss of the whole step, with
+    the texts of all processes as negatives. The gradient of a row is the sum over all processes'
+    losses, so that the mean over processes, which PyTorch takes next, is the step's gradient.
     """
     if len(counts) == 1:
         return own
     padded = torch.cat([own, own.new_zeros(max(counts) - len(own), own.shape[1])])
-    parts = _Gather.apply(padded)
+    parts = _AllGather.apply(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def add_up(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The sum over processes of a number without a graph."""
+def all_reduce_sum(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The sum of a number over all processes, without a gradient."""
     if num_processes() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value
 
 
-def wait() -> None:
-    """Until every process is here."""
+def barrier() -> None:
+    """Wait until every process has called this function."""
     if num_processes() > 1:
         dist.barrier()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor's full value, wherever its parts are. All processes must ask together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All values of a tensor that may be sharded. All processes must call it together."""
     if num_processes() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -174,8 +186,8 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(value: Tensor, pattern: Tensor) -> Tensor:
-    """`value` in parts where `pattern` is, on its device."""
+def distribute_like(value: Tensor, pattern: Tensor) -> Tensor:
+    """`value` on the device of `pattern`, and sharded as `pattern` is."""
     if num_processes() == 1:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -1,8 +1,8 @@
 """Contrastive batches larger than memory (GradCache, Gao et al. 2021, arXiv:2101.06983).
 
 1. Encode every chunk without a graph.
-2. Take the loss's gradient at the embeddings, all of them together.
-3. Encode again, a chunk at a time, and push that chunk's part of the gradient through.
+2. Compute the gradient of the loss with respect to all embeddings together.
+3. Encode every chunk again, and backpropagate its part of the gradient.
 
 Axes in this file: N texts, D width.
 """
@@ -23,14 +23,13 @@ def backward_in_chunks(
     chunks: Sequence[Chunk],
     loss: Callable[[Float[Tensor, "N D"]], Float[Tensor, ""]],
     *,
-    hold: Callable[[], AbstractContextManager[object]] = nullcontext,
+    no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Float[Tensor, ""]:
     """Add the gradient of loss(encode(all chunks)) to the parameters; return the loss, detached.
 
-    Memory holds one chunk's graph at a time. Each chunk has a seed of its own, drawn from torch's
-    generator, so that the two encodings drop the same activations. `hold` surrounds every chunk
-    but the last: where several processes train, none need exchange gradients before that.
-    A single chunk is encoded once.
+    Memory holds the graph of one chunk at a time. Each chunk has its own seed, drawn from torch's
+    generator, so that both encodings drop the same activations. `no_sync` surrounds every chunk
+    but the last: several processes exchange gradients only once. A single chunk is encoded once.
     """
     if len(chunks) == 1:
         value = loss(encode(chunks[0]))
@@ -47,9 +46,9 @@ def backward_in_chunks(
     leaves = torch.cat(parts).requires_grad_()
     value = loss(leaves)
     value.backward()
-    assert leaves.grad is not None, "the loss reads the embeddings"
+    assert leaves.grad is not None, "the loss depends on the embeddings"
     gradients = leaves.grad.split([len(part) for part in parts])
     for number, gradient in enumerate(gradients):
-        with nullcontext() if number == len(chunks) - 1 else hold():
+        with nullcontext() if number == len(chunks) - 1 else no_sync():
             encode_seeded(number).backward(gradient)
     return value.detach()

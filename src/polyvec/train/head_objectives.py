@@ -1,13 +1,13 @@
-"""Training the sparse and the multi-vector head, as BGE-M3 does (arXiv:2402.03216, section 3.2).
+"""Training of the sparse and the multi-vector head, as in BGE-M3 (arXiv:2402.03216, section 3.2).
 
-1. A step's queries and documents are read once.
-2. Every query is scored against every document three ways: by the cosine of the means, by the
-   products of token weights, and by MaxSim.
-3. Each head's scores must find the answer (`info_nce`) and agree with the weighted sum of all
-   three (`self_distil`), which knows more than any of them.
+1. Encode the queries and the documents of a step once.
+2. Score every query against every document in three ways: by the cosine of the embeddings, by the
+   sparse token weights, and by MaxSim of the token vectors.
+3. Train each head so that its scores find the answer (`info_nce`) and agree with the weighted sum
+   of all three (`self_distil`), which is better than any of them.
 
 Axes in this file: N queries or texts, M documents, P pieces in a batch, T tokens, D width,
-V a token vector's numbers.
+V numbers in a token vector.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,57 +21,60 @@ from torch import Tensor
 
 from polyvec.batch import make_batch
 from polyvec.network import Network, maxsim, pool
-from polyvec.train.loop import Work
+from polyvec.tasks import NO_ADAPTER
+from polyvec.train.data.batches import Plan
+from polyvec.train.data.tokens import TokenIds
+from polyvec.train.loop import StepFn
 from polyvec.train.losses import Scalar, info_nce
-from polyvec.train.objectives import Tokens
 
-SHARES = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
-"""How much each kind of score counts in the sum that teaches the heads; BGE-M3's."""
+TEACHER_WEIGHTS = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
+"""Weight of each kind of score in the sum that teaches the heads, as in BGE-M3."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Signals:
-    """What N texts say, with its graph. A network without a head leaves its tensors empty."""
+class HeadOutputs:
+    """Outputs of the network for N texts, with their graph. Tensors of absent heads are empty."""
 
     dense: Float[Tensor, "N D"]
-    """Unit vectors."""
+    """Embeddings, as unit vectors."""
 
     weights: Float[Tensor, " T"]
-    """Of the texts' own tokens, special ones left out."""
+    """Sparse weights of the texts' own tokens, without special ones."""
 
     ids: Int[Tensor, " T"]
-    """These tokens' pieces."""
+    """Pieces of these tokens."""
 
     texts: Int[Tensor, " T"]
-    """The text each is in."""
+    """Text of each of these tokens, as a position."""
 
     vectors: Float[Tensor, "_T V"]
-    """Of the texts' own tokens and their `</s>`, text after text."""
+    """Token vectors of the texts' own tokens and of their `</s>`, text after text."""
 
     lengths: Int[Tensor, " N"]
-    """How many of the vectors each text has."""
+    """Number of token vectors of each text."""
 
 
-def read(
+def run_heads(
     network: Network,
-    texts: Tokens,
-    row: int,
+    texts: TokenIds,
+    adapter_id: int,
     *,
     num_prompt: int | Sequence[int],
     ignored: Collection[int],
-) -> Signals:
-    """All signals of `texts` read by one adapter.
+) -> HeadOutputs:
+    """All outputs for `texts`, encoded with one adapter.
 
-    `num_prompt` tokens come before a text's own, `<s>` and the instruction, as many for all or as
-    the list says; `ignored` pieces weigh nothing (`Tokenizer.special_ids`).
+    `num_prompt` is the number of tokens before a text's own tokens, which are `<s>` and the
+    instruction; it is one number for all texts or one for each. Pieces in `ignored` have no sparse
+    weight (`Tokenizer.special_ids`).
     """
     device = network.embeddings.word.weight.device
-    batch = make_batch(texts, [row] * len(texts))
-    ids, lengths, rows = (
+    batch = make_batch(texts, [adapter_id] * len(texts))
+    ids, lengths, adapters = (
         torch.from_numpy(array).long().to(device)
         for array in (batch.token_ids, batch.lengths, batch.adapter_ids)
     )
-    hidden = network(ids, lengths, rows)
+    hidden = network(ids, lengths, adapters)
     ends = lengths.cumsum(0)
     text = torch.arange(len(texts), device=device).repeat_interleave(lengths)
     position = torch.arange(len(ids), device=device)
@@ -86,7 +89,7 @@ def read(
         weighed = torch.zeros_like(weighed)
     if network.multi_vector is not None:
         vectors = network.token_vectors(hidden[own | last])
-    return Signals(
+    return HeadOutputs(
         F.normalize(pool(hidden, ends - lengths, ends), dim=-1),
         weights,
         ids[weighed],
@@ -96,13 +99,13 @@ def read(
     )
 
 
-def score(
-    network: Network, queries: Signals, documents: Signals
+def score_outputs(
+    network: Network, queries: HeadOutputs, documents: HeadOutputs
 ) -> dict[str, Float[Tensor, "N M"]]:
-    """Every query against every document, by each kind of signal that the network has."""
+    """Scores of every query against every document, by each output that the network has."""
     scores = {"dense": queries.dense @ documents.dense.T}
     if network.sparse is not None:
-        scores["sparse"] = lexical(queries, documents)
+        scores["sparse"] = sparse_scores(queries, documents)
     if network.multi_vector is not None:
         scores["multi_vector"] = maxsim(
             queries.vectors, queries.lengths, documents.vectors, documents.lengths
@@ -110,8 +113,8 @@ def score(
     return scores
 
 
-def lexical(queries: Signals, documents: Signals) -> Float[Tensor, "N M"]:
-    """The products of the texts' weights: `Sparse.dot`, with its gradient."""
+def sparse_scores(queries: HeadOutputs, documents: HeadOutputs) -> Float[Tensor, "N M"]:
+    """Dot products of the sparse weights, as `Sparse.dot` computes them, with their gradient."""
     _, pieces = torch.unique(torch.cat([queries.ids, documents.ids]), return_inverse=True)
     num_pieces = int(pieces.max()) + 1 if len(pieces) else 1
     sides = []
@@ -119,7 +122,7 @@ def lexical(queries: Signals, documents: Signals) -> Float[Tensor, "N M"]:
         (queries, documents), pieces.split([len(queries.ids), len(documents.ids)]), strict=True
     ):
         table = side.weights.new_zeros(len(side.dense) * num_pieces)
-        # A piece that comes twice in a text has its largest weight.
+        # A piece that occurs twice in a text has the larger of its weights.
         table = table.scatter_reduce(0, side.texts * num_pieces + columns, side.weights, "amax")
         sides.append(table.unflatten(0, (-1, num_pieces)))
     return sides[0] @ sides[1].T
@@ -128,68 +131,70 @@ def lexical(queries: Signals, documents: Signals) -> Float[Tensor, "N M"]:
 def self_distil(
     scores: Float[Tensor, "N M"], teacher: Float[Tensor, "N M"], *, temperature: float = 0.05
 ) -> Scalar:
-    """How far the documents' order for each query is from the teacher's (BGE-M3's L').
+    """Cross-entropy of each query's scores from the teacher's scores (L' in BGE-M3).
 
-    The cross-entropy of the scores' softmax over documents from the teacher's, whose scores get
-    no gradient.
+    Both are softmaxes over the documents. The teacher's scores receive no gradient.
     """
     wanted = F.softmax(teacher.detach() / temperature, dim=-1)
     return F.cross_entropy(scores / temperature, wanted)
 
 
-def heads(
+def self_distillation(
     network: Network,
-    queries: Tokens,
-    documents: Tokens,
+    queries: TokenIds,
+    documents: TokenIds,
     groups: Int[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    plan: Plan,
     *,
     ignored: Collection[int],
-    rows: tuple[int, int] = (-1, -1),
+    adapter_ids: tuple[int, int] = (NO_ADAPTER, NO_ADAPTER),
     num_prompts: tuple[int, int] = (1, 1),
-    negatives: Sequence[Tokens] | None = None,
+    negatives: Sequence[TokenIds] | None = None,
     temperature: float = 0.05,
-    shares: Mapping[str, float] = SHARES,
-) -> Work:
-    """Query i belongs with document i, by the tokens they share and by MaxSim too.
+    teacher_weights: Mapping[str, float] = TEACHER_WEIGHTS,
+) -> StepFn:
+    """Train the heads to find document i for query i, taught by the sum of all scores.
 
-    Queries, documents, groups, rows and negatives are as for `contrast`. `num_prompts` are the
-    tokens before the texts' own on each side, 1 where there is no instruction; `ignored` are
-    pieces without a weight, `Tokenizer.special_ids`. What should not learn, the caller freezes:
-    with a frozen backbone the dense scores teach and are not trained, else they are, as in BGE-M3.
+    Queries, documents, groups, adapters and negatives are as in `contrast`. `num_prompts` are the
+    numbers of tokens before the texts' own tokens, for queries and documents; without an
+    instruction, this is 1. Pieces in `ignored` have no sparse weight (`Tokenizer.special_ids`).
+    The caller freezes what must not learn: with a frozen backbone the dense scores only teach;
+    otherwise they are trained too, as in BGE-M3. Raises ValueError if the network has no head.
     """
     if network.sparse is None and network.multi_vector is None:
         raise ValueError("the network has no head to train: set sparse_head or multi_vector_dim")
 
-    def work(step: int) -> tuple[Tensor, int]:
-        chosen = plan[step]
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        rows = plan[step]
         rng = np.random.default_rng(step)
-        left, right = [queries[i] for i in chosen], [documents[i] for i in chosen]
-        owners = list(groups[chosen])
-        for hard in [] if negatives is None else [negatives[i] for i in chosen]:
+        left, right = [queries[i] for i in rows], [documents[i] for i in rows]
+        owners = list(groups[rows])
+        for hard in [] if negatives is None else [negatives[i] for i in rows]:
             if len(hard):
                 right.append(hard[rng.integers(len(hard))])
                 owners.append(-1)
-        asked, answers = (
-            read(network, texts, row, num_prompt=num_prompt, ignored=ignored)
-            for texts, row, num_prompt in zip((left, right), rows, num_prompts, strict=True)
+        query_outputs, document_outputs = (
+            run_heads(network, texts, adapter_id, num_prompt=num_prompt, ignored=ignored)
+            for texts, adapter_id, num_prompt in zip(
+                (left, right), adapter_ids, num_prompts, strict=True
+            )
         )
-        scores = score(network, asked, answers)
-        teacher = torch.stack([shares[kind] * part for kind, part in scores.items()]).sum(0)
+        scores = score_outputs(network, query_outputs, document_outputs)
+        teacher = torch.stack([teacher_weights[kind] * s for kind, s in scores.items()]).sum(0)
         total = teacher.new_zeros(())
-        # Scores are to their documents what vectors are to the unit vectors.
+        # `info_nce` multiplies its inputs; with unit vectors as documents, the product is `own`.
         axes = torch.eye(len(right), device=teacher.device)
-        for part in scores.values():
-            if part.requires_grad:
-                total = total + self_distil(part, teacher, temperature=temperature)
+        for own in scores.values():
+            if own.requires_grad:
+                total = total + self_distil(own, teacher, temperature=temperature)
                 total = total + info_nce(
-                    part,
+                    own,
                     axes,
-                    groups=torch.from_numpy(groups[chosen]).to(axes.device),
+                    groups=torch.from_numpy(groups[rows]).to(axes.device),
                     document_groups=torch.tensor(owners, device=axes.device),
                     temperature=temperature,
                 )
         total.backward()
         return total.detach(), sum(len(text) for text in left + right)
 
-    return work
+    return step_fn

@@ -1,12 +1,12 @@
-"""The training loop. Stages differ in what `work` does, never in this file.
+"""The training loop. Stages differ in their `StepFn`, never in this file.
 
-1. Resume from the newest checkpoint that reads back whole.
-2. Each step: `work` adds gradients, once or several times; clip; update; record.
-3. A loss that is not finite changes nothing: the step is counted and reported.
-4. Every so often: evaluate, and write a checkpoint beside the old one, then rename it into place.
+1. Resume from the newest checkpoint that is intact.
+2. In each step, call the `StepFn` once or several times, clip the gradient, update, and record.
+3. Skip the update if the loss or the gradient is not finite, and report it.
+4. Every `save_every` steps, evaluate and write a checkpoint.
 
-In several processes all of them run this; gradients arrive averaged (`train/processes.py`), so
-all make the same updates, and process 0 alone writes.
+In several processes, every process runs this loop. PyTorch averages the gradients
+(`train/distributed.py`), so all processes make the same updates. Only process 0 writes files.
 """
 
 import json
@@ -22,62 +22,62 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polyvec.train.checkpoints import resume, save_checkpoint
-from polyvec.train.distributed import num_processes, rank, wait, whole
+from polyvec.train.distributed import barrier, full_tensor, num_processes, rank
 from polyvec.train.metrics import Metrics, summarise
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[[int], tuple[Tensor, int]]
-"""Add the gradient of step s to the parameters; return its loss, detached, and its tokens.
+StepFn = Callable[[int], tuple[Tensor, int]]
+"""Add the gradient of step s to the parameters; return the loss, detached, and the token count.
 
-In several processes each does its part, and the loss and the tokens are those of all."""
+In several processes, each computes its part; the loss and the count are those of all processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to train, whatever the stage."""
+    """Settings of the loop, the same for all stages."""
 
     steps: int
-    """Updates in the whole run."""
+    """Number of updates in the whole run."""
 
     learning_rate: float
-    """Peak rate of AdamW for the dense parameters."""
+    """Peak learning rate of AdamW, for the dense parameters."""
 
     table_rate: float = 0.0
-    """Peak rate of Adagrad for the token tables."""
+    """Peak learning rate of Adagrad, for the token tables."""
 
     muon_rate: float = 0.0
-    """Peak rate of Muon for the matrices that are given to it, on AdamW's scale."""
+    """Peak learning rate of Muon, for the matrices that `muon` names, on AdamW's scale."""
 
     warmup: float = 0.05
-    """Part of the run over which rates rise from 0; they then fall to 0 in a straight line."""
+    """Fraction of the run in which rates rise linearly from 0; they then fall linearly to 0."""
 
     weight_decay: float = 0.0
-    """AdamW's and Muon's, on matrices only."""
+    """Weight decay of AdamW and Muon. It applies to matrices only."""
 
     clip: float = 1.0
-    """Largest norm of the dense gradient."""
+    """Maximum norm of the dense gradient."""
 
     accumulate: int = 1
-    """Calls of `work` an update: step s makes calls s * accumulate and following, and follows the
-    mean of their gradients."""
+    """Calls of the `StepFn` per update, which uses the mean of their gradients. Call n of step s
+    has the number s * accumulate + n."""
 
     save_every: int = 200
-    """Steps between checkpoints, and between evaluations."""
+    """Number of steps between checkpoints, and between evaluations."""
 
     keep: int = 2
-    """Checkpoints that stay on disk."""
+    """Number of checkpoints that stay on disk."""
 
     seed: int = 0
-    """Reseeded with the step number before every step, so no random state needs saving."""
+    """Seed of the run. Every step is seeded with it and its number, so no random state is saved."""
 
     tensorboard: bool = False
-    """Whether to write TensorBoard's files beside metrics.jsonl."""
+    """Whether to write TensorBoard's files, next to metrics.jsonl."""
 
 
 def train(
     parameters: Iterable[tuple[str, nn.Parameter]],
-    work: Work,
+    step_fn: StepFn,
     settings: Settings,
     folder: Path,
     *,
@@ -85,13 +85,13 @@ def train(
     muon: Iterable[str] = (),
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """Run `settings.steps` updates on the named parameters; everything is recorded in `folder`.
+    """Run `settings.steps` updates of the named parameters, and record the run in `folder`.
 
-    `tables` names the parameters with a row a token, most of which a step does not read; their
-    gradients may be sparse. `muon` names the matrices that Muon updates (Jordan et al. 2024): of
-    the blocks, not of embeddings. A run that was killed goes on from its last checkpoint and ends
-    with the same bits as one that was not. Raises ValueError where `folder` holds a run with other
-    settings.
+    `tables` names the parameters with one row per token, most of which a step does not use; their
+    gradients may be sparse. `muon` names the matrices that Muon updates (Jordan et al. 2024);
+    these should be matrices of the blocks, not embeddings. A run that was killed resumes from its
+    last checkpoint and ends with exactly the weights of an uninterrupted run. Raises ValueError if
+    `folder` contains a run with other settings.
     """
     named = dict(parameters)
     optimizers = _optimizers(named, {*tables}, {*muon}, settings)
@@ -113,16 +113,16 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = peak * rate
             began = time.perf_counter()
-            loss, tokens = _gradient(step, work, named.values(), settings.accumulate)
-            norm = float(whole(nn.utils.clip_grad_norm_(dense, settings.clip)))
+            loss, tokens = _gradient(step, step_fn, named.values(), settings.accumulate)
+            norm = float(full_tensor(nn.utils.clip_grad_norm_(dense, settings.clip)))
             finite = math.isfinite(loss) and math.isfinite(norm)
             if finite:
-                # Said outright: unsaid, PyTorch warns that it does not check sparse gradients.
+                # Without this, PyTorch warns that it does not check sparse gradients.
                 with torch.sparse.check_sparse_tensor_invariants(False):
                     for optimizer, _ in optimizers:
                         optimizer.step()
             else:
-                logger.warning("step %d skipped: the loss is %s, its gradient %s", step, loss, norm)
+                logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
             seconds = time.perf_counter() - began
             bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s")
             bar.update()
@@ -146,7 +146,7 @@ def train(
 
 
 def schedule(step: int, settings: Settings) -> float:
-    """The part of the peak rate at `step`: a straight rise, then a straight fall."""
+    """Fraction of the peak rate at `step`: it rises linearly, then falls linearly."""
     rise = max(1, int(settings.warmup * settings.steps))
     if step < rise:
         return (step + 1) / rise
@@ -154,10 +154,10 @@ def schedule(step: int, settings: Settings) -> float:
 
 
 def _gradient(
-    step: int, work: Work, parameters: Iterable[nn.Parameter], times: int
+    step: int, step_fn: StepFn, parameters: Iterable[nn.Parameter], times: int
 ) -> tuple[float, int]:
-    """The mean gradient of a step's calls of `work`, left in the parameters; loss and tokens."""
-    results = [work(step * times + part) for part in range(times)]
+    """Leave the mean gradient of a step's calls in the parameters; return loss and tokens."""
+    results = [step_fn(step * times + part) for part in range(times)]
     if times > 1:
         for parameter in parameters:
             if parameter.grad is not None:
@@ -167,7 +167,7 @@ def _gradient(
 
 
 Optimizers = list[tuple[torch.optim.Optimizer, float]]
-"""Each with its peak rate."""
+"""Each optimizer with its peak rate."""
 
 
 def _optimizers(
@@ -183,18 +183,18 @@ def _optimizers(
     ]
     rate = settings.learning_rate
     adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-    found: Optimizers = [(adam, rate)]
+    optimizers: Optimizers = [(adam, rate)]
     if tables:
-        # Adam's momentum pushes a rare row on for many steps after its one gradient; Adagrad
-        # moves a row only when it was read, and less each time.
+        # Adam's momentum moves a rare row for many steps after its only gradient. Adagrad moves a
+        # row only when a step used it, and less each time.
         rate = settings.table_rate
         rows = [named[name] for name in sorted(tables)]
-        found.append((torch.optim.Adagrad(rows, lr=rate), rate))
+        optimizers.append((torch.optim.Adagrad(rows, lr=rate), rate))
     if muon:
         rate = settings.muon_rate
         matrices = [named[name] for name in sorted(muon)]
         # Updates as large as AdamW's, so that one scale of rates serves both (Liu et al. 2025).
-        found.append(
+        optimizers.append(
             (
                 torch.optim.Muon(
                     matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
@@ -202,17 +202,19 @@ def _optimizers(
                 rate,
             )
         )
-    return found
+    return optimizers
 
 
 def _check_settings(file: Path, settings: Settings) -> None:
-    """Refuse a folder of other settings; a field younger than the file has its default there."""
+    """Raise ValueError if `file` has other settings; a field that it lacks has its default."""
     if file.exists():
         defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
         if {**defaults, **json.loads(file.read_text())} != asdict(settings):
-            raise ValueError(f"{file.parent} holds a run with other settings; use another folder")
+            raise ValueError(
+                f"{file.parent} contains a run with other settings; choose another folder"
+            )
     elif rank() == 0:
         part = file.with_suffix(".part")
         part.write_text(json.dumps(asdict(settings), indent=1))
         part.replace(file)
-    wait()
+    barrier()

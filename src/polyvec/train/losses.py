@@ -1,4 +1,4 @@
-"""Losses: pure functions of embeddings. None of them has seen a model.
+"""Losses: pure functions of embeddings, which know nothing of the model.
 
 Axes in this file: N pairs or texts, M candidates, D width.
 """
@@ -22,21 +22,21 @@ def info_nce(
     document_groups: Int[Tensor, " M"] | None = None,
     temperature: float = 0.05,
 ) -> Scalar:
-    """Each query against every document, and each of the first N documents against every query.
+    """Contrast each query with all documents, and each of the first N documents with all queries.
 
-    Unit vectors in; document i answers query i, and documents after the N-th are hard negatives,
-    which the reverse direction does not see (arXiv:2409.10173, equations 2 and 3; means where the
-    paper writes sums). A document of the query's own group is never a negative;
-    `document_groups` defaults to the queries' groups and is needed where M > N.
+    Inputs are unit vectors. Document i answers query i; documents after the N-th are hard
+    negatives, which only the forward direction uses (arXiv:2409.10173, equations 2 and 3, with
+    means in place of the paper's sums). A document of the query's own group is never a negative.
+    `document_groups` defaults to `groups` and is required if M > N.
     """
     num_pairs = len(queries)
     others = groups if document_groups is None else document_groups
     target = torch.arange(num_pairs, device=queries.device)
     scores = queries @ documents.T / temperature
-    friends = groups[:, None] == others
-    friends[target, target] = False
-    forward = F.cross_entropy(scores.masked_fill(friends, -torch.inf), target)
-    back = scores[:, :num_pairs].T.masked_fill(friends[:, :num_pairs].T, -torch.inf)
+    ignored = groups[:, None] == others
+    ignored[target, target] = False
+    forward = F.cross_entropy(scores.masked_fill(ignored, -torch.inf), target)
+    back = scores[:, :num_pairs].T.masked_fill(ignored[:, :num_pairs].T, -torch.inf)
     return (forward + F.cross_entropy(back, target)) / 2
 
 
@@ -47,9 +47,9 @@ def cosent(
     scores: Float[Tensor, " N"],
     temperature: float = 0.05,
 ) -> Scalar:
-    """How badly cosines order the pairs that `scores` orders (arXiv:2409.10173, section 4.3.3).
+    """Penalise pairs whose cosines contradict the order of `scores` (arXiv:2409.10173, 4.3.3).
 
-    ln(1 + the sum of exp((cos_j - cos_i) / t) over pairs i, j whose gold scores say i > j).
+    The loss is ln(1 + sum of exp((cos_j - cos_i) / t)), over all i, j with score i > score j.
     """
     cosines = (left * right).sum(-1) / temperature
     wrong = (cosines[None, :] - cosines[:, None])[scores[:, None] > scores[None, :]]
@@ -59,11 +59,12 @@ def cosent(
 def separate(
     vectors: Float[Tensor, "N D"], *, labels: Int[Tensor, " N"], temperature: float = 0.02
 ) -> Scalar:
-    """How badly cosines tell texts of one label from texts of two (arXiv:2409.10173, equation 5).
+    """Penalise texts of one label that are less similar than texts of two labels.
 
-    `cosent` over all pairs of texts, with score 1 for one label and 0 for two: the formula as
-    printed holds only pairs of one label, which would leave nothing to order. With two scores its
-    double sum is a product, so that memory grows with the pairs and not with their square.
+    The loss is `cosent` over all pairs of texts, with score 1 for one label and 0 for two. The
+    paper's formula (arXiv:2409.10173, equation 5) contains only pairs of one label, which leaves
+    nothing to order. With two scores the double sum is a product, so memory is in proportion to
+    the number of pairs and not to its square. The loss is 0 if all pairs have the same score.
     """
     one, two = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     cosines = (vectors @ vectors.T)[one, two] / temperature
@@ -80,25 +81,25 @@ def distil(
     wanted: Float[Tensor, "N M"],
     temperature: float = 0.05,
 ) -> Scalar:
-    """How far each student is from seeing the texts of `bank` as its teacher sees them.
+    """Kullback-Leibler divergence of the students' similarities to `bank` from the teacher's.
 
-    `wanted` is the teacher's softmax of similarity to the bank at the same temperature. The
-    Kullback-Leibler divergence of the student's softmax from it: 0 where they agree.
+    `wanted` is the softmax of the teacher's similarities to the bank, at the same temperature.
+    The loss is 0 if the student's softmax is equal.
     """
-    found = F.log_softmax(students @ bank.T / temperature, dim=-1)
-    return F.kl_div(found, wanted, reduction="batchmean")
+    student_odds = F.log_softmax(students @ bank.T / temperature, dim=-1)
+    return F.kl_div(student_odds, wanted, reduction="batchmean")
 
 
 def cosine_distance(students: Float[Tensor, "N D"], teachers: Float[Tensor, "N D"]) -> Scalar:
-    """One minus the mean cosine of matching rows, unit vectors in."""
+    """One minus the mean cosine of matching rows. Inputs are unit vectors."""
     return (1 - (students * teachers).sum(-1)).mean()
 
 
 def matryoshka(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None) -> Loss:
-    """The weighted mean of `loss` over the first d coordinates, for each d (Kusupati et al. 2022).
+    """Weighted mean of `loss` on the first d dimensions, over all d (Kusupati et al. 2022).
 
-    Every positional argument is an embedding matrix, cut to d columns and normalised afresh;
-    named arguments are passed on as they are.
+    The result is a loss with the same arguments. Every positional argument is a matrix of
+    embeddings, which is cut to d columns and normalised; named arguments are passed unchanged.
     """
     parts = torch.tensor(weights or [1.0] * len(dims))
 

@@ -1,42 +1,41 @@
-"""Whole-word masking, one language a batch: what stage 1 reads (arXiv:2409.10173, section 4.1).
+"""Whole-word masking for stage 1 (arXiv:2409.10173, section 4.1).
 
-A word is a run of tokens from one whose piece starts with "▁" to the next such, at most
-`MAX_WORD` tokens long. Special tokens belong to no word and are never hidden.
+A word begins with a token whose piece starts with "▁" and ends before the next such token. A word
+has at most `MAX_WORD_TOKENS` tokens. Special tokens belong to no word and are never masked.
 
 Axes in this file: V vocabulary, N texts, T tokens of one text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
-MAX_WORD = 6
-"""Chinese, Japanese and Thai put no spaces between words: without a limit, whole sentences would
-be hidden at once."""
+from polyvec.train.data.tokens import TokenIds
 
-Tokens = Sequence[Int[np.ndarray, " _T"]]
-"""Token ids of each text, special tokens included."""
+MAX_WORD_TOKENS = 6
+"""Chinese, Japanese and Thai have no spaces between words. Without a limit, whole sentences would
+be masked at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vocabulary:
-    """What masking needs to know of a tokenizer."""
+    """The properties of a tokenizer's pieces that masking depends on."""
 
     starts: Bool[np.ndarray, " V"]
-    """Whether a piece begins a word."""
+    """Whether the piece begins a word."""
 
     special: Bool[np.ndarray, " V"]
-    """Whether it is a special token, which is neither hidden nor put in place of another."""
+    """Whether the piece is special. Special pieces are never masked and never replace others."""
 
     mask_id: int
-    """`<mask>`."""
+    """Token id of `<mask>`."""
 
 
 def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """The pieces of a tokenizer; ValueError if it has no `<mask>`."""
+    """The vocabulary of a tokenizer. Raises ValueError if it has no `<mask>`."""
     mask_id = tokenizer.token_to_id("<mask>")
     if mask_id is None:
         raise ValueError("masked-LM training needs a tokenizer with the token <mask>")
@@ -51,106 +50,44 @@ def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(starts=starts, special=special, mask_id=mask_id)
 
 
-def number_words(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
-    """The number of each token's word, counted from 0; -1 for special tokens.
+def word_ids(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
+    """The number of each token's word, from 0; -1 for special tokens.
 
-    Tokens between a special one and the first "▁" are a word as well.
+    Tokens between a special token and the first "▁" form a word.
     """
     special = vocabulary.special[ids]
     begins = vocabulary.starts[ids] | np.append(True, special[:-1])
-    where = np.arange(len(ids))
-    first = np.maximum.accumulate(np.where(begins, where, 0))
-    begins |= (where - first) % MAX_WORD == 0
+    position = np.arange(len(ids))
+    first = np.maximum.accumulate(np.where(begins, position, 0))
+    begins |= (position - first) % MAX_WORD_TOKENS == 0
     words = np.cumsum(begins & ~special) - 1
     return np.where(special, -1, words)
 
 
-def hide_words(
-    texts: Tokens, vocabulary: Vocabulary, *, ratio: float, seed: Sequence[int]
-) -> tuple[list[Int[np.ndarray, " _T"]], list[Int[np.ndarray, " _hidden"]]]:
-    """The texts as the model sees them, and the places in each that it has to guess.
+def mask_words(
+    texts: TokenIds, vocabulary: Vocabulary, *, ratio: float, seed: Sequence[int]
+) -> tuple[list[Int[np.ndarray, " _T"]], list[Int[np.ndarray, " _masked"]]]:
+    """Mask random words; return the masked texts and the masked positions of each text.
 
-    Each word is chosen with probability `ratio`, all its tokens together. Of the chosen tokens
-    80 % become `<mask>`, 10 % any piece that is not special, 10 % stay (Devlin et al. 2019).
-    Where chance chose nothing at all, the longest text gives a word.
+    Each word is chosen with probability `ratio`, with all its tokens. Of the chosen tokens, 80 %
+    become `<mask>`, 10 % become a random piece that is not special, and 10 % stay (Devlin et al.
+    2019). If no word is chosen at random, the first word of the longest text is.
     """
     rng = np.random.default_rng(seed)
     ordinary = np.flatnonzero(~vocabulary.special)
-    words = [number_words(text, vocabulary) for text in texts]
+    words = [word_ids(text, vocabulary) for text in texts]
     chosen = [rng.random(own.max(initial=-1) + 1) < ratio for own in words]
     if not any(picks.any() for picks in chosen):
         longest = max(chosen, key=len)
         longest[:1] = True
-    shown, places = [], []
+    masked_texts, masked_positions = [], []
     for text, own, picks in zip(texts, words, chosen, strict=True):
-        hidden = np.flatnonzero((own >= 0) & np.append(picks, False)[own])
-        fate = rng.random(len(hidden))
-        seen = text.copy()
-        seen[hidden[fate < 0.8]] = vocabulary.mask_id
-        random = hidden[(fate >= 0.8) & (fate < 0.9)]
-        seen[random] = rng.choice(ordinary, len(random))
-        shown.append(seen)
-        places.append(hidden)
-    return shown, places
-
-
-def rotate_languages(
-    sizes: Mapping[str, int],
-    *,
-    steps: int,
-    exponent: float,
-    shares: Mapping[str, float] | None = None,
-) -> list[str]:
-    """The language of every step: each in turn, as often as its share of the run allows.
-
-    A language of n texts has a share like n ** `exponent` (Conneau et al. 2020, section 3.1);
-    `shares` sets a language's part of the whole outright. No language comes twice running unless
-    it has more than a half.
-
-    >>> turns = rotate_languages({"en": 900, "de": 100}, steps=4000, exponent=0.5)
-    >>> round(turns.count("de") / 4000, 2)  # 10 of 10 + 30, for roots of 100 and 900
-    0.25
-    """
-    fixed = {name: share for name, share in (shares or {}).items() if name in sizes}
-    free = {name: size**exponent for name, size in sizes.items() if name not in fixed}
-    left = 1 - sum(fixed.values())
-    parts = fixed | {name: left * part / sum(free.values()) for name, part in free.items()}
-    credit = dict.fromkeys(parts, 0.0)
-    chosen = []
-    for _ in range(steps):
-        for name, part in parts.items():
-            credit[name] += part
-        others = [name for name in parts if [name] != chosen[-1:] or credit[name] > 1]
-        name = max(others or parts, key=credit.__getitem__)
-        credit[name] -= 1
-        chosen.append(name)
-    return chosen
-
-
-def plan_languages(
-    langs: Sequence[str],
-    *,
-    steps: int,
-    batch_size: int,
-    exponent: float,
-    seed: int,
-    shares: Mapping[str, float] | None = None,
-) -> list[Int[np.ndarray, " _rows"]]:
-    """The rows of every step, all of one language (`rotate_languages`).
-
-    A language's rows come in random order, none again before all have come.
-    """
-    rows: dict[str, list[int]] = {}
-    for row, lang in enumerate(langs):
-        rows.setdefault(lang, []).append(row)
-    sizes = {lang: len(own) for lang, own in rows.items()}
-    order = rotate_languages(sizes, steps=steps, exponent=exponent, shares=shares)
-    rng = np.random.default_rng(seed)
-    waiting = {lang: np.empty(0, np.int64) for lang in rows}
-    plan = []
-    for lang in order:
-        while len(waiting[lang]) < batch_size:
-            waiting[lang] = np.append(waiting[lang], rng.permutation(rows[lang]))
-        plan.append(waiting[lang][:batch_size])
-        waiting[lang] = waiting[lang][batch_size:]
-    return plan
+        positions = np.flatnonzero((own >= 0) & np.append(picks, False)[own])
+        fate = rng.random(len(positions))
+        masked = text.copy()
+        masked[positions[fate < 0.8]] = vocabulary.mask_id
+        random = positions[(fate >= 0.8) & (fate < 0.9)]
+        masked[random] = rng.choice(ordinary, len(random))
+        masked_texts.append(masked)
+        masked_positions.append(positions)
+    return masked_texts, masked_positions

@@ -1,4 +1,4 @@
-"""A run's record: lines of JSON, the same numbers for TensorBoard, and a summary."""
+"""Metrics of a run: JSON lines, the same numbers for TensorBoard, and a summary."""
 
 import json
 import math
@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Metrics:
-    """Lines of JSON, one a record; a resumed run first drops what it is about to repeat."""
+    """A file with one JSON record per line.
+
+    A resumed run first deletes the records of steps that it will repeat.
+    """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool) -> None:
         self.file = folder / "metrics.jsonl"
@@ -26,11 +29,11 @@ class Metrics:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def add(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Remember a record; it reaches the disk with the next checkpoint."""
+        """Add a record, which `flush` writes to the disk."""
         self.records.append({"step": step, **values})
 
     def flush(self) -> None:
-        """Append what was remembered to the files."""
+        """Append all added records to the files."""
         with self.file.open("a") as out:
             out.write("".join(json.dumps(record) + "\n" for record in self.records))
         if self.board is not None:
@@ -42,39 +45,39 @@ class Metrics:
         self.records.clear()
 
     def close(self) -> None:
-        """Let go of TensorBoard's file."""
+        """Close TensorBoard's file."""
         if self.board is not None:
             self.board.close()
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """Read the records of a metrics.jsonl, without a last line that a kill left incomplete."""
     lines = file.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a run did, over all its restarts."""
+    """Totals of a run, over all its restarts."""
 
     steps: int
-    """Updates asked for."""
+    """Number of steps."""
 
     skipped: int
-    """Of these, updates left out because loss or gradient was not finite."""
+    """Steps without an update, because the loss or the gradient was not finite."""
 
     tokens: int
-    """Tokens read."""
+    """Tokens that the steps read."""
 
     seconds: float
-    """Spent in steps: without evaluation and checkpoints."""
+    """Time spent in steps, without evaluation and checkpoints."""
 
     loss: float
-    """Mean of the finite losses of the last tenth of the steps."""
+    """Mean of the finite losses in the last tenth of the steps."""
 
 
 def summarise(folder: Path) -> Summary:
-    """Read a run's metrics.jsonl, and write what it says in sum as `summary.json` beside it."""
+    """Summarise a run's metrics.jsonl, and write the summary to `summary.json` in its folder."""
     steps = [record for record in read_records(folder / "metrics.jsonl") if "tokens" in record]
     losses = [record["loss"] for record in steps[-max(1, len(steps) // 10) :]]
     finite = [loss for loss in losses if math.isfinite(loss)]

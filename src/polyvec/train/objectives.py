@@ -1,7 +1,7 @@
-"""What one step of each stage computes: `Work` for the loop.
+"""Objectives: one `StepFn` for each stage, which the loop calls once per step.
 
-Every stage comes down to one function, `backward`: share the step's texts out among the processes,
-read them in chunks, and take the gradient of a loss over all their vectors.
+All objectives use `backward`, except masked language modelling: it shards the step's texts over
+the processes, encodes them in chunks, and takes the gradient of a loss over all embeddings.
 
 Axes in this file: N texts, M bank, D width, T tokens.
 """
@@ -17,19 +17,22 @@ from torch import Tensor
 
 from polyvec.batch import make_batch
 from polyvec.network import pool
+from polyvec.tasks import NO_ADAPTER
+from polyvec.train.data.batches import Plan, plan_sources
+from polyvec.train.data.tokens import Spans, TokenIds
 from polyvec.train.data.tuples import append_tokens, draw_tuples
 from polyvec.train.distributed import (
     Model,
-    add_up,
-    gather,
-    hold,
+    all_gather,
+    all_reduce_sum,
+    no_sync,
     num_processes,
-    plain,
     rank,
-    share_out,
+    shard_texts,
+    unwrap,
 )
 from polyvec.train.gradcache import backward_in_chunks
-from polyvec.train.loop import Work
+from polyvec.train.loop import StepFn
 from polyvec.train.losses import (
     cosent,
     cosine_distance,
@@ -38,36 +41,33 @@ from polyvec.train.losses import (
     matryoshka,
     separate,
 )
-from polyvec.train.masking import Vocabulary, hide_words
-
-Tokens = Sequence[Int[np.ndarray, " _T"]]
-"""Token ids of each text, special tokens included."""
-
-Spans = Sequence[tuple[int, int]]
-"""The part [start, end) of each text's tokens whose mean is its vector."""
+from polyvec.train.masking import Vocabulary, mask_words
 
 
 def embed(
-    network: Model, texts: Tokens, row: int | Sequence[int], spans: Spans | None = None
+    network: Model,
+    texts: TokenIds,
+    adapter_ids: int | Sequence[int],
+    spans: Spans | None = None,
 ) -> Float[Tensor, "N D"]:
-    """Mean hidden states of `texts`, or of a span of each, with their graph.
+    """Mean hidden state of each text, or of one span of each text, with its graph.
 
-    One adapter reads them, or one each.
+    `adapter_ids` is one adapter for all texts, or one for each text.
     """
-    rows = [row] * len(texts) if isinstance(row, int) else row
+    ids = [adapter_ids] * len(texts) if isinstance(adapter_ids, int) else adapter_ids
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    hidden, lengths = _read(network, [texts[i] for i in order], [rows[i] for i in order])
+    hidden, lengths = _encode(network, [texts[i] for i in order], [ids[i] for i in order])
     parts = [(0, len(text)) for text in texts] if spans is None else spans
     inside = torch.tensor([parts[i] for i in order], device=hidden.device)
     starts, ends = ((lengths.cumsum(0) - lengths)[:, None] + inside).T
     return pool(hidden, starts, ends)[torch.tensor(order).argsort().to(hidden.device)]
 
 
-def _read(
-    network: Model, texts: Tokens, rows: Sequence[int]
+def _encode(
+    network: Model, texts: TokenIds, adapter_ids: Sequence[int]
 ) -> tuple[Float[Tensor, "T D"], Int[Tensor, " N"]]:
-    """Hidden states of texts laid end to end, and their lengths, on the network's device."""
-    batch = make_batch(texts, rows)
+    """Hidden states of all texts, text after text, and the texts' lengths."""
+    batch = make_batch(texts, adapter_ids)
     device = next(network.parameters()).device
     ids, lengths, adapters = (
         torch.from_numpy(part).long().to(device)
@@ -78,214 +78,216 @@ def _read(
 
 def backward(
     network: Model,
-    texts: Tokens,
-    rows: Sequence[int],
+    texts: TokenIds,
+    adapter_ids: Sequence[int],
     loss: Callable[[Float[Tensor, "N D"]], Float[Tensor, ""]],
     *,
     spans: Spans | None = None,
-    max_tokens: int | None = None,
+    chunk_tokens: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Add the gradient of `loss` of the vectors of `texts`; return the loss, detached.
+    """Add the gradient of `loss` to the parameters; return the loss, detached.
 
-    Text i is read by adapter rows[i], -1 for none, and its vector is that of `spans[i]` if there
-    are any. Memory holds the activations of about `max_tokens` tokens (`train/gradcache.py`), or of
-    all of them. In several processes `texts` are those of the whole step: each process reads its
-    share, and sees the vectors of all.
+    `loss` receives the embeddings of all `texts`. Adapter `adapter_ids[i]` encodes text i
+    (`NO_ADAPTER` for none). With `spans`, the embedding of text i is that of `spans[i]`. Memory
+    holds the activations of about `chunk_tokens` tokens at a time (`train/gradcache.py`), or of all
+    texts if it is None. In several processes, `texts` are those of the whole step: each process
+    encodes its shard and receives the embeddings of all.
     """
-    shares = share_out([len(text) for text in texts], max_tokens)
-    order = torch.from_numpy(np.concatenate([chunk for share in shares for chunk in share]))
-    counts = [sum(map(len, share)) for share in shares]
+    shards = shard_texts([len(text) for text in texts], chunk_tokens)
+    order = torch.from_numpy(np.concatenate([chunk for shard in shards for chunk in shard]))
+    counts = [sum(map(len, shard)) for shard in shards]
 
     def encode(chunk: Int[np.ndarray, " _chunk"]) -> Float[Tensor, "_chunk D"]:
         parts = None if spans is None else [spans[i] for i in chunk]
-        return embed(network, [texts[i] for i in chunk], [rows[i] for i in chunk], parts)
+        return embed(network, [texts[i] for i in chunk], [adapter_ids[i] for i in chunk], parts)
 
-    def of_all(own: Float[Tensor, "_own D"]) -> Float[Tensor, ""]:
-        return loss(gather(own, counts)[order.argsort().to(own.device)])
+    def loss_of_all(own: Float[Tensor, "_own D"]) -> Float[Tensor, ""]:
+        return loss(all_gather(own, counts)[order.argsort().to(own.device)])
 
-    return backward_in_chunks(encode, shares[rank()], of_all, hold=hold(network))
+    return backward_in_chunks(encode, shards[rank()], loss_of_all, no_sync=no_sync(network))
 
 
 def masked_lm(
     network: Model,
-    texts: Tokens,
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    texts: TokenIds,
+    plan: Plan,
     vocabulary: Vocabulary,
     *,
     ratio: float = 0.15,
-    max_tokens: int | None = None,
+    chunk_tokens: int | None = None,
     seed: int = 0,
-) -> Work:
-    """Stage 1: guess hidden words (`train/masking.py`); no adapter reads the texts.
+) -> StepFn:
+    """Stage 1: predict masked words (`train/masking.py`), without an adapter.
 
-    The loss is the mean over all hidden tokens of the step, in however many chunks of about
-    `max_tokens` and processes it is computed.
+    The loss is the mean over all masked tokens of the step. It does not depend on the number of
+    chunks, of about `chunk_tokens` tokens each, or on the number of processes.
     """
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         batch = [texts[i] for i in plan[step]]
-        shown, hidden_at = hide_words(batch, vocabulary, ratio=ratio, seed=[seed, step])
-        total = max(1, sum(len(places) for places in hidden_at))
-        shares = share_out([len(text) for text in batch], max_tokens)
+        masked, positions = mask_words(batch, vocabulary, ratio=ratio, seed=[seed, step])
+        total = max(1, sum(map(len, positions)))
+        chunks = shard_texts([len(text) for text in batch], chunk_tokens)[rank()]
         value = torch.zeros(())
-        for number, chunk in enumerate(shares[rank()]):
-            with nullcontext() if number == len(shares[rank()]) - 1 else hold(network)():
-                states, lengths = _read(network, [shown[i] for i in chunk], [-1] * len(chunk))
+        for number, chunk in enumerate(chunks):
+            with nullcontext() if number == len(chunks) - 1 else no_sync(network)():
+                bare = [NO_ADAPTER] * len(chunk)
+                states, lengths = _encode(network, [masked[i] for i in chunk], bare)
                 starts = (lengths.cumsum(0) - lengths).tolist()
                 places = np.concatenate(
-                    [start + hidden_at[i] for start, i in zip(starts, chunk, strict=True)]
+                    [start + positions[i] for start, i in zip(starts, chunk, strict=True)]
                 )
-                words = np.concatenate([batch[i][hidden_at[i]] for i in chunk])
-                logits = plain(network).mlm_logits(
+                words = np.concatenate([batch[i][positions[i]] for i in chunk])
+                logits = unwrap(network).mlm_logits(
                     states[torch.from_numpy(places).to(states.device)]
                 )
                 target = torch.from_numpy(words).long().to(states.device)
                 loss = F.cross_entropy(logits.float(), target, reduction="sum") / total
-                # The mean over processes follows.
+                # PyTorch then takes the mean over processes.
                 (loss * num_processes()).backward()
                 value = value.to(loss.device) + loss.detach()
-        return add_up(value), sum(len(text) for text in batch)
+        return all_reduce_sum(value), sum(len(text) for text in batch)
 
-    return work
+    return step_fn
 
 
 def distillation(
     network: Model,
-    texts: Tokens,
+    texts: TokenIds,
     targets: Int[np.ndarray, " N"],
     teachers: Float[np.ndarray, "M D"],
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    plan: Plan,
     *,
     spans: Spans | None = None,
     dim_weights: Sequence[float] | None = None,
     bank_size: int = 2048,
     temperature: float = 0.05,
-    pull: float = 2.0,
-    max_tokens: int | None = None,
-) -> Work:
-    """Every text, in any language, goes where the teacher puts its English partner.
+    cosine_weight: float = 2.0,
+    chunk_tokens: int | None = None,
+) -> StepFn:
+    """Stage 2: train each text's embedding to equal a teacher's embedding, without an adapter.
 
-    Text i belongs to `teachers[targets[i]]`, or with `spans` that part of its tokens does, so that
-    a passage means in a long document what it means alone. The loss is `pull` times the cosine
-    distance to it, plus, at every Matryoshka dim, the divergence from the teacher's similarities
-    to `bank_size` random teacher vectors (Reimers & Gurevych 2020, with similarities in place of
-    squared error).
+    The target of text i is `teachers[targets[i]]`. With `spans`, only that part of the text has
+    this target, so that a passage has the same embedding in a long document as alone. The loss is
+    `cosine_weight` times the cosine distance to the target, plus, at every Matryoshka dim, the
+    divergence from the teacher's similarities to `bank_size` random teacher embeddings (Reimers &
+    Gurevych 2020, with similarities in place of the squared error).
     """
-    nested = matryoshka(distil, plain(network).config.dims, dim_weights)
+    nested = matryoshka(distil, unwrap(network).config.dims, dim_weights)
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         rows = plan[step]
         batch = [texts[i] for i in rows]
         parts = None if spans is None else [spans[i] for i in rows]
         rng = np.random.default_rng(step)
-        # The texts' own teachers come first, so that each has its answer in the bank.
+        # The targets of the step come first, so that the bank contains every text's own target.
         others = rng.integers(len(teachers), size=bank_size)
-        near = teachers[np.concatenate([targets[rows], others])]
-        bank = torch.from_numpy(near.astype(np.float32))
+        chosen = teachers[np.concatenate([targets[rows], others])]
+        teacher_bank = torch.from_numpy(chosen.astype(np.float32))
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-            seen = bank.to(vectors.device)
-            students, wanted = F.normalize(vectors, dim=-1), seen[: len(rows)]
-            odds = F.softmax(wanted @ seen.T / temperature, dim=-1)
-            spread = nested(students, seen, wanted=odds, temperature=temperature)
-            return pull * cosine_distance(students, wanted) + spread
+            bank = teacher_bank.to(vectors.device)
+            students, wanted = F.normalize(vectors, dim=-1), bank[: len(rows)]
+            odds = F.softmax(wanted @ bank.T / temperature, dim=-1)
+            divergence = nested(students, bank, wanted=odds, temperature=temperature)
+            return cosine_weight * cosine_distance(students, wanted) + divergence
 
-        bare = [-1] * len(batch)
-        value = backward(network, batch, bare, loss, spans=parts, max_tokens=max_tokens)
+        bare = [NO_ADAPTER] * len(batch)
+        value = backward(network, batch, bare, loss, spans=parts, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in batch)
 
-    return work
+    return step_fn
 
 
 def contrast(
     network: Model,
-    queries: Tokens,
-    documents: Tokens,
+    queries: TokenIds,
+    documents: TokenIds,
     groups: Int[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    plan: Plan,
     *,
-    rows: tuple[int, int] = (-1, -1),
+    adapter_ids: tuple[int, int] = (NO_ADAPTER, NO_ADAPTER),
     spans: Spans | None = None,
-    negatives: Sequence[Tokens] | None = None,
+    negatives: Sequence[TokenIds] | None = None,
     num_negatives: int = 1,
     temperature: float = 0.05,
     dim_weights: Sequence[float] | None = None,
-    max_tokens: int | None = None,
-) -> Work:
-    """Query i belongs with document i and, unless of its group, with no other (`info_nce`).
+    chunk_tokens: int | None = None,
+) -> StepFn:
+    """InfoNCE: query i matches document i and no document of another group (`info_nce`).
 
-    With `spans` it belongs with that part of the document's tokens, whose mean stands for it: span
-    pooling, which trains what late chunking does (arXiv:2409.04701). `rows` are the
-    adapters that read queries and documents. `negatives[i]` are texts that look like an answer to
-    query i and are none; of those given, `num_negatives` a query are drawn each time. For
-    classification a group is a class, so that two texts of a class are never pushed apart, or a
-    tuple whose texts carry an id of its own (`train/tuples.py`).
+    `adapter_ids` are the adapters that encode queries and documents. With `spans`, query i matches
+    that part of document i, whose mean hidden state stands for it: span pooling, which trains late
+    chunking (arXiv:2409.04701). `negatives[i]` are hard negatives of query i; each step draws
+    `num_negatives` of them per query. For classification, a group is a class, so that two texts of
+    a class are never negatives, or a tuple whose texts end with the tuple's id
+    (`train/data/tuples.py`).
     """
-    nested = matryoshka(info_nce, plain(network).config.dims, dim_weights)
+    nested = matryoshka(info_nce, unwrap(network).config.dims, dim_weights)
 
-    def work(step: int) -> tuple[Tensor, int]:
-        chosen = plan[step]
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        rows = plan[step]
         rng = np.random.default_rng(step)
-        texts = [queries[i] for i in chosen] + [documents[i] for i in chosen]
+        texts = [queries[i] for i in rows] + [documents[i] for i in rows]
         parts = [(0, len(text)) for text in texts]
         if spans is not None:
-            parts[len(chosen) :] = [spans[i] for i in chosen]
-        owners = list(groups[chosen])
-        for hard in [] if negatives is None else [negatives[i] for i in chosen]:
+            parts[len(rows) :] = [spans[i] for i in rows]
+        owners = list(groups[rows])
+        for hard in [] if negatives is None else [negatives[i] for i in rows]:
             for place in rng.permutation(len(hard))[:num_negatives]:
                 texts.append(hard[place])
                 parts.append((0, len(hard[place])))
                 owners.append(-1)
-        adapters = [rows[0]] * len(chosen) + [rows[1]] * len(owners)
+        adapters = [adapter_ids[0]] * len(rows) + [adapter_ids[1]] * len(owners)
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-            left, right = vectors.split([len(chosen), len(owners)])
+            left, right = vectors.split([len(rows), len(owners)])
             return nested(
                 left,
                 right,
-                groups=torch.from_numpy(groups[chosen]).to(vectors.device),
+                groups=torch.from_numpy(groups[rows]).to(vectors.device),
                 document_groups=torch.tensor(owners, device=vectors.device),
                 temperature=temperature,
             )
 
-        value = backward(network, texts, adapters, loss, spans=parts, max_tokens=max_tokens)
+        value = backward(network, texts, adapters, loss, spans=parts, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in texts)
 
-    return work
+    return step_fn
 
 
 def tuples(
     network: Model,
-    texts: Tokens,
+    texts: TokenIds,
     labels: Int[np.ndarray, " N"],
-    tag: Callable[[int], Int32[np.ndarray, " _end"]],
+    id_tokens: Callable[[int], Int32[np.ndarray, " _end"]],
     *,
-    row: int,
+    adapter_id: int,
     batch_size: int,
-    longest: int,
+    max_tokens: int,
     num_negatives: int = 7,
     temperature: float = 0.02,
-    max_tokens: int | None = None,
+    chunk_tokens: int | None = None,
     seed: int = 0,
-) -> Work:
-    """A text, one of its class and `num_negatives` of others, against all texts of the step.
+) -> StepFn:
+    """InfoNCE on tuples: a text, another text of its class, and `num_negatives` of other classes.
 
-    Texts of one class meet in different tuples, as if they were unlike. So every tuple has an id,
-    and `tag` gives its tokens, which its texts end with: whatever has another id is told apart by
-    that alone, and teaches nothing (arXiv:2409.10173, section 4.3.2, after Lee et al. 2024). Texts
-    stay within `longest` tokens.
+    Texts of one class also meet as negatives, when they are in different tuples. For this reason
+    every tuple has an id, and `id_tokens` returns the tokens with which all its texts end: a text
+    of another tuple differs by its id alone, so nothing is learnt from it (arXiv:2409.10173,
+    section 4.3.2, after Lee et al. 2024). Texts with their id have at most `max_tokens` tokens.
     """
-    nested = matryoshka(info_nce, plain(network).config.dims)
+    nested = matryoshka(info_nce, unwrap(network).config.dims)
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([seed, step])
         drawn = draw_tuples(labels, count=batch_size, num_negatives=num_negatives, rng=rng)
-        tags = [tag(step * batch_size + number) for number in range(batch_size)]
-        # Column by column: all queries, all positives, then the negatives.
+        tuple_ids = [id_tokens(step * batch_size + number) for number in range(batch_size)]
+        # Column after column: all queries, all positives, then the negatives.
         batch = [
-            append_tokens(texts[i], end, max_tokens=longest)
+            append_tokens(texts[i], end, max_tokens=max_tokens)
             for column in drawn.T
-            for i, end in zip(column, tags, strict=True)
+            for i, end in zip(column, tuple_ids, strict=True)
         ]
         owners = torch.arange(batch_size * (1 + num_negatives))
 
@@ -300,77 +302,81 @@ def tuples(
                 temperature=temperature,
             )
 
-        value = backward(network, batch, [row] * len(batch), loss, max_tokens=max_tokens)
+        adapters = [adapter_id] * len(batch)
+        value = backward(network, batch, adapters, loss, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in batch)
 
-    return work
+    return step_fn
 
 
 def ordering(
     network: Model,
-    left: Tokens,
-    right: Tokens,
+    left: TokenIds,
+    right: TokenIds,
     scores: Float32[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    plan: Plan,
     *,
-    row: int,
+    adapter_id: int,
     temperature: float = 0.05,
-    max_tokens: int | None = None,
-) -> Work:
-    """Pairs with a higher gold score should have a higher cosine (`cosent`)."""
-    nested = matryoshka(cosent, plain(network).config.dims)
+    chunk_tokens: int | None = None,
+) -> StepFn:
+    """CoSENT: pairs with a higher gold score should have a higher cosine (`cosent`)."""
+    nested = matryoshka(cosent, unwrap(network).config.dims)
 
-    def work(step: int) -> tuple[Tensor, int]:
-        chosen = plan[step]
-        texts = [side[i] for side in (left, right) for i in chosen]
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        rows = plan[step]
+        texts = [side[i] for side in (left, right) for i in rows]
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-            gold = torch.from_numpy(scores[chosen]).to(vectors.device)
+            gold = torch.from_numpy(scores[rows]).to(vectors.device)
             return nested(*vectors.chunk(2), scores=gold, temperature=temperature)
 
-        value = backward(network, texts, [row] * len(texts), loss, max_tokens=max_tokens)
+        adapters = [adapter_id] * len(texts)
+        value = backward(network, texts, adapters, loss, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in texts)
 
-    return work
+    return step_fn
 
 
 def separation(
     network: Model,
-    texts: Tokens,
+    texts: TokenIds,
     labels: Int[np.ndarray, " N"],
-    plan: Sequence[Int[np.ndarray, " _rows"]],
+    plan: Plan,
     *,
-    row: int,
+    adapter_id: int,
     temperature: float = 0.02,
-    max_tokens: int | None = None,
-) -> Work:
-    """Texts of one label should be more alike than texts of two (`separate`)."""
-    nested = matryoshka(separate, plain(network).config.dims)
+    chunk_tokens: int | None = None,
+) -> StepFn:
+    """CoSENT: texts of one label should be more similar than texts of two (`separate`)."""
+    nested = matryoshka(separate, unwrap(network).config.dims)
 
-    def work(step: int) -> tuple[Tensor, int]:
-        chosen = plan[step]
-        batch = [texts[i] for i in chosen]
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        rows = plan[step]
+        batch = [texts[i] for i in rows]
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-            own = torch.from_numpy(labels[chosen]).to(vectors.device)
+            own = torch.from_numpy(labels[rows]).to(vectors.device)
             return nested(vectors, labels=own, temperature=temperature)
 
-        value = backward(network, batch, [row] * len(batch), loss, max_tokens=max_tokens)
+        adapters = [adapter_id] * len(batch)
+        value = backward(network, batch, adapters, loss, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in batch)
 
-    return work
+    return step_fn
 
 
-def take_turns(works: Sequence[Work], shares: Sequence[float], *, steps: int, seed: int) -> Work:
-    """Data sets with losses of their own, one a step, each in its share of `steps`, at random.
+def alternate(
+    step_fns: Sequence[StepFn], weights: Sequence[float], *, steps: int, seed: int
+) -> StepFn:
+    """One of several objectives per step, at random in proportion to `weights`.
 
-    Each of `works` is asked for its own steps 0, 1, 2 and so on.
+    Each of `step_fns` is called with its own step numbers 0, 1, 2 and so on.
     """
-    parts = np.asarray(shares) / np.sum(shares)
-    turns = np.random.default_rng(seed).choice(len(works), size=steps, p=parts)
-    earlier = [int((turns[:step] == turn).sum()) for step, turn in enumerate(turns)]
+    turns = plan_sources(weights, steps=steps, seed=seed)
 
-    def work(step: int) -> tuple[Tensor, int]:
-        return works[turns[step]](earlier[step])
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        source, number = turns[step]
+        return step_fns[source](number)
 
-    return work
+    return step_fn

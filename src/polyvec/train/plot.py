@@ -1,4 +1,4 @@
-"""A run's record as a picture: loss, rate, speed and scores by step."""
+"""A plot of a run: loss, learning rate, speed and scores by step."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 
 from polyvec.train.metrics import read_records
 
-PANELS = ("loss", "rate", "tokens a second", "scores")
+PANELS = ("loss", "rate", "tokens per second", "scores")
 
 
 def plot_run(folder: Path) -> Path:
-    """Draw `folder/metrics.jsonl` as `folder/run.png`, and give the picture's path.
+    """Plot `folder/metrics.jsonl` as `folder/run.png`, and return the path of the plot.
 
-    Faint lines are single steps, strong ones their running mean over a fiftieth of the run.
+    Faint lines show single steps; strong lines show a running mean over a fiftieth of the run.
     """
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for record in read_records(folder / "metrics.jsonl"):
         step = record.pop("step")
         record.pop("skipped", None)
         if "tokens" in record:
-            record["tokens a second"] = record.pop("tokens") / record.pop("seconds")
+            record["tokens per second"] = record.pop("tokens") / record.pop("seconds")
         for name, value in record.items():
             curves[name].append((step, value))
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -37,7 +37,7 @@ def plot_run(folder: Path) -> Path:
                 axes.plot(steps, values, alpha=0.25, linewidth=0.8)
                 axes.plot(*running_mean(steps, values), color="C0")
             else:
-                # Twenty colours, so that lines are told apart; beside the plot they hide none.
+                # Twenty colours distinguish the lines; a legend next to the plot hides none.
                 color = colormaps["tab20"](number % 20)
                 axes.plot(steps, values, marker="o", color=color, label=name)
                 axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
@@ -47,7 +47,7 @@ def plot_run(folder: Path) -> Path:
 
 
 def running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over windows of a fiftieth of the values, each at its window's middle step.
+    """Means over windows of a fiftieth of the values, each at the middle step of its window.
 
     >>> running_mean(np.arange(4), np.array([1.0, 2.0, 3.0, 5.0]))[1].tolist()
     [1.0, 2.0, 3.0, 5.0]

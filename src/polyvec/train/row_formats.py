@@ -1,12 +1,12 @@
-"""The three kinds of rows that a user's own adapter learns from.
+"""The three row formats that a user's own adapter can be trained on.
 
-    classification   text, label                              texts of a class should be alike
-    pairs            query, positive[, negatives][, group]    a text should find its partner
+    classification   text, label                              texts of a class should be similar
+    pairs            query, positive[, negatives][, group]    a query should find its positive
     scored           text1, text2, score                      cosines should follow the scores
 
-A kind says how its rows are read, what one step of training computes, and how a model is scored
-on rows it has not seen. `negatives` is a list of texts (in CSV a single one) that look like the
-positive and are none; pairs of one `group` mean the same thing.
+A row format defines its columns, the training objective, and how a model is scored on held-out
+rows. `negatives` is a list of texts (in CSV, a single text) that resemble the positive and are
+wrong. Pairs of one `group` mean the same thing.
 
 Axes in this file: N texts, C classes, D width.
 """
@@ -23,55 +23,62 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from polyvec.network import Network
-from polyvec.records import Columns, as_label, as_number, as_text, as_texts
-from polyvec.records import Record as Row
-from polyvec.train.loop import Work
+from polyvec.records import Columns, Record, as_label, as_number, as_text, as_texts
+from polyvec.train.data.batches import Plan
+from polyvec.train.data.tokens import TokenIds
+from polyvec.train.loop import StepFn
 from polyvec.train.losses import matryoshka
-from polyvec.train.objectives import Tokens, contrast, embed, ordering
+from polyvec.train.objectives import contrast, embed, ordering
 
-Plan = Sequence[Int[np.ndarray, " _rows"]]
-"""The rows of every step."""
+MAX_TEXTS_PER_CLASS = 32
+"""Texts of a class whose mean is the first value of the class's vector."""
 
-Read = Callable[[list[str]], Tokens]
-"""Token ids of texts, the task's instruction before each."""
+Tokenise = Callable[[list[str]], TokenIds]
+"""Token ids of texts, each behind the task's instruction."""
 
 Encode = Callable[[list[str]], Float32[np.ndarray, "N D"]]
-"""Unit vectors of texts."""
+"""Embeddings of texts, as unit vectors."""
 
-Parts = tuple[Work, dict[str, nn.Parameter]]
-"""What a step computes, and what it trains besides the adapter."""
+Objective = tuple[StepFn, dict[str, nn.Parameter]]
+"""A step function, and the parameters that it trains in addition to the adapter."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Everything that differs between the kinds."""
+class RowFormat:
+    """All properties in which the row formats differ."""
 
     columns: Columns
-    key: Callable[[Row], str]
-    """Rows with one key are kept back together or not at all."""
+    """The columns of a row."""
 
-    stratum: Callable[[Row], str]
-    """Of each of these the same part is kept back."""
+    key: Callable[[Record], str]
+    """Rows with the same key are held out together or not at all."""
 
-    check: Callable[[Sequence[Row]], None]
-    """Raises ValueError for rows that teach nothing."""
+    stratum: Callable[[Record], str]
+    """The same fraction of every stratum is held out."""
 
-    make_work: Callable[[Network, Read, Sequence[Row], Plan], Parts]
+    check: Callable[[Sequence[Record]], None]
+    """Raises ValueError for rows from which nothing can be learnt."""
+
+    make_objective: Callable[[Network, Tokenise, Sequence[Record], Plan], Objective]
+    """Makes the training objective of an adapter."""
+
     measure: str
-    score: Callable[[Encode, Sequence[Row], Sequence[Row]], float]
-    """How well vectors serve rows kept back, between 0 and 1, given the rows trained on."""
+    """Name of the score."""
+
+    score: Callable[[Encode, Sequence[Record], Sequence[Record]], float]
+    """Scores embeddings between 0 and 1, given the training rows and the held-out rows."""
 
 
 def class_vectors(
-    network: Network, texts: Tokens, labels: Int[np.ndarray, " N"], *, most: int = 32
+    network: Network, texts: TokenIds, labels: Int[np.ndarray, " N"]
 ) -> Float32[Tensor, "C D"]:
-    """For each class the mean vector of its first `most` texts, read by adapter 0."""
+    """Mean embedding of the first `MAX_TEXTS_PER_CLASS` texts of each class, with adapter 0."""
     means = []
     with torch.inference_mode():
         for label in range(labels.max() + 1):
-            mine = [texts[i] for i in np.flatnonzero(labels == label)[:most]]
-            means.append(F.normalize(embed(network, mine, 0), dim=-1).mean(0))
-    # Outside of inference mode, so that they can be trained.
+            own = [texts[i] for i in np.flatnonzero(labels == label)[:MAX_TEXTS_PER_CLASS]]
+            means.append(F.normalize(embed(network, own, 0), dim=-1).mean(0))
+    # Tensors made in inference mode cannot be trained, so these are copied outside of it.
     return F.normalize(torch.stack(means), dim=-1).clone()
 
 
@@ -86,18 +93,20 @@ def class_loss(
     return F.cross_entropy(vectors @ classes.T / temperature, labels)
 
 
-def classify(network: Network, read: Read, rows: Sequence[Row], plan: Plan) -> Parts:
-    """Texts go to their class's vector, which is learnt beside the adapter and then dropped.
+def class_objective(
+    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+) -> Objective:
+    """Train texts towards the vector of their class, which is learnt too and then discarded.
 
-    Against a text of the same class and texts of others, the paper's way, this wins where classes
-    are few: every text meets every class in every step.
+    With few classes this is better than the paper's tuples, because every text is compared with
+    every class in every step.
     """
-    texts = read([row["text"] for row in rows])
+    texts = tokenise([row["text"] for row in rows])
     labels = np.unique([row["label"] for row in rows], return_inverse=True)[1]
     classes = nn.Parameter(class_vectors(network, texts, labels))
     nested = matryoshka(class_loss, network.config.dims)
 
-    def work(step: int) -> tuple[Tensor, int]:
+    def step_fn(step: int) -> tuple[Tensor, int]:
         chosen = plan[step]
         batch = [texts[i] for i in chosen]
         gold = torch.from_numpy(labels[chosen])
@@ -105,96 +114,106 @@ def classify(network: Network, read: Read, rows: Sequence[Row], plan: Plan) -> P
         loss.backward()
         return loss.detach(), sum(len(text) for text in batch)
 
-    return work, {"classes": classes}
+    return step_fn, {"classes": classes}
 
 
-def pair(network: Network, read: Read, rows: Sequence[Row], plan: Plan) -> Parts:
-    """Each query finds its positive among those of the batch (`contrast`)."""
+def pair_objective(
+    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+) -> Objective:
+    """Train each query to find its positive among those of the step (`contrast`)."""
     negatives = [row["negatives"] or [] for row in rows]
-    flat = iter(read([text for texts in negatives for text in texts]))
+    flat = iter(tokenise([text for texts in negatives for text in texts]))
     groups = np.unique([pair_group(row) for row in rows], return_inverse=True)[1]
-    work = contrast(
+    step_fn = contrast(
         network,
-        read([row["query"] for row in rows]),
-        read([row["positive"] for row in rows]),
+        tokenise([row["query"] for row in rows]),
+        tokenise([row["positive"] for row in rows]),
         groups,
         plan,
-        rows=(0, 0),
+        adapter_ids=(0, 0),
         negatives=[[next(flat) for _ in texts] for texts in negatives],
     )
-    return work, {}
+    return step_fn, {}
 
 
-def order(network: Network, read: Read, rows: Sequence[Row], plan: Plan) -> Parts:
-    """Pairs with higher scores get higher cosines (`ordering`)."""
-    left, right = (read([row[name] for row in rows]) for name in ("text1", "text2"))
+def score_objective(
+    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+) -> Objective:
+    """Train pairs with higher scores to have higher cosines (`ordering`)."""
+    left, right = (tokenise([row[name] for row in rows]) for name in ("text1", "text2"))
     scores = np.array([row["score"] for row in rows], np.float32)
-    return ordering(network, left, right, scores, plan, row=0), {}
+    return ordering(network, left, right, scores, plan, adapter_id=0), {}
 
 
-def score_classes(encode: Encode, seen: Sequence[Row], held: Sequence[Row]) -> float:
-    """Accuracy of logistic regression on the vectors, fitted to the rows trained on."""
-    gold = [row["label"] for row in seen]
-    model = LogisticRegression(max_iter=1_000).fit(encode([row["text"] for row in seen]), gold)
-    found = model.predict(encode([row["text"] for row in held]))
-    return float(np.mean(found == np.array([row["label"] for row in held])))
+def score_classes(
+    encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]
+) -> float:
+    """Accuracy on held-out rows of logistic regression, fitted to the training rows."""
+    gold = [row["label"] for row in train_rows]
+    vectors = encode([row["text"] for row in train_rows])
+    model = LogisticRegression(max_iter=1_000).fit(vectors, gold)
+    predicted = model.predict(encode([row["text"] for row in held_out]))
+    return float(np.mean(predicted == np.array([row["label"] for row in held_out])))
 
 
-def score_pairs(encode: Encode, seen: Sequence[Row], held: Sequence[Row]) -> float:
-    """nDCG@10 of each query's positive among all positives kept back."""
-    documents = [*dict.fromkeys(row["positive"] for row in held)]
+def score_pairs(encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]) -> float:
+    """nDCG@10 of each query's positive among all held-out positives."""
+    documents = [*dict.fromkeys(row["positive"] for row in held_out)]
     place = {text: i for i, text in enumerate(documents)}
-    right = np.array([place[row["positive"]] for row in held])
-    cosines = encode([row["query"] for row in held]) @ encode(documents).T
-    own = cosines[np.arange(len(held)), right]
-    # Equals count as better, so that vectors that are all alike find nothing.
+    right = np.array([place[row["positive"]] for row in held_out])
+    cosines = encode([row["query"] for row in held_out]) @ encode(documents).T
+    own = cosines[np.arange(len(held_out)), right]
+    # A document with an equal cosine ranks before the positive, so that embeddings which are all
+    # equal find nothing.
     rank = (cosines >= own[:, None]).sum(1)
     return float(np.where(rank <= 10, 1 / np.log2(rank + 1.0), 0).mean())
 
 
-def score_order(encode: Encode, seen: Sequence[Row], held: Sequence[Row]) -> float:
-    """Spearman's correlation of cosines and scores; 0 where there is nothing to order."""
-    left, right = (encode([row[name] for row in held]) for name in ("text1", "text2"))
-    gold = [row["score"] for row in held]
+def score_order(encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]) -> float:
+    """Spearman's correlation of cosines and scores; 0 if all scores are equal."""
+    left, right = (encode([row[name] for row in held_out]) for name in ("text1", "text2"))
+    gold = [row["score"] for row in held_out]
     if len({*gold}) < 2:
         return 0.0
     return float(np.asarray(spearmanr((left * right).sum(1), gold))[0])
 
 
-def pair_group(row: Row) -> str:
-    """What a pair is about: its group, else its positive."""
+def pair_group(row: Record) -> str:
+    """The group of a pair: its column `group`, or else its positive."""
     return row["group"] or row["positive"]
 
 
-def check_classes(rows: Sequence[Row]) -> None:
-    """Raise ValueError unless there are two classes."""
+def check_classes(rows: Sequence[Record]) -> None:
+    """Raise ValueError if there are fewer than two classes."""
     if len({row["label"] for row in rows}) < 2:
-        raise ValueError(f"all labels are {rows[0]['label']!r}: two classes are needed")
+        raise ValueError(f"all labels are {rows[0]['label']!r}; at least two classes are needed")
 
 
-def check_pairs(rows: Sequence[Row]) -> None:
-    """Raise ValueError unless there are two groups."""
+def check_pairs(rows: Sequence[Record]) -> None:
+    """Raise ValueError if there are fewer than two groups."""
     if len({pair_group(row) for row in rows}) < 2:
-        raise ValueError("all pairs are of one group or have one positive: nothing to tell apart")
+        raise ValueError(
+            "all pairs have the same group or the same positive; at least two groups are needed"
+        )
 
 
-def check_scores(rows: Sequence[Row]) -> None:
-    """Raise ValueError unless there are two scores."""
+def check_scores(rows: Sequence[Record]) -> None:
+    """Raise ValueError if there are fewer than two scores."""
     if len({row["score"] for row in rows}) < 2:
-        raise ValueError(f"all scores are {rows[0]['score']}: nothing to order")
+        raise ValueError(f"all scores are {rows[0]['score']}; at least two scores are needed")
 
 
-KINDS = {
-    "classification": Kind(
+ROW_FORMATS = {
+    "classification": RowFormat(
         columns=Columns(needed={"text": as_text, "label": as_label}),
         key=lambda row: " ".join(row["text"].split()).casefold(),
         stratum=lambda row: row["label"],
         check=check_classes,
-        make_work=classify,
+        make_objective=class_objective,
         measure="accuracy of logistic regression",
         score=score_classes,
     ),
-    "pairs": Kind(
+    "pairs": RowFormat(
         columns=Columns(
             needed={"query": as_text, "positive": as_text},
             optional={"negatives": as_texts, "group": as_label},
@@ -202,16 +221,16 @@ KINDS = {
         key=pair_group,
         stratum=lambda row: "",
         check=check_pairs,
-        make_work=pair,
+        make_objective=pair_objective,
         measure="nDCG@10",
         score=score_pairs,
     ),
-    "scored": Kind(
+    "scored": RowFormat(
         columns=Columns(needed={"text1": as_text, "text2": as_text, "score": as_number}),
         key=lambda row: row["text1"],
         stratum=lambda row: "",
         check=check_scores,
-        make_work=order,
+        make_objective=score_objective,
         measure="Spearman's correlation",
         score=score_order,
     ),

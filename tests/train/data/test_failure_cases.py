@@ -19,13 +19,13 @@ from polyvec.train.data.failure_cases import (
     write_task,
 )
 from polyvec.train.data.failure_words import EVAL, TRAIN
-from polyvec.train.data.pairs import Rows, read_pairs
+from polyvec.train.data.pairs import Pairs, read_pairs
 
 SIDES = ("train", "eval")
 
 
 @pytest.fixture(scope="module")
-def given() -> Rows:
+def given() -> Pairs:
     """Questions on invented passages, two a passage: about a name, and to be answered by yes."""
     names = ["Anna Keller", "Otto Brandt", "Lena Vogel", "Max Sommer", "Ida Busch"]
     passages = [f"In {1900 + i} {names[i % 5]} opened mill {i} by the river." for i in range(50)]
@@ -56,7 +56,7 @@ def texts(examples: list[Example]) -> set[str]:
 
 
 @pytest.mark.parametrize("with_pairs", [False, True])
-def test_no_negative_states_what_is_asked(case: str, with_pairs: bool, given: Rows) -> None:
+def test_no_negative_states_what_is_asked(case: str, with_pairs: bool, given: Pairs) -> None:
     for side in SIDES:
         examples = make_examples(case, side, num=10_000, given=given if with_pairs else None)
         assert len(examples) >= 80
@@ -76,7 +76,7 @@ def test_a_text_states_one_thing(case: str) -> None:
     assert all(len(facts) == 1 for facts in stated.values())
 
 
-def test_the_two_sides_share_no_text(case: str, given: Rows) -> None:
+def test_the_two_sides_share_no_text(case: str, given: Pairs) -> None:
     one, two = (texts(make_examples(case, side, num=10_000, given=given)) for side in SIDES)
     shared = one & two
     # A given negative may stand on both sides; a question or an answer may not.
@@ -96,7 +96,7 @@ def test_the_two_sides_share_no_name_and_no_template() -> None:
         assert not one & two, field.name
 
 
-def test_given_groups_keep_to_their_side(given: Rows) -> None:
+def test_given_groups_keep_to_their_side(given: Pairs) -> None:
     facts = [
         {
             example.positive.fact
@@ -111,7 +111,7 @@ def test_given_groups_keep_to_their_side(given: Rows) -> None:
     assert not facts[0] & facts[1]
 
 
-def test_examples_are_a_function_of_the_seed(case: str, given: Rows) -> None:
+def test_examples_are_a_function_of_the_seed(case: str, given: Pairs) -> None:
     one, same, other = (
         make_examples(case, "train", num=60, seed=seed, given=given) for seed in (0, 0, 1)
     )
@@ -164,7 +164,7 @@ def test_poor_documents_repeat_the_question() -> None:
             assert negative.fact == ()
 
 
-def test_rows_are_read_back_as_pairs_with_negatives(tmp_path: Path, given: Rows) -> None:
+def test_rows_are_read_back_as_pairs_with_negatives(tmp_path: Path, given: Pairs) -> None:
     examples = make_examples("quality", "train", num=50, given=given)
     write_rows(tmp_path / "made/quality.parquet", examples)
     rows = read_pairs(tmp_path / "made/quality.parquet", lang="lang")
@@ -177,7 +177,7 @@ def test_rows_are_read_back_as_pairs_with_negatives(tmp_path: Path, given: Rows)
 
 
 def test_a_task_folder_is_one_that_eval_reads_and_its_answers_are_the_facts(
-    case: str, tmp_path: Path, given: Rows
+    case: str, tmp_path: Path, given: Pairs
 ) -> None:
     examples = make_examples(case, "eval", num=90, given=given)
     write_task(tmp_path / f"failures-{case}", examples)

@@ -104,5 +104,5 @@ def test_consistent_pairs_are_those_of_a_double_loop(rng: np.random.Generator) -
                     better += 1
             if better < top:
                 expected.append(i)
-        assert keep_consistent(texts, partners, groups, top=top, at_once=7) == expected
+        assert keep_consistent(texts, partners, groups, top=top, block_size=7) == expected
         assert len(expected) < 40

@@ -5,17 +5,17 @@ import pytest
 
 from polyvec.encoder import Encoder
 from polyvec.train.data.hard_negatives import (
-    alternate,
     bm25_scores,
     candidates,
     cosine_scores,
+    merge_negatives,
     mine,
 )
-from polyvec.train.data.pairs import Rows
+from polyvec.train.data.pairs import Pairs
 
 
 @pytest.fixture
-def rows() -> Rows:
+def rows() -> Pairs:
     """Sixty queries about thirty passages in twenty groups; some queries are passages too."""
     rng = np.random.default_rng(0)
     words = "fox dog den snow sleeps jumps brown lazy quick under over where the a".split()
@@ -31,7 +31,7 @@ def rows() -> Rows:
     )
 
 
-def brute(rows: Rows, matrix: np.ndarray, num: int, margin: float, skip: int) -> list[list[str]]:
+def brute(rows: Pairs, matrix: np.ndarray, num: int, margin: float, skip: int) -> list[list[str]]:
     """The definition, a pair at a time."""
     texts = candidates(rows)
     found = []
@@ -51,21 +51,23 @@ def brute(rows: Rows, matrix: np.ndarray, num: int, margin: float, skip: int) ->
 
 
 @pytest.mark.parametrize(("num", "margin", "skip"), [(7, 0.95, 0), (3, 1.0, 2), (40, 0.5, 0)])
-def test_negatives_are_those_of_brute_force(num: int, margin: float, skip: int, rows: Rows) -> None:
+def test_negatives_are_those_of_brute_force(
+    num: int, margin: float, skip: int, rows: Pairs
+) -> None:
     matrix = np.random.default_rng(1).normal(size=(60, len(candidates(rows)))).astype(np.float32)
     found = mine(rows, lambda start, stop: matrix[start:stop], num=num, margin=margin, skip=skip)
     assert found == brute(rows, matrix, num, margin, skip)
     assert any(found)
 
 
-def test_a_models_negatives_are_those_of_its_vectors(encoder: Encoder, rows: Rows) -> None:
+def test_a_models_negatives_are_those_of_its_vectors(encoder: Encoder, rows: Pairs) -> None:
     left = encoder.encode(rows.texts, task="retrieval.query")
     right = encoder.encode(candidates(rows), task="retrieval.passage")
     found = mine(rows, cosine_scores(encoder, rows), num=5)
     assert found == brute(rows, left @ right.T, 5, 0.95, 0)
 
 
-def test_bm25_ranks_as_its_formula(encoder: Encoder, rows: Rows) -> None:
+def test_bm25_ranks_as_its_formula(encoder: Encoder, rows: Pairs) -> None:
     texts = candidates(rows)
     queries, documents = (
         [t.ids[1:-1].tolist() for t in encoder.tokenizer.encode(part, [""] * len(part))]
@@ -84,7 +86,7 @@ def test_bm25_ranks_as_its_formula(encoder: Encoder, rows: Rows) -> None:
     np.testing.assert_allclose(bm25_scores(encoder, rows)(0, 60), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_negative_is_of_the_querys_group_or_the_query(encoder: Encoder, rows: Rows) -> None:
+def test_no_negative_is_of_the_querys_group_or_the_query(encoder: Encoder, rows: Pairs) -> None:
     owners: dict[str, set[int]] = {}
     for partner, group in zip(rows.partners, rows.groups.tolist(), strict=True):
         owners.setdefault(partner, set()).add(group)
@@ -96,5 +98,5 @@ def test_no_negative_is_of_the_querys_group_or_the_query(encoder: Encoder, rows:
 
 def test_miners_take_turns() -> None:
     one, two = [["a", "b", "c"], []], [["b", "d"], ["e"]]
-    assert alternate(one, two, num=4) == [["a", "b", "d", "c"], ["e"]]
-    assert alternate(one, two, num=1) == [["a"], ["e"]]
+    assert merge_negatives(one, two, num=4) == [["a", "b", "d", "c"], ["e"]]
+    assert merge_negatives(one, two, num=1) == [["a"], ["e"]]

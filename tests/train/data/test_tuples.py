@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from polyvec.train.data.tuples import append_tokens, draw_tuples, nli_triplets
 from polyvec.train.losses import info_nce
-from polyvec.train.objectives import embed, take_turns, tuples
+from polyvec.train.objectives import embed, tuples
 from tests.train.test_objectives import TEXTS, make_network
 
 LABELS = np.array([3, 1, 3, 3, 1, 8, 8, 3, 1, 8, 8, 3, 5])
@@ -68,8 +68,10 @@ def test_the_step_is_equation_3_over_tagged_tuples() -> None:
         seen.append(number)
         return np.int32([4 + number])
 
-    work = tuples(network, TEXTS, labels, tag, row=3, batch_size=3, longest=30, num_negatives=2)
-    loss, _ = work(5)
+    step_fn = tuples(
+        network, TEXTS, labels, tag, adapter_id=3, batch_size=3, max_tokens=30, num_negatives=2
+    )
+    loss, _ = step_fn(5)
     assert seen == [15, 16, 17]
     drawn = draw_tuples(labels, count=3, num_negatives=2, rng=np.random.default_rng([0, 5]))
     with torch.no_grad():
@@ -121,26 +123,3 @@ def test_nli_contradictions_are_negatives_of_all_rows() -> None:
         document_groups=torch.tensor([*groups, -1, -1, -1]),
     )
     assert found.item() == pytest.approx(total / 6, rel=1e-5)
-
-
-def test_data_sets_take_turns_by_share_and_each_goes_on_where_it_was() -> None:
-    calls: list[tuple[str, int]] = []
-
-    def make(name: str):
-        def work(step: int) -> tuple[torch.Tensor, int]:
-            calls.append((name, step))
-            return torch.zeros(()), 1
-
-        return work
-
-    both = take_turns([make("a"), make("b")], [3.0, 1.0], steps=400, seed=0)
-    for step in range(400):
-        both(step)
-    for name, share in (("a", 0.75), ("b", 0.25)):
-        own = [step for called, step in calls if called == name]
-        assert own == [*range(len(own))]
-        assert len(own) / 400 == pytest.approx(share, abs=0.05)
-    again = [*calls]
-    calls.clear()
-    both(399)
-    assert calls == again[-1:]

@@ -1,168 +1,142 @@
-"""POST /v1/batch/embeddings and its siblings: requests whose answers are fetched later.
+"""POST /v1/batch/embeddings and related routes: requests whose answers are fetched later.
 
-Jobs are answered one after another beside all other requests; the scheduler's fair turns keep
-them from being in anybody's way.
+`polyvec.server.batch_worker` answers the jobs.
 """
 
 import asyncio
-import json
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from starlette.responses import Response
 
-from polyvec.server.app import Call, Endpoint, Service, json_response
-from polyvec.server.errors import ApiError, bad_input
-from polyvec.server.metrics import log
-from polyvec.server.quotas import Client
-from polyvec.server.requests import BatchRequest
-from polyvec.server.routes.embeddings import embeddings
-from polyvec.server.serialise import dump
-from polyvec.server.stores.batch_jobs import Batch, Batches
-from polyvec.server.wire import EmbeddingRequest, validate
+from polyvec.server.errors import ApiError, ErrorCode, invalid_input
+from polyvec.server.service import Endpoint, RequestContext, json_response
+from polyvec.server.stores.batch_jobs import BatchJob, BatchJobs
+from polyvec.server.wire import Dimensions, StrictModel
 
-GROUP = 32
-"""Lines that are answered at once, and then written."""
+MAX_LINES = 50_000
+"""Maximum number of lines in a batch job."""
 
-PATIENCE = 1.0
-"""Seconds between looks for a new job, and between trials of a busy engine."""
+MAX_LISTED_JOBS = 1_000
 
 
-async def create(call: Call) -> Response:
+class BatchLine(StrictModel):
+    """One request of a batch job."""
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=256)]
+    """Identifies the line; the answer contains it too."""
+    body: dict[str, Any]
+    """A body of /v1/embeddings. The job has the values of the fields that are missing here."""
+
+
+class BatchRequest(StrictModel):
+    """A batch job."""
+
+    model: str
+    input: Annotated[list[BatchLine], Field(min_length=1, max_length=MAX_LINES)] | None = None
+    input_url: str | None = None
+    """Not supported: the server downloads nothing."""
+    webhook_url: str | None = None
+    """Not supported: the server calls no URLs."""
+    task: str | None = None
+    dimensions: Dimensions | None = None
+    normalized: bool | None = True
+
+
+async def create(context: RequestContext) -> Response:
     """POST /v1/batch/embeddings."""
-    request: BatchRequest = call.body
-    kept = _kept(call)
+    request: BatchRequest = context.body
+    jobs = _get_jobs(context)
     for name in ("input_url", "webhook_url"):
         if getattr(request, name) is not None:
-            raise bad_input(f"this server opens no URLs; send no {name}", name)
+            raise invalid_input(f"{name} is not supported: this server opens no URLs", name)
     if request.input is None:
-        raise bad_input("send the lines in input")
-    model = call.service.find(request.model)
-    model.check_task(request.task)
+        raise invalid_input("input is missing; send the lines there")
+    context.service.choose_model(request.model).choose_task(request.task)
     ids = [line.custom_id for line in request.input]
     if len(set(ids)) < len(ids):
-        raise bad_input("two lines have one custom_id")
+        raise invalid_input("two lines have the same custom_id")
     defaults = request.model_dump(include={"model", "task", "dimensions", "normalized"})
     lines = [line.model_dump() for line in request.input]
-    batch = await asyncio.to_thread(kept.create, call.client.name, request.model, defaults, lines)
-    return json_response(describe(batch))
+    owner = context.api_key.name
+    job = await asyncio.to_thread(jobs.create, owner, request.model, defaults, lines)
+    return json_response(describe(job))
 
 
-async def show(call: Call) -> Response:
+async def show(context: RequestContext) -> Response:
     """GET /v1/batch/{id}."""
-    batch = await asyncio.to_thread(_kept(call).find, call.client.name, call.path["batch_id"])
-    return json_response(describe(batch))
+    return json_response(describe(await _find_job(context)))
 
 
-async def cancel(call: Call) -> Response:
+async def cancel(context: RequestContext) -> Response:
     """DELETE /v1/batch/{id}."""
-    batch = await asyncio.to_thread(_kept(call).cancel, call.client.name, call.path["batch_id"])
-    return json_response(describe(batch))
+    owner, job_id = context.api_key.name, context.path_params["batch_id"]
+    return json_response(
+        describe(await asyncio.to_thread(_get_jobs(context).cancel, owner, job_id))
+    )
 
 
-async def list_batches(call: Call) -> Response:
-    """GET /v1/batches: the caller's own, the newest first."""
-    limit = call.query.get("limit", "20")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= 1_000):
-        raise bad_input(f"limit is {limit[:20]!r}, must be in 1..1000", "limit")
-    found = await asyncio.to_thread(_kept(call).newest, call.client.name, int(limit))
-    return json_response([describe(batch) for batch in found])
+async def list_batches(context: RequestContext) -> Response:
+    """GET /v1/batches: the caller's own jobs, newest first."""
+    limit = context.query_params.get("limit", "20")
+    is_number = limit.isascii() and limit.isdecimal()
+    if not (is_number and 1 <= int(limit[:9]) <= MAX_LISTED_JOBS):
+        raise invalid_input(f"limit is {limit[:20]!r}, must be in 1..{MAX_LISTED_JOBS}", "limit")
+    owner = context.api_key.name
+    jobs = await asyncio.to_thread(_get_jobs(context).newest, owner, int(limit))
+    return json_response([describe(job) for job in jobs])
 
 
-async def fetch_output(call: Call) -> Response:
-    """GET /v1/batch/{id}/output: the answers so far, a line each."""
-    return await _fetch(call, "output")
+async def fetch_output(context: RequestContext) -> Response:
+    """GET /v1/batch/{id}/output: the answers so far, one per line."""
+    return await _fetch(context, "output")
 
 
-async def fetch_errors(call: Call) -> Response:
-    """GET /v1/batch/{id}/errors: the lines that cannot be answered, and why."""
-    return await _fetch(call, "errors")
+async def fetch_errors(context: RequestContext) -> Response:
+    """GET /v1/batch/{id}/errors: the lines that could not be answered, and the reasons."""
+    return await _fetch(context, "errors")
 
 
-async def _fetch(call: Call, name: str) -> Response:
-    kept = _kept(call)
-    batch = await asyncio.to_thread(kept.find, call.client.name, call.path["batch_id"])
-    lines = await asyncio.to_thread(kept.read_file, batch, name)
+async def _fetch(context: RequestContext, name: str) -> Response:
+    job = await _find_job(context)
+    lines = await asyncio.to_thread(_get_jobs(context).read_file, job, name)
     return Response(lines, media_type="application/jsonl")
 
 
-def describe(batch: Batch) -> dict[str, Any]:
-    """A job as the hosted API describes it."""
+def describe(job: BatchJob) -> dict[str, Any]:
+    """A job in the form of Jina's API."""
     stats = {
-        "total": batch.total,
-        "completed": batch.completed,
-        "failed": batch.failed,
-        "total_tokens": batch.tokens,
+        "total": job.total,
+        "completed": job.completed,
+        "failed": job.failed,
+        "total_tokens": job.tokens,
     }
     return {
-        "batch_id": batch.id,
-        "status": batch.status,
-        "model": batch.model,
-        "created_at": batch.created,
-        "completed_at": batch.finished,
-        "expires_at": batch.expires.isoformat(timespec="seconds"),
-        "output_url": f"/v1/batch/{batch.id}/output",
-        "error_file_url": f"/v1/batch/{batch.id}/errors",
+        "batch_id": job.id,
+        "status": job.status,
+        "model": job.model,
+        "created_at": job.created,
+        "completed_at": job.finished,
+        "expires_at": job.expires.isoformat(timespec="seconds"),
+        "output_url": f"/v1/batch/{job.id}/output",
+        "error_file_url": f"/v1/batch/{job.id}/errors",
         "error": None,
         "stats": stats,
     }
 
 
-async def answer_batches(service: Service) -> None:
-    """Answer jobs for ever, those of an earlier server first."""
-    kept = service.batches
-    assert kept is not None
-    while True:
-        try:
-            batch = await asyncio.to_thread(kept.next)
-            if batch is None:
-                await asyncio.sleep(PATIENCE)
-            else:
-                await _answer_some(service, kept, batch)
-        except OSError as error:
-            # A full disk, say: the jobs wait until somebody has made room.
-            log("batch jobs wait", {"why": str(error)})
-            await asyncio.sleep(10 * PATIENCE)
+async def _find_job(context: RequestContext) -> BatchJob:
+    owner, job_id = context.api_key.name, context.path_params["batch_id"]
+    return await asyncio.to_thread(_get_jobs(context).find, owner, job_id)
 
 
-async def _answer_some(service: Service, kept: Batches, batch: Batch) -> None:
-    lines = await asyncio.to_thread(kept.read_lines, batch, GROUP)
-    client = service.clients.named(batch.owner)
-    answers = await asyncio.gather(*(_answer(service, client, batch, line) for line in lines))
-    output = [line for line, tokens in answers if tokens is not None]
-    errors = [line for line, tokens in answers if tokens is None]
-    num_tokens = sum(tokens or 0 for _, tokens in answers)
-    await asyncio.to_thread(kept.record, batch.id, output, errors, num_tokens)
-
-
-async def _answer(
-    service: Service, client: Client, batch: Batch, line: dict[str, Any]
-) -> tuple[bytes, int | None]:
-    """A line for the output, and its tokens; or one for the errors, and None."""
-    state: dict[str, Any] = {}
-    while True:
-        try:
-            request = validate(EmbeddingRequest, batch.defaults | line["body"])
-            response = await embeddings(Call(service, client, request, {}, {}, state))
-        except ApiError as error:
-            # A busy engine, one that starts again, a quota that fills: it only takes longer.
-            if error.status in (429, 503) and "Retry-After" in error.headers:
-                await asyncio.sleep(PATIENCE)
-                continue
-            fault = {"code": error.code, "message": error.message}
-            return dump({"custom_id": line["custom_id"], "error": fault}), None
-        name = json.dumps(line["custom_id"]).encode()
-        body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
-        return body % (name, bytes(response.body)), state["sizes"]["tokens"]
-
-
-def _kept(call: Call) -> Batches:
-    if call.service.batches is None:
+def _get_jobs(context: RequestContext) -> BatchJobs:
+    if context.service.batch_jobs is None:
         raise ApiError(
-            404,
-            "RESOURCE_NOT_FOUND",
-            "this server keeps no batch jobs; start it with --batches FOLDER",
+            ErrorCode.RESOURCE_NOT_FOUND,
+            "this server stores no batch jobs; start it with --batches FOLDER",
         )
-    return call.service.batches
+    return context.service.batch_jobs
 
 
 ENDPOINTS = [
@@ -170,30 +144,45 @@ ENDPOINTS = [
         method="POST",
         path="/v1/batch/embeddings",
         answer=create,
-        summary="Requests whose answers are fetched later",
+        summary="Create a batch job of embedding requests",
         reads=BatchRequest,
     ),
     Endpoint(
         method="GET",
         path="/v1/batches",
         answer=list_batches,
-        summary="Batch jobs",
-        query={"limit": {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 20}},
+        summary="List the batch jobs of the API key",
+        query={
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_LISTED_JOBS,
+                "default": 20,
+            }
+        },
     ),
-    Endpoint(method="GET", path="/v1/batch/{batch_id}", answer=show, summary="A batch job"),
     Endpoint(
-        method="DELETE", path="/v1/batch/{batch_id}", answer=cancel, summary="Stop a batch job"
+        method="GET",
+        path="/v1/batch/{batch_id}",
+        answer=show,
+        summary="Describe a batch job and its progress",
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/batch/{batch_id}",
+        answer=cancel,
+        summary="Cancel a batch job",
     ),
     Endpoint(
         method="GET",
         path="/v1/batch/{batch_id}/output",
         answer=fetch_output,
-        summary="A batch job's answers, lines of JSON",
+        summary="Fetch the answers of a batch job, as lines of JSON",
     ),
     Endpoint(
         method="GET",
         path="/v1/batch/{batch_id}/errors",
         answer=fetch_errors,
-        summary="A batch job's lines that cannot be answered",
+        summary="Fetch the failed lines of a batch job, as lines of JSON",
     ),
 ]

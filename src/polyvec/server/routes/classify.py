@@ -1,162 +1,225 @@
-"""POST /v1/classify and /v1/train, and /v1/classifiers.
+"""POST /v1/classify and /v1/train, and /v1/classifiers, for the clients of Jina.
 
-Axes in this file: N texts, L labels.
+The probabilities are those of `polyvec classify`: both use `polyvec.classification`.
+
+Axes in this file: L labels.
 """
 
 import asyncio
 import uuid
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from polyvec import outputs
-from polyvec.server.app import Call, Endpoint, json_response
-from polyvec.server.errors import ApiError
-from polyvec.server.model import Served
-from polyvec.server.requests import ClassifyRequest, TrainRequest
-from polyvec.server.serialise import shape
+from polyvec.classification import TASK, from_names
+from polyvec.server.errors import ApiError, ErrorCode, invalid_input
+from polyvec.server.model import Encoded, ServedModel
+from polyvec.server.serialise import truncate_means
+from polyvec.server.service import Endpoint, RequestContext, json_response
 from polyvec.server.stores.classifiers import Classifiers
+from polyvec.server.wire import Label, StrictModel, Texts
 
-TASK = "classification"
+MAX_TEXTS = 512
+"""Maximum number of texts to classify, or of examples, in a request."""
 
 
-async def classify(call: Call) -> Response:
+class ClassifyRequest(StrictModel):
+    """Texts to classify: with `labels` (zero-shot), or with a trained classifier (few-shot)."""
+
+    model: str | None = None
+    classifier_id: str | None = None
+    input: Texts
+    labels: (
+        Annotated[list[Label], Field(min_length=1, max_length=512)]
+        | Annotated[
+            dict[str, Annotated[list[Label], Field(min_length=1, max_length=64)]],
+            Field(min_length=1, max_length=8),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "ClassifyRequest":
+        if (self.classifier_id is None) == (self.labels is None):
+            raise ValueError("give either labels and a model, or a classifier_id")
+        if self.labels is not None and self.model is None:
+            raise ValueError("labels need a model")
+        return self
+
+
+class TrainItem(StrictModel):
+    """An example: a text and its label."""
+
+    text: str
+    label: Label
+
+
+class TrainRequest(StrictModel):
+    """A new classifier for a `model`, or more examples for a `classifier_id`."""
+
+    model: str | None = None
+    classifier_id: str | None = None
+    input: Annotated[list[TrainItem], Field(min_length=1, max_length=MAX_TEXTS)] | TrainItem
+    access: Literal["public", "private"] = "public"
+    num_iters: Annotated[int, Field(ge=1, le=100)] = 10
+    """A field of Jina's API without effect: the classifier is always fitted until it converges."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "TrainRequest":
+        if (self.classifier_id is None) == (self.model is None):
+            raise ValueError("give either a model or a classifier_id")
+        return self
+
+    @property
+    def items(self) -> list[TrainItem]:
+        """The examples."""
+        return [self.input] if isinstance(self.input, TrainItem) else self.input
+
+
+async def classify(context: RequestContext) -> Response:
     """POST /v1/classify."""
-    request: ClassifyRequest = call.body
-    if len(request.input) > 512:
-        raise ApiError(400, "INPUT_INVALID", "input has more than 512 texts", param="input")
+    request: ClassifyRequest = context.body
+    if len(request.input) > MAX_TEXTS:
+        raise invalid_input(f"input has more than {MAX_TEXTS} texts")
     if request.classifier_id is not None:
-        data, tokens = await _few_shot(call, request, request.classifier_id)
+        data, num_tokens = await _few_shot(context, request, request.classifier_id)
     else:
-        data, tokens = await _zero_shot(call, request)
-    call.note(texts=len(data), tokens=tokens)
-    return json_response({"data": data, "usage": {"total_tokens": tokens}})
+        data, num_tokens = await _zero_shot(context, request)
+    context.record_usage(texts=len(data), tokens=num_tokens)
+    return json_response({"data": data, "usage": {"total_tokens": num_tokens}})
 
 
-async def _zero_shot(call: Call, request: ClassifyRequest) -> tuple[list[dict[str, Any]], int]:
-    model = call.service.find(request.model or "")
-    task, labels = _task(model), request.labels
+async def _zero_shot(
+    context: RequestContext, request: ClassifyRequest
+) -> tuple[list[dict[str, Any]], int]:
+    model = context.service.choose_model(request.model or "")
+    choice, labels, api_key = model.choose_task_or_none(TASK), request.labels, context.api_key
     groups = labels if isinstance(labels, dict) else {"": labels or []}
-    every = [label for group in groups.values() for label in group]
-    (texts, few), (names, many) = await asyncio.gather(
-        model.embed(request.input, task, call.client, truncate=True),
-        model.embed(every, task, call.client, truncate=True, param="labels"),
+    names = [label for group in groups.values() for label in group]
+    # The scheduler puts both into one batch.
+    texts, label_texts = await asyncio.gather(
+        model.encode(request.input, choice, ["dense"], api_key, truncate=True),
+        model.encode(names, choice, ["dense"], api_key, truncate=True, param="labels"),
     )
 
-    def write() -> list[dict[str, Any]]:
-        cosines = outputs.similarity(texts, names)
-        found: dict[str, list[dict[str, Any]]] = {}
+    def predict() -> list[dict[str, Any]]:
+        vectors, label_vectors = _normalise(model, texts), _normalise(model, label_texts)
+        predictions: dict[str, list[dict[str, Any]]] = {}
         first = 0
         for name, group in groups.items():
-            part = cosines[:, first : first + len(group)]
-            found[name] = [_rank(group, row) for row in softmax(part)]
+            classifier = from_names(group, label_vectors[first : first + len(group)])
+            probabilities = classifier.probabilities(vectors)
+            predictions[name] = [_describe(group, row) for row in probabilities]
             first += len(group)
-        rows = []
+        data = []
         for index in range(len(texts)):
-            mine = {name: ranks[index] for name, ranks in found.items()}
-            row: dict[str, Any] = {"object": "classification", "index": index}
+            own = {name: rows[index] for name, rows in predictions.items()}
+            item: dict[str, Any] = {"object": "classification", "index": index}
             if isinstance(labels, dict):
                 for field in ("prediction", "score", "predictions"):
-                    row[field] = {name: one[field] for name, one in mine.items()}
+                    item[field] = {name: prediction[field] for name, prediction in own.items()}
             else:
-                row |= mine[""]
-            rows.append(row)
-        return rows
+                item |= own[""]
+            data.append(item)
+        return data
 
-    return await asyncio.to_thread(write), few + many
+    return await asyncio.to_thread(predict), texts.num_tokens + label_texts.num_tokens
 
 
 async def _few_shot(
-    call: Call, request: ClassifyRequest, key: str
+    context: RequestContext, request: ClassifyRequest, key: str
 ) -> tuple[list[dict[str, Any]], int]:
-    kept, user = _kept(call), user_id(call.client.name)
-    classifier = await asyncio.to_thread(kept.use, user, key)
-    model = call.service.find(classifier.model)
-    means, tokens = await model.embed(request.input, _task(model), call.client, truncate=True)
+    store, user = _get_store(context), user_id(context.api_key.name)
+    stored = await asyncio.to_thread(store.use, user, key)
+    model = context.service.choose_model(stored.model)
+    choice = model.choose_task_or_none(TASK)
+    texts = await model.encode(request.input, choice, ["dense"], context.api_key, truncate=True)
 
-    def write() -> list[dict[str, Any]]:
-        vectors = shape(means, model.config.width, normalized=True)
-        ranks = [_rank(classifier.labels, row) for row in softmax(classifier.scores(vectors))]
-        return [{"object": "classification", "index": i, **rank} for i, rank in enumerate(ranks)]
+    def predict() -> list[dict[str, Any]]:
+        classifier = stored.classifier
+        probabilities = classifier.probabilities(_normalise(model, texts))
+        return [
+            {"object": "classification", "index": index, **_describe(classifier.labels, row)}
+            for index, row in enumerate(probabilities)
+        ]
 
-    return await asyncio.to_thread(write), tokens
+    return await asyncio.to_thread(predict), texts.num_tokens
 
 
-async def train(call: Call) -> Response:
+async def train(context: RequestContext) -> Response:
     """POST /v1/train."""
-    request: TrainRequest = call.body
-    kept, user = _kept(call), user_id(call.client.name)
+    request: TrainRequest = context.body
+    store, user = _get_store(context), user_id(context.api_key.name)
     name = request.model
     if request.classifier_id is not None:
-        known = await asyncio.to_thread(kept.peek, user, request.classifier_id, write=True)
-        name = known.model
-    model = call.service.find(name or "")
-    texts = [item.text for item in request.items]
+        name = await asyncio.to_thread(store.find_model, user, request.classifier_id)
+    model = context.service.choose_model(name or "")
     labels = [item.label for item in request.items]
-    means, tokens = await model.embed(texts, _task(model), call.client, truncate=True)
-    call.note(texts=len(texts), tokens=tokens)
-    iters = request.num_iters
+    examples = await model.encode(
+        [item.text for item in request.items],
+        model.choose_task_or_none(TASK),
+        ["dense"],
+        context.api_key,
+        truncate=True,
+    )
+    context.record_usage(texts=len(labels), tokens=examples.num_tokens)
 
     def learn() -> str:
-        vectors = shape(means, model.config.width, normalized=True)
+        vectors = _normalise(model, examples)
         if request.classifier_id is None:
-            return kept.create(user, model.name, request.access, labels, vectors, iters)
-        kept.update(user, request.classifier_id, labels, vectors, iters)
+            return store.create(user, model.name, request.access, labels, vectors)
+        store.update(user, request.classifier_id, labels, vectors)
         return request.classifier_id
 
-    key = await asyncio.to_thread(learn)
-    usage = {"total_tokens": tokens}
-    return json_response({"classifier_id": key, "num_samples": len(texts), "usage": usage})
+    loop = asyncio.get_running_loop()
+    key = await loop.run_in_executor(store.training_thread, learn)
+    usage = {"total_tokens": examples.num_tokens}
+    return json_response({"classifier_id": key, "num_samples": len(labels), "usage": usage})
 
 
-async def list_classifiers(call: Call) -> Response:
-    """GET and POST /v1/classifiers: the caller's own."""
-    found = await asyncio.to_thread(_kept(call).list, user_id(call.client.name))
-    return json_response(found)
+async def list_classifiers(context: RequestContext) -> Response:
+    """GET and POST /v1/classifiers: the caller's own classifiers."""
+    user = user_id(context.api_key.name)
+    return json_response(await asyncio.to_thread(_get_store(context).list, user))
 
 
-async def delete_classifier(call: Call) -> Response:
+async def delete_classifier(context: RequestContext) -> Response:
     """DELETE /v1/classifiers/{id}."""
-    key = call.path["classifier_id"]
-    await asyncio.to_thread(_kept(call).delete, user_id(call.client.name), key)
+    key = context.path_params["classifier_id"]
+    await asyncio.to_thread(_get_store(context).delete, user_id(context.api_key.name), key)
     return json_response({"classifier_id": key, "deleted": True})
 
 
 def user_id(name: str) -> str:
-    """The UUID of a key's name."""
+    """The UUID for the name of an API key."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"polyvec:{name}"))
 
 
-def softmax(scores: Float32[np.ndarray, "N L"]) -> Float32[np.ndarray, "N L"]:
-    """Scores as shares of 1, at temperature 1 as the hosted API seems to do."""
-    exponents = np.exp(scores - scores.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
+def _normalise(model: ServedModel, encoded: Encoded) -> Float32[np.ndarray, "_ _"]:
+    return truncate_means(encoded.dense, model.config.width)
 
 
-def _rank(labels: list[str], scores: Float32[np.ndarray, " L"]) -> dict[str, Any]:
-    best = int(scores.argmax())
-    pairs = zip(labels, scores.tolist(), strict=True)
+def _describe(labels: list[str], probabilities: Float32[np.ndarray, " L"]) -> dict[str, Any]:
+    """One prediction in the form of Jina's API."""
+    best = int(probabilities.argmax())
+    pairs = zip(labels, probabilities.tolist(), strict=True)
     return {
         "prediction": labels[best],
-        "score": float(scores[best]),
+        "score": float(probabilities[best]),
         "predictions": [{"label": label, "score": score} for label, score in pairs],
     }
 
 
-def _task(model: Served) -> str | None:
-    return TASK if TASK in {task.name for task in model.config.tasks} else None
-
-
-def _kept(call: Call) -> Classifiers:
-    if call.service.classifiers is None:
+def _get_store(context: RequestContext) -> Classifiers:
+    if context.service.classifiers is None:
         raise ApiError(
-            404,
-            "RESOURCE_NOT_FOUND",
-            "this server keeps no classifiers; start it with --classifiers FILE",
+            ErrorCode.RESOURCE_NOT_FOUND,
+            "this server stores no classifiers; start it with --classifiers FILE",
         )
-    return call.service.classifiers
+    return context.service.classifiers
 
 
 ENDPOINTS = [
@@ -164,14 +227,14 @@ ENDPOINTS = [
         method="POST",
         path="/v1/classify",
         answer=classify,
-        summary="Texts by labels, zero-shot or by a trained classifier",
+        summary="Classify texts, by the names of labels or by a trained classifier",
         reads=ClassifyRequest,
     ),
     Endpoint(
         method="POST",
         path="/v1/train",
         answer=train,
-        summary="Train a classifier on examples",
+        summary="Train a classifier on labelled texts",
         reads=TrainRequest,
     ),
     *(
@@ -179,7 +242,7 @@ ENDPOINTS = [
             method=method,
             path="/v1/classifiers",
             answer=list_classifiers,
-            summary="Trained classifiers",
+            summary="List the trained classifiers of the API key",
         )
         for method in ("GET", "POST")
     ),
@@ -187,6 +250,6 @@ ENDPOINTS = [
         method="DELETE",
         path="/v1/classifiers/{classifier_id}",
         answer=delete_classifier,
-        summary="Forget a classifier",
+        summary="Delete a classifier",
     ),
 ]

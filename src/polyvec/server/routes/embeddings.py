@@ -1,101 +1,181 @@
-"""POST /v1/embeddings, for Jina's clients and OpenAI's."""
+"""POST /v1/embeddings, for the clients of Jina and of OpenAI."""
 
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
 from starlette.responses import Response
 
-from polyvec.server.app import Call, Endpoint
-from polyvec.server.errors import bad_input
-from polyvec.server.model import Served
-from polyvec.server.serialise import embedding_body, embedding_rows, shape, sparse_rows, token_rows
-from polyvec.server.wire import EmbeddingRequest, EmbeddingResponse
+from polyvec.server.errors import invalid_input
+from polyvec.server.model import Encoded, ServedModel
+from polyvec.server.serialise import (
+    dense_objects,
+    embedding_body,
+    multi_vector_objects,
+    pack_bits,
+    sparse_objects,
+    truncate_means,
+)
+from polyvec.server.service import Endpoint, RequestContext
+from polyvec.server.wire import Dimensions, Input, JinaEncoding, StrictModel
 
-SLICE = 32
-"""Texts whose vectors are written at once; between slices other threads have their turn."""
+SERIALISE_TEXTS = 32
+"""Texts whose vectors are serialised in one go; then other threads have their turn."""
+
+Encodings = JinaEncoding | Annotated[list[JinaEncoding], Field(min_length=1, max_length=4)] | None
 
 
-async def embeddings(call: Call) -> Response:
+class EmbeddingRequest(StrictModel):
+    """The fields of Jina's API and of OpenAI's, which have different names."""
+
+    model: str
+    """Name of the model; GET /v1/models lists the models."""
+    input: Input
+    """A text, an object with "text", a list of these, or token ids of this model's tokenizer."""
+    task: str | None = None
+    """One of the model's tasks, which chooses the adapter; null uses no adapter."""
+    dimensions: Dimensions | None = None
+    """Size of the vectors, at most the model's width; preferably one of its Matryoshka sizes."""
+    late_chunking: bool | None = None
+    """Encode all inputs as one document, joined by single spaces; still one vector per input."""
+    embedding_type: Encodings = None
+    """Encoding of the vectors. With a list, `embedding` has the first, `embedding_types` all."""
+    encoding_type: Encodings = None
+    """LlamaIndex's name for `embedding_type`."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """OpenAI's name for `embedding_type`."""
+    normalized: bool | None = True
+    """Scale every vector to length 1."""
+    truncate: bool | None = False
+    """Truncate texts that are too long; otherwise they are an error."""
+    user: str | None = None
+    """A field of OpenAI's API without effect."""
+    output: Literal["dense", "sparse", "multi_vector"] = "dense"
+    """One vector per text, token weights, or one vector per token. A field of polyvec's own."""
+
+    @model_validator(mode="after")
+    def _check_encodings(self) -> "EmbeddingRequest":
+        given = (self.embedding_type, self.encoding_type, self.encoding_format)
+        named = [[e] if isinstance(e, str) else e for e in given if e is not None]
+        if any(other != named[0] for other in named):
+            raise ValueError("embedding_type, encoding_type and encoding_format differ")
+        return self
+
+    @property
+    def encodings(self) -> list[str]:
+        """The encodings of the vectors, at least one."""
+        given = self.embedding_type or self.encoding_type or self.encoding_format or "float"
+        return [given] if isinstance(given, str) else given
+
+
+class Usage(BaseModel):
+    """Tokens that the model has read, special tokens and instructions included."""
+
+    total_tokens: int
+    prompt_tokens: int
+
+
+class Embedding(BaseModel):
+    """The vector of one text, or the weights of its tokens."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | list[int] | str | dict[str, float]
+    embedding_types: dict[JinaEncoding, list[float] | list[int] | str] | None = None
+
+
+class MultiVectorEmbedding(BaseModel):
+    """The vectors of one text, one per token."""
+
+    object: Literal["embeddings"]
+    index: int
+    embeddings: list[list[float]] | list[list[int]] | list[str]
+
+
+class EmbeddingResponse(BaseModel):
+    """The vectors in the order of the inputs."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding] | list[MultiVectorEmbedding]
+    usage: Usage
+
+
+async def embeddings(context: RequestContext) -> Response:
     """POST /v1/embeddings."""
-    request: EmbeddingRequest = call.body
-    model = call.service.find(request.model)
-    model.check_task(request.task)
-    binary = bool({"binary", "ubinary"} & set(request.encodings))
-    dim = model.check_dim(request.dimensions, binary=binary)
-    if request.output == "sparse":
-        return await _sparse(call, model, request)
-    if request.output == "multi_vector":
-        return await _multi_vector(call, model, request)
+    request: EmbeddingRequest = context.body
+    model = context.service.choose_model(request.model)
+    choice = model.choose_task(request.task)
+    _check_options(request, model)
+    dim = model.check_dim(request.dimensions, packs_bits=pack_bits(request.encodings))
     truncate = bool(request.truncate)
     if request.late_chunking:
-        texts = only_texts(request.input, "late_chunking")
-        means, tokens = await model.embed_chunks(
-            texts, request.task, call.client, truncate=truncate
-        )
+        chunks = _only_texts(request.input, "late_chunking")
+        encoded = await model.encode_chunks(chunks, choice, context.api_key, truncate=truncate)
     else:
-        means, tokens = await model.embed(
-            request.input, request.task, call.client, truncate=truncate
+        encoded = await model.encode(
+            request.input, choice, [request.output], context.api_key, truncate=truncate
         )
-    call.note(texts=len(means), tokens=tokens)
-    normalized = request.normalized is not False
+    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
     def write() -> bytes:
-        vectors = shape(means, dim, normalized=normalized)
-        rows: list[bytes] = []
-        for first in range(0, len(vectors), SLICE):
-            part = embedding_rows(
-                vectors[first : first + SLICE], request.encodings, first_index=first
-            )
-            rows.extend(part)
-        return embedding_body(request.model, rows, tokens)
+        objects = _serialise(request, model, encoded, dim)
+        return embedding_body(request.model, objects, encoded.num_tokens)
 
-    body = await call.make(write, means.shape[0] * dim)
+    body = await context.serialise(write, _count_numbers(encoded, dim))
     return Response(body, media_type="application/json")
 
 
-async def _sparse(call: Call, model: Served, request: EmbeddingRequest) -> Response:
-    texts = _plain(request)
-    sparse, tokens = await model.embed_sparse(
-        texts, request.task, call.client, truncate=bool(request.truncate)
-    )
-    call.note(texts=len(texts), tokens=tokens)
-
-    def write() -> bytes:
-        rows = sparse_rows(sparse.to_dicts(model.tokenizer))
-        return embedding_body(request.model, rows, tokens)
-
-    body = await call.make(write, len(sparse.data))
-    return Response(body, media_type="application/json")
-
-
-async def _multi_vector(call: Call, model: Served, request: EmbeddingRequest) -> Response:
-    texts = _plain(request)
-    if len(request.encodings) > 1:
-        raise bad_input("with output multi_vector, ask for one embedding_type", "embedding_type")
-    if request.encodings[0] in ("binary", "ubinary") and model.config.multi_vector_dim % 8:
-        raise bad_input("this model's token vectors have no binary form", "embedding_type")
-    vectors, tokens = await model.embed_multi_vector(
-        texts, request.task, call.client, truncate=bool(request.truncate)
-    )
-    call.note(texts=len(texts), tokens=tokens)
-
-    def write() -> bytes:
-        return embedding_body(request.model, token_rows(vectors, request.encodings[0]), tokens)
-
-    body = await call.make(write, sum(rows.size for rows in vectors))
-    return Response(body, media_type="application/json")
-
-
-def _plain(request: EmbeddingRequest) -> list[str]:
-    """The texts of a request whose answer has no dims and no context."""
+def _check_options(request: EmbeddingRequest, model: ServedModel) -> None:
+    """Raise ApiError 400 for options that the requested output does not have."""
+    if request.output == "dense":
+        return
     for name in ("dimensions", "late_chunking"):
         if getattr(request, name):
-            raise bad_input(f"output {request.output} has no {name}", name)
-    return only_texts(request.input, f"output {request.output}")
+            raise invalid_input(f"output {request.output} does not support {name}", name)
+    _only_texts(request.input, f"output {request.output}")
+    if request.output == "multi_vector":
+        if len(request.encodings) > 1:
+            raise invalid_input(
+                "output multi_vector supports only one embedding_type per request",
+                "embedding_type",
+            )
+        if pack_bits(request.encodings) and model.config.multi_vector_dim % 8:
+            raise invalid_input(
+                f"the size of this model's token vectors, {model.config.multi_vector_dim}, is not "
+                "a multiple of 8, so they have no binary form",
+                "embedding_type",
+            )
 
 
-def only_texts(given: list[str] | list[list[int]], what: str) -> list[str]:
-    """The input, which must not be token ids here."""
-    texts = [text for text in given if isinstance(text, str)]
-    if len(texts) < len(given):
-        raise bad_input(f"{what} needs texts, not token ids")
+def _serialise(
+    request: EmbeddingRequest, model: ServedModel, encoded: Encoded, dim: int
+) -> list[bytes]:
+    """The objects of `data`."""
+    if encoded.sparse is not None:
+        return sparse_objects(encoded.sparse.to_dicts(model.tokenizer))
+    if encoded.multi_vector is not None:
+        return multi_vector_objects(encoded.multi_vector, request.encodings[0])
+    vectors = truncate_means(encoded.dense, dim, normalized=request.normalized is not False)
+    objects: list[bytes] = []
+    for first in range(0, len(vectors), SERIALISE_TEXTS):
+        group = vectors[first : first + SERIALISE_TEXTS]
+        objects.extend(dense_objects(group, request.encodings, first_index=first))
+    return objects
+
+
+def _count_numbers(encoded: Encoded, dim: int) -> int:
+    if encoded.sparse is not None:
+        return len(encoded.sparse.data)
+    if encoded.multi_vector is not None:
+        return sum(vectors.size for vectors in encoded.multi_vector)
+    return len(encoded) * dim
+
+
+def _only_texts(inputs: list[str] | list[list[int]], option: str) -> list[str]:
+    """The input of an option that does not support token ids. Raises ApiError 400."""
+    texts = [text for text in inputs if isinstance(text, str)]
+    if len(texts) < len(inputs):
+        raise invalid_input(f"{option} needs texts, not token ids")
     return texts
 
 
@@ -104,7 +184,7 @@ ENDPOINTS = [
         method="POST",
         path="/v1/embeddings",
         answer=embeddings,
-        summary="Vectors of texts",
+        summary="Embed texts",
         reads=EmbeddingRequest,
         writes=EmbeddingResponse,
     ),

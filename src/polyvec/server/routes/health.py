@@ -1,57 +1,55 @@
-"""All routes, and those that say how the server is: probes, metrics, its document and page."""
+"""Routes about the server itself: probes, metrics, the OpenAPI document, and the playground."""
+
+from pathlib import Path
 
 from starlette.responses import Response
 
-from polyvec.server import dialects
-from polyvec.server.app import Call, Endpoint, json_response, read_page
 from polyvec.server.openapi import describe_api
-from polyvec.server.routes import batch, classify, embeddings, models, rerank, segment
+from polyvec.server.service import Endpoint, RequestContext, json_response
+
+PLAYGROUND = Path(__file__).parents[1] / "playground.html"
 
 
-async def live(call: Call) -> Response:
-    """GET /live: the event loop turns. Says nothing of engines or load."""
+async def live(context: RequestContext) -> Response:
+    """GET /live: the event loop runs. Does not depend on engines or load."""
     return json_response({"status": "ok"})
 
 
-async def ready(call: Call) -> Response:
-    """GET /ready and /health: requests can be answered."""
-    good, state = call.service.state()
-    models = [model.name for model in call.service.served]
-    return json_response({"status": state, "models": models}, 200 if good else 503)
+async def ready(context: RequestContext) -> Response:
+    """GET /ready and /health: the server can answer requests."""
+    is_ready, state = context.service.check_ready()
+    models = [model.name for model in context.service.models]
+    return json_response({"status": state, "models": models}, 200 if is_ready else 503)
 
 
-async def metrics(call: Call) -> Response:
+async def metrics(context: RequestContext) -> Response:
     """GET /metrics."""
-    call.service.state()
+    context.service.check_ready()
     return Response(
-        call.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        context.service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
     )
 
 
-async def page(call: Call) -> Response:
+async def page(context: RequestContext) -> Response:
     """GET /: the playground."""
-    return Response(read_page(), media_type="text/html; charset=utf-8")
+    return Response(PLAYGROUND.read_bytes(), media_type="text/html; charset=utf-8")
 
 
-async def document(call: Call) -> Response:
+async def document(context: RequestContext) -> Response:
     """GET /openapi.json."""
-    tasks = {task.name: None for model in call.service.served for task in model.config.tasks}
-    choices = {"model": list(call.service.models), "task": list(tasks), "prompt_name": list(tasks)}
-    return json_response(describe_api(ENDPOINTS, choices))
+    service = context.service
+    tasks = list({task.name: None for model in service.models for task in model.config.tasks})
+    choices = {"model": list(service.models_by_name), "task": tasks, "prompt_name": tasks}
+    return json_response(describe_api(service.endpoints, choices))
 
 
 ENDPOINTS = [
-    *embeddings.ENDPOINTS,
-    Endpoint(method="GET", path="/live", answer=live, summary="Liveness, whatever the load"),
-    Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness"),
-    Endpoint(method="GET", path="/health", answer=ready, summary="Readiness, by its other name"),
+    Endpoint(method="GET", path="/live", answer=live, summary="Liveness probe"),
+    Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness probe"),
+    Endpoint(
+        method="GET", path="/health", answer=ready, summary="Readiness probe, as TEI names it"
+    ),
     Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
-    Endpoint(method="GET", path="/", answer=page, summary="A page to try the API on"),
-    Endpoint(method="GET", path="/openapi.json", answer=document, summary="This document"),
-    *models.ENDPOINTS,
-    *rerank.ENDPOINTS,
-    *classify.ENDPOINTS,
-    *segment.ENDPOINTS,
-    *batch.ENDPOINTS,
-    *dialects.ENDPOINTS,
+    Endpoint(method="GET", path="/", answer=page, summary="Playground, a web page"),
+    Endpoint(method="GET", path="/openapi.json", answer=document, summary="OpenAPI document"),
 ]

@@ -1,19 +1,18 @@
-"""GET /v1/models: what there is to ask."""
+"""GET /v1/models: the models of the server."""
 
 from typing import Any
 
 from starlette.responses import Response
 
-from polyvec.server.app import Call, Endpoint, json_response
-from polyvec.server.errors import ApiError
-from polyvec.server.model import Served
+from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.model import ServedModel
+from polyvec.server.service import Endpoint, RequestContext, json_response
+
+PRICES = ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write")
 
 
-def describe(name: str, model: Served) -> dict[str, Any]:
-    """A model as both families list it: OpenAI's `object` and `owned_by`, the rest Jina's."""
-    free = dict.fromkeys(
-        ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write"), "0"
-    )
+def describe_model(name: str, model: ServedModel) -> dict[str, Any]:
+    """A model under one of its names. `object` and `owned_by` are OpenAI's, the rest Jina's."""
     return {
         "id": name,
         "object": "model",
@@ -28,7 +27,7 @@ def describe(name: str, model: Served) -> dict[str, Any]:
         "max_output_length": model.config.width,
         "dims": list(model.config.dims),
         "tasks": [task.name for task in model.config.tasks],
-        "pricing": free,
+        "pricing": dict.fromkeys(PRICES, "0"),
         "quantization": "",
         "supported_features": [],
         "supported_sampling_parameters": [],
@@ -36,26 +35,29 @@ def describe(name: str, model: Served) -> dict[str, Any]:
     }
 
 
-async def list_models(call: Call) -> Response:
+async def list_models(context: RequestContext) -> Response:
     """GET /v1/models."""
-    models = [describe(name, model) for name, model in call.service.models.items()]
+    models = [describe_model(*item) for item in context.service.models_by_name.items()]
     return json_response({"object": "list", "data": models})
 
 
-async def show_model(call: Call) -> Response:
+async def show_model(context: RequestContext) -> Response:
     """GET /v1/models/{name}."""
-    name = call.path["model_id"]
+    name = context.path_params["model_id"]
     try:
-        return json_response(describe(name, call.service.find(name)))
+        return json_response(describe_model(name, context.service.choose_model(name)))
     except ApiError:
         raise ApiError(
-            404, "RESOURCE_NOT_FOUND", f"model '{name[:80]}' not found or access denied"
+            ErrorCode.RESOURCE_NOT_FOUND, f"model '{name[:80]}' not found or access denied"
         ) from None
 
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/v1/models", answer=list_models, summary="The models' names"),
+    Endpoint(method="GET", path="/v1/models", answer=list_models, summary="List the models"),
     Endpoint(
-        method="GET", path="/v1/models/{model_id:path}", answer=show_model, summary="One model"
+        method="GET",
+        path="/v1/models/{model_id:path}",
+        answer=show_model,
+        summary="Describe one model",
     ),
 ]

@@ -1,32 +1,55 @@
-"""POST /v1/segment: tokens counted, and a text cut into chunks at its sentences."""
+"""POST /v1/segment: count the tokens of a text, and split it into chunks at sentence ends."""
 
 import asyncio
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from polyvec.chunking import split_text
-from polyvec.server.app import Call, Endpoint, json_response
-from polyvec.server.requests import SegmentRequest
+from polyvec.server.service import Endpoint, RequestContext, json_response
+from polyvec.server.wire import MAX_TOKENISE_CHARACTERS, ItemCount, StrictModel
 from polyvec.tokenizer import Tokenizer
 
 
-async def segment(call: Call) -> Response:
-    """POST /v1/segment: tokens counted, and the text cut into chunks at sentences."""
-    request: SegmentRequest = call.body
-    name = request.tokenizer
-    model = call.service.served[0] if name is None else call.service.find(name)
+class SegmentRequest(StrictModel):
+    """A text to split."""
+
+    content: Annotated[str, Field(max_length=MAX_TOKENISE_CHARACTERS)]
+    tokenizer: str | None = None
+    """Name of the model whose tokenizer to use; by default the first model."""
+    return_tokens: bool = False
+    return_chunks: bool = False
+    max_chunk_length: Annotated[int, Field(ge=1, le=64_000)] = 1_000
+    """Maximum length of a chunk, in characters."""
+    head: ItemCount | None = None
+    """Use only the first tokens, this many."""
+    tail: ItemCount | None = None
+    """Use only the last tokens, this many."""
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> "SegmentRequest":
+        if self.head is not None and self.tail is not None:
+            raise ValueError("give head or tail, not both")
+        return self
+
+
+async def segment(context: RequestContext) -> Response:
+    """POST /v1/segment."""
+    request: SegmentRequest = context.body
+    service, name = context.service, request.tokenizer
+    model = service.models[0] if name is None else service.choose_model(name)
     answer = await asyncio.to_thread(segment_text, request, model.tokenizer)
     answer["tokenizer"] = model.name
-    call.client.charge(answer["num_tokens"])
-    call.note(texts=1, tokens=answer["num_tokens"])
+    context.api_key.charge(answer["num_tokens"])
+    context.record_usage(texts=1, tokens=answer["num_tokens"])
     return json_response(answer)
 
 
 def segment_text(request: SegmentRequest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The answer's fields, without the tokenizer's name."""
+    """The fields of the answer, without the name of the tokenizer."""
     text = request.content
     encoding = tokenizer.core.encode(text, add_special_tokens=False)
     ids, offsets = encoding.ids, encoding.offsets
@@ -61,7 +84,7 @@ ENDPOINTS = [
         method="POST",
         path="/v1/segment",
         answer=segment,
-        summary="A text's tokens and chunks",
+        summary="Count the tokens of a text, and split it into chunks",
         reads=SegmentRequest,
     ),
 ]

@@ -1,8 +1,8 @@
-"""Batch jobs on disk: a folder each, which outlives the server that was killed under it.
+"""Batch jobs on disk. Each job has a folder, which survives a crash of the server.
 
-A job's folder has its input, output and errors as lines of JSON, and `job.json` with all else.
-Output grows first and `job.json` is replaced afterwards, so after a crash what it does not know of
-is cut off: every line is answered once.
+The folder holds the input, the output and the errors as lines of JSON, and everything else in
+`job.json`. The output is appended before `job.json` is replaced. After a crash, output that
+`job.json` does not account for is cut off, so every line is answered exactly once.
 """
 
 import json
@@ -18,31 +18,32 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from polyvec.server.errors import ApiError
+from polyvec.server.errors import ApiError, ErrorCode
 
-KEPT = timedelta(hours=24)
-"""How long after its creation a job's files can be fetched."""
+RETENTION = timedelta(hours=24)
+"""Time from a job's creation until its files are deleted."""
 
 MAX_JOBS = 1_000
-"""Jobs on disk; there must be room for their output."""
+"""Maximum number of jobs on disk, so that there is room for their output."""
 
-ID = re.compile(r"batch_[0-9a-f]{24}")
+JOB_ID_PATTERN = re.compile(r"batch_[0-9a-f]{24}")
 
 FINISHED = ("completed", "cancelled")
+"""Statuses of jobs that have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """A job, as it is kept."""
+class BatchJob:
+    """One job. The fields are those of `job.json`."""
 
     id: str
     owner: str
-    """The name of the key."""
+    """Name of the API key."""
     model: str
     defaults: dict[str, Any]
-    """Fields of every line's request that the line does not have."""
+    """Fields for the requests of lines that do not have them."""
     total: int
-    """Lines of the input."""
+    """Number of lines in the input."""
     created: str
     status: str = "pending"
     completed: int = 0
@@ -54,36 +55,35 @@ class Batch:
 
     @property
     def done(self) -> int:
-        """Lines answered, one way or the other."""
+        """Number of lines that are answered, with an output or with an error."""
         return self.completed + self.failed
 
     @property
     def expires(self) -> datetime:
-        """When its files are deleted."""
-        return datetime.fromisoformat(self.created) + KEPT
+        """Time when its files are deleted."""
+        return datetime.fromisoformat(self.created) + RETENTION
 
 
-class Batches:
-    """The jobs of a folder. Methods block."""
+class BatchJobs:
+    """The jobs of a folder. All methods block."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make the folder."""
+        """Open the folder; create it if it does not exist."""
         self._folder = folder
         self._lock = Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def create(
         self, owner: str, model: str, defaults: dict[str, Any], lines: Sequence[dict[str, Any]]
-    ) -> Batch:
-        """Keep a new job."""
+    ) -> BatchJob:
+        """Store a new job. Raises ApiError 429 if there are too many jobs."""
         if len(self._all()) >= MAX_JOBS:
             raise ApiError(
-                429,
-                "RATE_BATCH_LIMIT_EXCEEDED",
-                f"the server keeps {MAX_JOBS:,} batch jobs and no more; try again later",
+                ErrorCode.RATE_BATCH_LIMIT_EXCEEDED,
+                f"the server holds {MAX_JOBS:,} batch jobs, which is its limit; try again later",
                 headers={"Retry-After": "60"},
             )
-        batch = Batch(
+        job = BatchJob(
             id=f"batch_{secrets.token_hex(12)}",
             owner=owner,
             model=model,
@@ -91,88 +91,85 @@ class Batches:
             total=len(lines),
             created=_now(),
         )
-        place = self._folder / batch.id
-        place.mkdir()
+        folder = self._folder / job.id
+        folder.mkdir()
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (place / "input.jsonl").write_text(text, "utf-8")
+        (folder / "input.jsonl").write_text(text, "utf-8")
         for name in ("output", "errors"):
-            (place / f"{name}.jsonl").touch()
-        self._save(batch)
-        return batch
+            (folder / f"{name}.jsonl").touch()
+        self._save(job)
+        return job
 
-    def find(self, owner: str, key: str) -> Batch:
+    def find(self, owner: str, job_id: str) -> BatchJob:
         """One of the owner's jobs. Raises ApiError 404."""
-        found = self._read(key) if ID.fullmatch(key) else None
-        if found is None or found.owner != owner:
+        job = self._load(job_id) if JOB_ID_PATTERN.fullmatch(job_id) else None
+        if job is None or job.owner != owner:
             raise ApiError(
-                404,
-                "RESOURCE_NOT_FOUND",
-                f"batch '{key[:80]}' not found or access denied",
+                ErrorCode.RESOURCE_NOT_FOUND,
+                f"batch '{job_id[:80]}' not found or access denied",
                 param="batch_id",
             )
-        return found
+        return job
 
-    def newest(self, owner: str, limit: int) -> list[Batch]:
-        """The owner's jobs, the newest first."""
-        mine = [batch for batch in self._all() if batch.owner == owner]
-        return sorted(mine, key=lambda batch: batch.created, reverse=True)[:limit]
+    def newest(self, owner: str, limit: int) -> list[BatchJob]:
+        """The owner's jobs, newest first."""
+        own = [job for job in self._all() if job.owner == owner]
+        return sorted(own, key=lambda job: job.created, reverse=True)[:limit]
 
-    def cancel(self, owner: str, key: str) -> Batch:
-        """Stop a job; lines answered before stay. Raises ApiError 409 if it has ended already."""
+    def cancel(self, owner: str, job_id: str) -> BatchJob:
+        """Cancel a job; it keeps its output. Raises ApiError 409 if it has already ended."""
         with self._lock:
-            batch = self.find(owner, key)
-            if batch.status in FINISHED:
+            job = self.find(owner, job_id)
+            if job.status in FINISHED:
                 raise ApiError(
-                    409,
-                    "CONFLICT_BATCH_FINISHED",
-                    f"batch '{key}' is {batch.status}",
+                    ErrorCode.CONFLICT_BATCH_FINISHED,
+                    f"batch '{job_id}' is already {job.status}",
                     param="batch_id",
                 )
-            batch = replace(batch, status="cancelled", finished=_now())
-            self._save(batch)
-        return batch
+            job = replace(job, status="cancelled", finished=_now())
+            self._save(job)
+        return job
 
-    def next(self) -> Batch | None:
+    def next(self) -> BatchJob | None:
         """The oldest job with lines to answer."""
-        waiting = [batch for batch in self._all() if batch.status not in FINISHED]
-        return min(waiting, key=lambda batch: (batch.created, batch.id), default=None)
+        unfinished = [job for job in self._all() if job.status not in FINISHED]
+        return min(unfinished, key=lambda job: (job.created, job.id), default=None)
 
-    def read_lines(self, batch: Batch, number: int) -> list[dict[str, Any]]:
-        """The next so many lines of the input."""
-        with (self._folder / batch.id / "input.jsonl").open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in islice(lines, batch.done, batch.done + number)]
+    def read_lines(self, job: BatchJob, limit: int) -> list[dict[str, Any]]:
+        """The next lines of the input, at most `limit`."""
+        with (self._folder / job.id / "input.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in islice(lines, job.done, job.done + limit)]
 
     def record(
-        self, key: str, output: Sequence[bytes], errors: Sequence[bytes], tokens: int
+        self, job_id: str, output: Sequence[bytes], errors: Sequence[bytes], tokens: int
     ) -> None:
-        """Keep the answers of a job's next lines; nothing if it was cancelled meanwhile."""
+        """Store the answers to a job's next lines, unless the job was cancelled meanwhile."""
         with self._lock:
-            batch = self._read(key)
-            if batch is None or batch.status in FINISHED:
+            job = self._load(job_id)
+            if job is None or job.status in FINISHED:
                 return
-            done = batch.done + len(output) + len(errors)
-            ended = done == batch.total
+            is_finished = job.done + len(output) + len(errors) == job.total
             self._save(
                 replace(
-                    batch,
-                    status="completed" if ended else "processing",
-                    finished=_now() if ended else None,
-                    completed=batch.completed + len(output),
-                    failed=batch.failed + len(errors),
-                    tokens=batch.tokens + tokens,
-                    output_bytes=self._append(key, "output", batch.output_bytes, output),
-                    error_bytes=self._append(key, "errors", batch.error_bytes, errors),
+                    job,
+                    status="completed" if is_finished else "processing",
+                    finished=_now() if is_finished else None,
+                    completed=job.completed + len(output),
+                    failed=job.failed + len(errors),
+                    tokens=job.tokens + tokens,
+                    output_bytes=self._append(job_id, "output", job.output_bytes, output),
+                    error_bytes=self._append(job_id, "errors", job.error_bytes, errors),
                 )
             )
 
-    def read_file(self, batch: Batch, name: str) -> bytes:
+    def read_file(self, job: BatchJob, name: str) -> bytes:
         """The lines of `output` or `errors` so far."""
-        size = batch.output_bytes if name == "output" else batch.error_bytes
-        return (self._folder / batch.id / f"{name}.jsonl").read_bytes()[:size]
+        size = job.output_bytes if name == "output" else job.error_bytes
+        return (self._folder / job.id / f"{name}.jsonl").read_bytes()[:size]
 
-    def _append(self, key: str, name: str, size: int, lines: Sequence[bytes]) -> int:
-        """Add lines behind the first `size` bytes of a file; the new size."""
-        with (self._folder / key / f"{name}.jsonl").open("r+b") as file:
+    def _append(self, job_id: str, name: str, size: int, lines: Sequence[bytes]) -> int:
+        """Write lines after the first `size` bytes of a file; return the new size."""
+        with (self._folder / job_id / f"{name}.jsonl").open("r+b") as file:
             file.truncate(size)
             file.seek(size)
             file.writelines(line + b"\n" for line in lines)
@@ -180,27 +177,28 @@ class Batches:
             os.fsync(file.fileno())
             return file.tell()
 
-    def _save(self, batch: Batch) -> None:
-        """Replace what is known of a job, all at once."""
-        place = self._folder / batch.id
-        temporary = place / "job.json.new"
-        temporary.write_text(json.dumps(asdict(batch)), "utf-8")
-        temporary.replace(place / "job.json")
+    def _save(self, job: BatchJob) -> None:
+        """Replace `job.json` atomically."""
+        folder = self._folder / job.id
+        temporary = folder / "job.json.new"
+        temporary.write_text(json.dumps(asdict(job)), "utf-8")
+        temporary.replace(folder / "job.json")
 
-    def _all(self) -> list[Batch]:
-        names = [path.name for path in self._folder.iterdir() if ID.fullmatch(path.name)]
-        return [batch for batch in map(self._read, names) if batch is not None]
+    def _all(self) -> list[BatchJob]:
+        ids = [path.name for path in self._folder.iterdir() if JOB_ID_PATTERN.fullmatch(path.name)]
+        return [job for job in map(self._load, ids) if job is not None]
 
-    def _read(self, key: str) -> Batch | None:
-        place = self._folder / key
+    def _load(self, job_id: str) -> BatchJob | None:
+        """The job of a folder, or None; the folder of an expired job is deleted."""
+        folder = self._folder / job_id
         try:
-            batch = Batch(**json.loads((place / "job.json").read_text("utf-8")))
+            job = BatchJob(**json.loads((folder / "job.json").read_text("utf-8")))
         except FileNotFoundError:
             return None
-        if datetime.now(UTC) > batch.expires:
-            shutil.rmtree(place, ignore_errors=True)
+        if datetime.now(UTC) > job.expires:
+            shutil.rmtree(folder, ignore_errors=True)
             return None
-        return batch
+        return job
 
 
 def _now() -> str:

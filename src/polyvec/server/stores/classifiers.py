@@ -1,12 +1,18 @@
-"""Trained classifiers: one passive-aggressive step a text, kept in a SQLite file.
+"""Trained classifiers, stored with their examples in a SQLite file.
 
-Axes in this file: N texts, L labels, D numbers in a vector.
+Every training call adds its examples and fits the classifier to all examples again, with
+`polyvec.classification.from_examples`. The classifier therefore does not depend on the order in
+which its examples came.
+
+Axes in this file: N examples, L labels, D the model's width.
 """
 
+import importlib
 import json
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,79 +20,101 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
-from polyvec.server.errors import ApiError
-
-AGGRESSIVENESS = 1.0
-"""The largest step, C in the paper."""
+from polyvec.classification import Classifier, from_examples
+from polyvec.server.errors import ApiError, ErrorCode, invalid_input
 
 MAX_LABELS = 512
+"""Maximum number of labels of a classifier."""
 
-BUSY_SECONDS = 10.0
-"""How long an update waits for another one to finish."""
+MAX_EXAMPLES = 10_000
+"""Maximum number of examples of a classifier."""
 
-TABLE = """
-create table if not exists classifiers (
-    classifier_id text primary key, user_id text not null, model text not null,
-    labels text not null, access text not null, weights blob not null,
-    updated_number integer not null, used_number integer not null,
-    created_at text not null, updated_at text not null, used_at text
-)
-"""
+LOCK_SECONDS = 10.0
+"""Time that a change waits for another one to finish."""
 
+FORMAT = 2
+"""SQLite's `user_version` of the file. Format 1 stored weights without examples."""
 
-def learn(
-    weights: Float32[np.ndarray, "L D1"],
-    vectors: Float32[np.ndarray, "N D"],
-    labels: Int[np.ndarray, " N"],
-    num_iters: int,
-) -> Float32[np.ndarray, "L D1"]:
-    """The weights after reading the texts `num_iters` times, in their order.
-
-    One against the rest with hinge loss and step min(C, loss / |x|^2): PA-I of Crammer et al.
-    2006, "Online Passive-Aggressive Algorithms", equation 2. The last column is the bias, whose
-    input is 1 and which the norm leaves out, as in scikit-learn.
+TABLES = (
     """
-    weights = weights.copy()
-    inputs = np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)
-    norms = np.square(vectors).sum(1)
-    for _ in range(num_iters):
-        for x, norm, label in zip(inputs, norms, labels, strict=True):
-            signs = np.full(len(weights), -1, np.float32)
-            signs[label] = 1
-            losses = np.maximum(0, 1 - signs * (weights @ x))
-            steps = np.minimum(AGGRESSIVENESS, losses / norm)
-            weights += (steps * signs)[:, None] * x
-    return weights
+    create table if not exists classifiers (
+        classifier_id text primary key, user_id text not null, model text not null,
+        access text not null, labels text not null, weights blob, biases blob,
+        fitted_number integer not null, updated_number integer not null,
+        used_number integer not null, created_at text not null, updated_at text not null,
+        used_at text
+    )
+    """,
+    """
+    create table if not exists examples (
+        classifier_id text not null, label text not null, vector blob not null
+    )
+    """,
+    "create index if not exists examples_of on examples (classifier_id)",
+)
+"""`labels`, `weights` and `biases` are the classifier as it was fitted after update
+`fitted_number`."""
+
+LISTED = (
+    *("classifier_id", "user_id", "model", "access", "updated_number", "used_number"),
+    *("created_at", "updated_at", "used_at"),
+)
+"""Columns that a list of classifiers shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
-    """A classifier as it was read."""
+class StoredClassifier:
+    """A classifier, and the name of the model whose embeddings it reads."""
 
     model: str
-    labels: list[str]
-    weights: Float32[np.ndarray, "L D1"]
+    classifier: Classifier
 
-    def scores(self, vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N L"]:
-        """How far each text is on each label's side."""
-        return vectors @ self.weights[:, :-1].T + self.weights[:, -1]
+
+def fit(labels: Sequence[str], vectors: Float32[np.ndarray, "N D"]) -> Classifier:
+    """The classifier for labelled examples, whatever their order.
+
+    If all examples have the same label, the classifier gives this label the probability 1.
+    """
+    names = sorted(set(labels))
+    if len(names) == 1:
+        weights = np.zeros((1, vectors.shape[1]), np.float32)
+        return Classifier(names, weights, np.zeros(1, np.float32), None)
+    # Sums of floating-point numbers depend on the order of the examples.
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], vectors[i].tobytes()))
+    return from_examples([labels[i] for i in order], vectors[order], task=None)
 
 
 class Classifiers:
-    """The classifiers of a file. Methods block; any number of threads and processes may share it.
+    """The classifiers of a file. All methods block. Threads and processes may share the file.
 
-    A private classifier is its owner's alone; a public one may be used by all, and changed or
-    deleted by its owner.
+    A private classifier can be used only by its owner. A public one can be used by everybody, and
+    changed or deleted by its owner.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file."""
+        """Open the file; create it if it does not exist.
+
+        Raises ValueError for a file of an older format.
+        """
         self._path = path
+        self.training_thread = ThreadPoolExecutor(1, thread_name_prefix="train")
+        """Runs `create` and `update`, so that they do not occupy the threads of other requests."""
+        # Importing it takes seconds, which the first training call would otherwise wait.
+        importlib.import_module("sklearn.linear_model")
         with self._connect() as database:
             database.execute("pragma journal_mode=wal")
-            database.execute(TABLE)
+            [version] = database.execute("pragma user_version").fetchone()
+            known = database.execute("select 1 from sqlite_master where name='classifiers'")
+            if version < FORMAT and known.fetchone():
+                raise ValueError(
+                    f"{path} was written by an older version of polyvec and holds no examples; "
+                    "move the file away, start the server again, and train the classifiers again"
+                )
+            database.execute(f"pragma user_version={FORMAT}")
+            for statement in TABLES:
+                database.execute(statement)
 
     def create(
         self,
@@ -95,112 +123,126 @@ class Classifiers:
         access: str,
         labels: Sequence[str],
         vectors: Float32[np.ndarray, "N D"],
-        num_iters: int,
     ) -> str:
-        """Train a new classifier and return its id."""
-        names = list(dict.fromkeys(labels))
-        if len(names) < 2:
-            raise ApiError(
-                400, "INPUT_INVALID_LABELS", "Invalid training labels: there must be at least two"
-            )
-        weights = np.zeros((len(names), vectors.shape[1] + 1), np.float32)
-        numbers = np.array([names.index(label) for label in labels])
-        weights = learn(weights, vectors, numbers, num_iters)
+        """Store and fit a new classifier; return its id. Raises ApiError 400."""
         key, now = str(uuid.uuid4()), _now()
-        row = (key, user, model, json.dumps(names), access, weights.tobytes(), 0, 0, now, now, None)
+        row = (key, user, model, access, "[]", None, None, -1, 0, 0, now, now, None)
         with self._connect() as database:
-            database.execute("insert into classifiers values (?,?,?,?,?,?,?,?,?,?,?)", row)
+            marks = ",".join("?" * len(row))
+            database.execute(f"insert into classifiers values ({marks})", row)
+            _add_examples(database, key, labels, vectors)
+        self._fit(key)
         return key
 
     def update(
-        self,
-        user: str,
-        key: str,
-        labels: Sequence[str],
-        vectors: Float32[np.ndarray, "N D"],
-        num_iters: int,
+        self, user: str, key: str, labels: Sequence[str], vectors: Float32[np.ndarray, "N D"]
     ) -> None:
-        """Train further, perhaps with new labels. Updates of one classifier take turns."""
-        with self._connect() as database:
-            # Takes the write lock before reading, so that no update is lost.
-            database.execute("begin immediate")
-            known = self._read(database, user, key, write=True)
-            names = list(dict.fromkeys([*known.labels, *labels]))
-            if len(names) > MAX_LABELS:
-                raise ApiError(
-                    400,
-                    "INPUT_LABEL_LIMIT_EXCEEDED",
-                    f"Label limit exceeded: {len(names)} labels provided, maximum {MAX_LABELS}",
-                )
-            weights = np.zeros((len(names), vectors.shape[1] + 1), np.float32)
-            weights[: len(known.labels)] = known.weights
-            numbers = np.array([names.index(label) for label in labels])
-            weights = learn(weights, vectors, numbers, num_iters)
-            database.execute(
-                "update classifiers set labels=?, weights=?, updated_at=?,"
-                " updated_number=updated_number+1 where classifier_id=?",
-                (json.dumps(names), weights.tobytes(), _now(), key),
-            )
+        """Add examples, perhaps with new labels, and fit the classifier again.
 
-    def use(self, user: str, key: str) -> Classifier:
-        """A classifier, counted as used."""
+        Raises ApiError: 400 for too many labels or examples, 404.
+        """
         with self._connect() as database:
-            found = self._read(database, user, key, write=False)
+            # Takes the write lock before the first query, so that no update is lost.
+            database.execute("begin immediate")
+            self._find(database, user, key, write=True)
+            _add_examples(database, key, labels, vectors)
+            database.execute(
+                "update classifiers set updated_at=?, updated_number=updated_number+1"
+                " where classifier_id=?",
+                (_now(), key),
+            )
+        self._fit(key)
+
+    def use(self, user: str, key: str) -> StoredClassifier:
+        """A classifier, counted as used. Raises ApiError 404."""
+        with self._connect() as database:
+            model, labels, weights, biases = self._find(database, user, key, write=False)
             database.execute(
                 "update classifiers set used_number=used_number+1, used_at=? where classifier_id=?",
                 (_now(), key),
             )
-        return found
+        if weights is None:
+            # The server ended after it had stored the examples of a new classifier.
+            return StoredClassifier(model, self._fit(key))
+        names = json.loads(labels)
+        matrix = np.frombuffer(weights, np.float32).reshape(len(names), -1)
+        return StoredClassifier(
+            model, Classifier(names, matrix, np.frombuffer(biases, np.float32), None)
+        )
 
-    def peek(self, user: str, key: str, *, write: bool) -> Classifier:
-        """A classifier, for reading or for a change to come."""
+    def find_model(self, user: str, key: str) -> str:
+        """The model of a classifier that the user may change. Raises ApiError 404."""
         with self._connect() as database:
-            return self._read(database, user, key, write=write)
+            return self._find(database, user, key, write=True)[0]
 
     def list(self, user: str) -> list[dict[str, Any]]:
-        """A user's classifiers, without their weights."""
-        names = [line.split()[0] for line in TABLE.replace(", ", ",\n").splitlines()[2:-1]]
-        names = [name for name in names if name != "weights"]
+        """A user's classifiers, without their weights and examples."""
         with self._connect() as database:
             rows = database.execute(
-                f"select {', '.join(names)} from classifiers where user_id=? order by created_at",
+                f"select {', '.join(LISTED)} from classifiers where user_id=? order by created_at",
                 (user,),
             ).fetchall()
-        found = [dict(zip(names, row, strict=True)) for row in rows]
-        for one in found:
-            one["labels"] = json.loads(one["labels"])
-            one |= {"is_active": True, "is_latest": True, "metadata_": {}}
-        return found
+            classifiers = [dict(zip(LISTED, row, strict=True)) for row in rows]
+            for classifier in classifiers:
+                classifier["labels"] = _labels(database, classifier["classifier_id"])
+                classifier |= {"is_active": True, "is_latest": True, "metadata_": {}}
+        return classifiers
 
     def delete(self, user: str, key: str) -> None:
-        """Forget a classifier."""
+        """Delete a classifier and its examples. Raises ApiError 404."""
         with self._connect() as database:
-            self._read(database, user, key, write=True)
-            database.execute("delete from classifiers where classifier_id=?", (key,))
+            self._find(database, user, key, write=True)
+            for table in ("classifiers", "examples"):
+                database.execute(f"delete from {table} where classifier_id=?", (key,))
 
-    def _read(
+    def _fit(self, key: str) -> Classifier:
+        """Fit a classifier to all its examples, and store it unless a newer one is stored."""
+        with self._connect() as database:
+            # One transaction, so that the number belongs to the examples.
+            database.execute("begin")
+            number = database.execute(
+                "select updated_number from classifiers where classifier_id=?", (key,)
+            ).fetchone()
+            examples = database.execute(
+                "select label, vector from examples where classifier_id=?", (key,)
+            ).fetchall()
+        if number is None:
+            raise _not_found(key)
+        vectors = np.stack([np.frombuffer(vector, np.float32) for _, vector in examples])
+        # Without the lock, since it may take a while.
+        classifier = fit([label for label, _ in examples], vectors)
+        with self._connect() as database:
+            database.execute(
+                "update classifiers set labels=?, weights=?, biases=?, fitted_number=?"
+                " where classifier_id=? and fitted_number<?",
+                (
+                    json.dumps(classifier.labels),
+                    classifier.weights.tobytes(),
+                    classifier.biases.tobytes(),
+                    number[0],
+                    key,
+                    number[0],
+                ),
+            )
+        return classifier
+
+    def _find(
         self, database: sqlite3.Connection, user: str, key: str, *, write: bool
-    ) -> Classifier:
+    ) -> tuple[str, str, bytes | None, bytes]:
+        """Model, labels, weights and biases of a classifier that the user may use or change."""
         row = database.execute(
-            "select model, labels, weights, user_id, access from classifiers where classifier_id=?",
+            "select user_id, access, model, labels, weights, biases from classifiers"
+            " where classifier_id=?",
             (key,),
         ).fetchone()
-        if row is None or (row[3] != user and (write or row[4] == "private")):
-            raise ApiError(
-                404,
-                "RESOURCE_NOT_FOUND",
-                f"classifier '{key[:80]}' not found or access denied",
-                param="classifier_id",
-            )
-        labels = json.loads(row[1])
-        return Classifier(
-            row[0], labels, np.frombuffer(row[2], np.float32).reshape(len(labels), -1)
-        )
+        if row is None or (row[0] != user and (write or row[1] == "private")):
+            raise _not_found(key)
+        return row[2:]
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are kept if nothing is raised."""
-        with closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as database:
+        """A connection whose changes are committed unless an exception is raised."""
+        with closing(sqlite3.connect(self._path, timeout=LOCK_SECONDS)) as database:
             try:
                 with database:
                     yield database
@@ -208,11 +250,49 @@ class Classifiers:
                 if "locked" not in str(error):
                     raise
                 raise ApiError(
-                    409,
-                    "CONFLICT_RESOURCE_BUSY",
+                    ErrorCode.CONFLICT_RESOURCE_BUSY,
                     "the classifiers are currently being modified; try again",
                     headers={"Retry-After": "1"},
                 ) from None
+
+
+def _add_examples(
+    database: sqlite3.Connection,
+    key: str,
+    labels: Sequence[str],
+    vectors: Float32[np.ndarray, "N D"],
+) -> None:
+    """Insert examples. Raises ApiError 400 if the classifier then has too many."""
+    rows = [(key, label, row.tobytes()) for label, row in zip(labels, vectors, strict=True)]
+    database.executemany("insert into examples values (?,?,?)", rows)
+    [count] = database.execute(
+        "select count(*) from examples where classifier_id=?", (key,)
+    ).fetchone()
+    if count > MAX_EXAMPLES:
+        raise invalid_input(
+            f"the classifier would have {count:,} examples; the limit is {MAX_EXAMPLES:,}"
+        )
+    num_labels = len(_labels(database, key))
+    if num_labels > MAX_LABELS:
+        raise ApiError(
+            ErrorCode.INPUT_LABEL_LIMIT_EXCEEDED,
+            f"Label limit exceeded: {num_labels} labels provided, maximum {MAX_LABELS}",
+        )
+
+
+def _labels(database: sqlite3.Connection, key: str) -> list[str]:
+    rows = database.execute(
+        "select distinct label from examples where classifier_id=? order by label", (key,)
+    )
+    return [label for [label] in rows]
+
+
+def _not_found(key: str) -> ApiError:
+    return ApiError(
+        ErrorCode.RESOURCE_NOT_FOUND,
+        f"classifier '{key[:80]}' not found or access denied",
+        param="classifier_id",
+    )
 
 
 def _now() -> str:

@@ -1,1 +1,1 @@
-"""Training data: rows, pairs, tuples, filters, hard negatives, streams and batch plans."""
+"""Training data: texts, pairs and tuples, and the plans by which steps read them."""

@@ -1,15 +1,15 @@
-"""Examples of four things that embedding models get wrong (arXiv:2409.10173, section 4.3.4).
+"""Examples of four failure cases of embedding models (arXiv:2409.10173, section 4.3.4).
 
-    syntax     a document worded like the question, about something else
-    entities   a partly right name, or a name that is also a common word
-    polar      questions to be answered by yes or no
-    quality    poor documents that repeat the question, beside one that answers it
+    syntax     a document has the words of the question, but is about something else
+    entities   a name is partly right, or is also a common word
+    polar      the answer to the question is yes or no
+    quality    poor documents repeat the question, and one document answers it
 
-The paper asks a language model for them. Here they come from templates over a small invented world
-and from pairs the caller gives, so that every label is right by construction: each document carries
-the fact it states, and answers the questions about that fact and no others.
+The paper generates them with a language model. This module makes them from templates about a small
+invented world, and from pairs that the caller passes. Every label is right by construction: each
+document stores the fact that it states, and answers only the questions about this fact.
 
-There are two sides, "train" and "eval". They share no name, no template and no given group.
+There are two sides, "train" and "eval". They have no name, template or given group in common.
 """
 
 import json
@@ -25,25 +25,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyvec.train.data.failure_words import EVAL, TRAIN, Words
-from polyvec.train.data.pairs import Rows, write_pairs
+from polyvec.train.data.pairs import Pairs, write_pairs
 
 Side = Literal["train", "eval"]
 Fact = tuple[str, ...]
 T = TypeVar("T")
 
 NUM_NEGATIVES = 7
-"""As in the paper."""
+"""Negatives per example, as in the paper."""
 
 POLAR = re.compile(
     r"(is|are|was|were|do|does|did|can|could|has|have|had|will|would|should) (?!.* or )", re.I
 )
 NAME = re.compile(r"(?<!^)\b[A-Z][\w'-]+(?: [A-Z][\w'-]+)+")
-"""Two or more capitalised words, not at the start of a question."""
+"""Matches two or more capitalised words that are not at the start of a question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, and the fact it states: the empty one if it states nothing."""
+    """A text and the fact that it states; an empty fact if it states nothing."""
 
     text: str
     fact: Fact = ()
@@ -51,7 +51,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question, a document with the answer, and documents that only look like it."""
+    """A question, a document with the answer, and documents that only resemble it."""
 
     query: str
     positive: Document
@@ -60,31 +60,31 @@ class Example:
 
 
 def make_examples(
-    case: str, side: Side, *, num: int, seed: int = 0, given: Rows | None = None
+    case: str, side: Side, *, num: int, seed: int = 0, given: Pairs | None = None
 ) -> list[Example]:
-    """At most `num` examples of one case, in random order; the same for the same arguments.
+    """Make at most `num` examples of one case, in random order. The result is deterministic.
 
-    From `given`, pairs such as SQuAD's, come: poor documents about its questions (quality), its
-    questions to be answered by yes or no (polar), and its passages with another name in them
-    (entities). A fifth of its groups is for evaluation. Half of the examples, where there are
-    enough, are given ones.
+    `given` are pairs such as those of SQuAD. They provide questions for poor documents (quality),
+    questions with the answer yes or no (polar), and passages in which a name is replaced
+    (entities). A fifth of their groups is used for the side "eval". If there are enough, half of
+    the examples come from `given`.
     """
     words = TRAIN if side == "train" else EVAL
     rng = np.random.default_rng([seed, CASES.index(case), side == "eval"])
     templated = _shuffled(list(_FROM_TEMPLATES[case](words, rng)), rng)
-    more: list[Example] = []
+    from_pairs: list[Example] = []
     if given is not None and case in _FROM_PAIRS:
-        mine = given.take(_rows_of(given, side))
-        more = _shuffled(list(_FROM_PAIRS[case](mine, words, rng)), rng)
+        own = given.take(_rows_of(given, side))
+        from_pairs = _shuffled(list(_FROM_PAIRS[case](own, words, rng)), rng)
     half = max(num // 2, num - len(templated))
-    chosen = more[:half]
+    chosen = from_pairs[:half]
     return _shuffled(chosen + templated[: num - len(chosen)], rng)
 
 
 def _syntax(words: Words, rng: np.random.Generator) -> Iterator[Example]:
     groups = [f"the {a} {n}" for a, n in product(words.group_adjectives, words.group_nouns)]
     for (verb, converse), setting in product(words.relations, words.settings):
-        # A ring: everyone does it to the next and has it done by the one before.
+        # Everyone acts on the next one in a ring, and the one before acts on them.
         ring = [groups[i] for i in rng.permutation(len(groups))]
         for i in range(len(ring)):
             a, b, c, d = (ring[(i + k) % len(ring)] for k in range(4))
@@ -153,37 +153,38 @@ def _quality(words: Words, rng: np.random.Generator) -> Iterator[Example]:
             yield Example(example.query, example.positive, _echoes(example.query, words, rng))
 
 
-def _quality_of(rows: Rows, words: Words, rng: np.random.Generator) -> Iterator[Example]:
+def _quality_of(rows: Pairs, words: Words, rng: np.random.Generator) -> Iterator[Example]:
     for i in range(len(rows)):
         query = rows.texts[i]
         yield Example(query, _given(rows, i), _echoes(query, words, rng), rows.langs[i])
 
 
-def _polar_of(rows: Rows, words: Words, rng: np.random.Generator) -> Iterator[Example]:
+def _polar_of(rows: Pairs, words: Words, rng: np.random.Generator) -> Iterator[Example]:
     for i in range(len(rows)):
         if POLAR.match(rows.texts[i]) and rows.negatives[i]:
             wrong = tuple(Document(text) for text in rows.negatives[i][:NUM_NEGATIVES])
             yield Example(rows.texts[i], _given(rows, i), wrong, rows.langs[i])
 
 
-def _entities_of(rows: Rows, words: Words, rng: np.random.Generator) -> Iterator[Example]:
+def _entities_of(rows: Pairs, words: Words, rng: np.random.Generator) -> Iterator[Example]:
     named = [
         (i, match.group())
         for i in range(len(rows))
         if (match := NAME.search(rows.texts[i])) and match.group() in rows.partners[i]
     ]
     ends = sorted({name.split()[-1] for _, name in named})
-    told: set[int] = set()
+    used: set[int] = set()
     for i, name in named:
-        # Once a passage: with one name changed it might still answer a question about another.
-        if int(rows.groups[i]) in told:
+        # One example per passage: with one name replaced, the passage might still answer a
+        # question about another name.
+        if int(rows.groups[i]) in used:
             continue
-        told.add(int(rows.groups[i]))
+        used.add(int(rows.groups[i]))
         wrong = []
         for end in [ends[j] for j in rng.permutation(len(ends))[: NUM_NEGATIVES + 1]]:
             other = " ".join([*name.split()[:-1], end])
             if other != name and other not in rows.partners[i]:
-                # The same passage about somebody of half that name.
+                # This is the same passage about somebody with half of that name.
                 wrong.append(Document(rows.partners[i].replace(name, other)))
         if wrong:
             negatives = tuple(wrong[:NUM_NEGATIVES])
@@ -195,16 +196,18 @@ _FROM_TEMPLATES = {"syntax": _syntax, "entities": _entities, "polar": _polar, "q
 _FROM_PAIRS = {"entities": _entities_of, "polar": _polar_of, "quality": _quality_of}
 
 
-def _given(rows: Rows, i: int) -> Document:
+def _given(rows: Pairs, i: int) -> Document:
     return Document(rows.partners[i], ("given", str(rows.groups[i])))
 
 
-def _rows_of(rows: Rows, side: Side) -> list[int]:
-    """Rows of the side's groups; whichever rows are asked for, a group stays on its side."""
+def _rows_of(rows: Pairs, side: Side) -> list[int]:
+    """Positions of the pairs whose groups belong to a side."""
     groups = np.unique(rows.groups)
     order = np.random.default_rng(0).permutation(len(groups))
-    held = {int(groups[i]) for i in order[: len(groups) // 5]}
-    return [i for i, group in enumerate(rows.groups) if (int(group) in held) == (side == "eval")]
+    eval_groups = {int(groups[i]) for i in order[: len(groups) // 5]}
+    return [
+        i for i, group in enumerate(rows.groups) if (int(group) in eval_groups) == (side == "eval")
+    ]
 
 
 def _echoes(query: str, words: Words, rng: np.random.Generator) -> tuple[Document, ...]:
@@ -229,7 +232,7 @@ def _sentence(template: str, slots: dict[str, str]) -> str:
 
 
 def write_rows(file: Path, examples: Sequence[Example]) -> None:
-    """Examples to train on, in the form of `adapters/retrieval/*.parquet`."""
+    """Write examples for training, in the format of `adapters/retrieval/*.parquet`."""
     write_pairs(
         file,
         texts=[example.query for example in examples],
@@ -241,10 +244,10 @@ def write_rows(file: Path, examples: Sequence[Example]) -> None:
 
 
 def write_task(folder: Path, examples: Sequence[Example]) -> None:
-    """Examples to score a model on: a retrieval task's folder, as `polyvec eval` reads it.
+    """Write examples for evaluation, as the folder of a retrieval task for `polyvec eval`.
 
-    The documents of all examples are one corpus; a question's answers are those that state its
-    fact, whichever example they come from.
+    The documents of all examples form one corpus. All documents that state the fact of a question
+    are its answers, whichever example they come from.
     """
     facts: dict[str, set[Fact]] = {}
     for example in examples:
@@ -255,14 +258,14 @@ def write_task(folder: Path, examples: Sequence[Example]) -> None:
     for text, stated in facts.items():
         for fact in stated - {()}:
             answers.setdefault(fact, []).append(number[text])
-    asked = {example.query: example for example in examples}
+    by_query = {example.query: example for example in examples}
     queries = [
         {"id": f"q{i:05d}", "text": query, "lang": example.lang}
-        for i, (query, example) in enumerate(asked.items())
+        for i, (query, example) in enumerate(by_query.items())
     ]
     qrels = [
         {"query_id": query["id"], "corpus_id": name, "score": 1}
-        for query, example in zip(queries, asked.values(), strict=True)
+        for query, example in zip(queries, by_query.values(), strict=True)
         for name in answers[example.positive.fact]
     ]
     corpus = [{"id": number[text], "text": text, "title": ""} for text in facts]

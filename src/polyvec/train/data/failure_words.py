@@ -1,6 +1,6 @@
-"""Words and templates of `failure_cases`: two sides that share no entity and no template.
+"""Words and templates for `failure_cases`. The two sides have no entity or template in common.
 
-"{x}" is a slot. Adding a line here adds examples; a line must not stand on both sides.
+"{x}" is a slot. Each line that you add here adds examples. A line must not be on both sides.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What examples of one side are made from."""
+    """The words and templates of one side."""
 
     firsts: tuple[str, ...]
     """First names."""
 
     lasts: dict[str, str]
-    """Surnames that are also common words, and a sentence about the common thing."""
+    """Surnames that are also common words, each with a sentence about the common meaning."""
 
     towns: tuple[str, ...]
     trades: tuple[str, ...]
@@ -22,35 +22,35 @@ class Words:
     birth_questions: tuple[str, ...]
     birth_answers: tuple[str, ...]
     other_facts: tuple[str, ...]
-    """About the person, but not where the person was born."""
+    """Facts about the person, but not the place of birth."""
 
     relations: tuple[tuple[str, str], ...]
-    """What a does to b, and the same seen from b in words that share none with the first."""
+    """An action of a on b, and the same action as seen by b, in different words."""
 
     group_adjectives: tuple[str, ...]
     group_nouns: tuple[str, ...]
-    """Who takes part in relations: the Red Falcons."""
+    """Names of groups that take part in relations, such as the Red Falcons."""
 
     settings: tuple[str, ...]
     who_questions: tuple[str, ...]
     who_answers: tuple[str, ...]
     reversals: tuple[tuple[str, str], ...]
-    """Worded as the question, and to whom the thing it tells was done: b did it to c, c to d."""
+    """Sentences with the words of the question, each with its object: b acts on c, c acts on d."""
 
     who_dodges: tuple[str, ...]
-    """Repeat the question and leave it open."""
+    """Sentences that repeat the question without an answer."""
 
     abilities: dict[str, dict[str, bool]]
-    """For each thing what it can and cannot do."""
+    """The abilities that each thing has (True) and lacks (False)."""
 
     polar_questions: tuple[str, ...]
     yes_answers: tuple[str, ...]
     no_answers: tuple[str, ...]
     dodges: tuple[str, ...]
-    """Repeat a yes-or-no question and leave it open."""
+    """Sentences that repeat a yes-or-no question without an answer."""
 
     echoes: tuple[str, ...]
-    """Documents of low quality, made of a question and its words."""
+    """Templates of poor documents, made of a question and its words."""
 
 
 TRAIN = Words(

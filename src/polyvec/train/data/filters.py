@@ -1,6 +1,6 @@
-"""Which training pairs to keep. Every filter gives the positions of what stays, in order.
+"""Filters for training pairs. Every filter returns the positions of the pairs to keep, in order.
 
-    rows = rows.take(keep_unlike(rows.texts, rows.partners))
+    pairs = pairs.take(keep_unlike(pairs.texts, pairs.partners))
 
 Axes in this file: N pairs, D width.
 """
@@ -12,24 +12,27 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from polyvec.encoder import Encoder
-from polyvec.train.data.pairs import Rows
+from polyvec.train.data.pairs import Pairs
 
-FEWEST_WORDS = 4
-OVERLAP = 0.8
-"""The paper's numbers (arXiv:2409.10173, section 4.2)."""
+MIN_OVERLAP_WORDS = 4
+"""Texts with fewer words never overlap (arXiv:2409.10173, section 4.2)."""
 
-SHINGLE = 5
-"""Characters that near duplicates are compared by: words would not serve Chinese or Thai."""
+MAX_OVERLAP = 0.8
+"""Fraction of common words from which pairs are dropped (arXiv:2409.10173, section 4.2)."""
+
+SHINGLE_CHARACTERS = 5
+"""Length of the character runs by which near duplicates are compared. Words would not work for
+Chinese or Thai."""
 
 
-def overlaps(text: str, partner: str, *, share: float = OVERLAP) -> bool:
-    """Whether a pair says too much in the same words to teach anything.
+def overlaps(text: str, partner: str, *, share: float = MAX_OVERLAP) -> bool:
+    """Whether the two texts of a pair share too many words to be useful for training.
 
-    The paper: at least 80 % of the words (minimum four) of the shorter text are substrings of the
-    longer one. Read here as: the shorter text, by characters, is split at white space; if it has
-    four words or more, and at least `share` of them, counted as often as they occur, are found
-    anywhere in the longer text, case ignored. In a script without spaces a text is one word, and
-    the rule says nothing.
+    The paper's rule is that at least 80 % of the words (minimum four) of the shorter text are
+    substrings of the longer one. This function splits the text with fewer characters at white
+    space. The pair overlaps if this text has at least four words, and if at least `share` of them
+    occur anywhere in the longer text. Case is ignored, and a repeated word counts each time. In a
+    script without spaces a text is one word, so the rule never applies.
 
     >>> overlaps("the fox sleeps here", "Here sleeps the red fox, in the snow")
     True
@@ -38,20 +41,20 @@ def overlaps(text: str, partner: str, *, share: float = OVERLAP) -> bool:
     """
     shorter, longer = sorted((text.casefold(), partner.casefold()), key=len)
     words = shorter.split()
-    found = sum(word in longer for word in words)
-    return len(words) >= FEWEST_WORDS and found >= share * len(words)
+    common = sum(word in longer for word in words)
+    return len(words) >= MIN_OVERLAP_WORDS and common >= share * len(words)
 
 
 def keep_unlike(
-    texts: Sequence[str], partners: Sequence[str], *, share: float = OVERLAP
+    texts: Sequence[str], partners: Sequence[str], *, share: float = MAX_OVERLAP
 ) -> list[int]:
-    """Pairs that do not overlap (`overlaps`)."""
+    """Keep pairs that do not overlap (`overlaps`)."""
     pairs = enumerate(zip(texts, partners, strict=True))
     return [i for i, (text, partner) in pairs if not overlaps(text, partner, share=share)]
 
 
 def normalise(text: str) -> str:
-    r"""The text without what does not change its meaning: case, width, accents' form, spaces.
+    r"""Normalise case, character width, the form of accents, and white space.
 
     >>> normalise(" Ｔhe  FOX\n")
     'the fox'
@@ -62,16 +65,16 @@ def normalise(text: str) -> str:
 def keep_distinct(
     texts: Sequence[str], *, likeness: float = 0.8, num_hashes: int = 128, seed: int = 0
 ) -> list[int]:
-    """Texts that are no near duplicate of one kept before them.
+    """Keep texts that are not near duplicates of an earlier kept text.
 
-    Two texts are near duplicates if the sets of their runs of five characters, normalised, have a
-    Jaccard similarity of `likeness` or more. Candidates come from MinHash (Broder 1997) and are
-    then compared exactly: a text is never dropped wrongly, and one in some hundred near duplicates
-    at the very threshold may stay. Needs `datasketch`.
+    Two texts are near duplicates if the sets of their five-character runs have a Jaccard
+    similarity of at least `likeness`, after `normalise`. Candidates come from MinHash (Broder 1997)
+    and are then compared exactly. For this reason no text is dropped wrongly, but about one in a
+    hundred near duplicates close to the threshold may stay. Requires `datasketch`.
     """
     from datasketch import MinHash, MinHashLSH
 
-    # A lower threshold finds nearly all candidates; the exact comparison makes up for it.
+    # A lower threshold finds nearly all candidates; the exact comparison drops the others.
     index = MinHashLSH(threshold=0.8 * likeness, num_perm=num_hashes)
     kept: list[int] = []
     plain: dict[object, str] = {}
@@ -94,17 +97,19 @@ def keep_distinct(
 
 
 def _shingles(text: str) -> set[str]:
-    return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
+    return {
+        text[i : i + SHINGLE_CHARACTERS] for i in range(max(1, len(text) - SHINGLE_CHARACTERS + 1))
+    }
 
 
 def keep_languages(
-    texts: Sequence[str], langs: Sequence[str], *, top: int = 3, fewest: int = 20
+    texts: Sequence[str], langs: Sequence[str], *, top: int = 3, min_characters: int = 20
 ) -> list[int]:
-    """Texts whose language is among the `top` likeliest of a language identifier.
+    """Keep texts whose language is among the `top` most likely ones of a language identifier.
 
-    A text of fewer than `fewest` characters, or in a language that the identifier does not know,
-    stays: nothing could be said of it. Codes are ISO 639-1, with or without a script ("zh-Hant").
-    Needs `py3langid`.
+    Texts of fewer than `min_characters` characters, and texts in a language that the identifier
+    does not know, are kept. Language codes are ISO 639-1, with or without a script ("zh-Hant").
+    Requires `py3langid`.
     """
     import py3langid
 
@@ -112,8 +117,8 @@ def keep_languages(
     kept = []
     for i, (text, lang) in enumerate(zip(texts, langs, strict=True)):
         code = lang.partition("-")[0]
-        silent = len(text) < fewest or code not in known
-        if silent or code in [found for found, _ in py3langid.rank(text)[:top]]:
+        unknown = len(text) < min_characters or code not in known
+        if unknown or code in [likely for likely, _ in py3langid.rank(text)[:top]]:
             kept.append(i)
     return kept
 
@@ -124,15 +129,15 @@ def keep_consistent(
     groups: Int[np.ndarray, " N"],
     *,
     top: int = 2,
-    at_once: int = 512,
+    block_size: int = 512,
 ) -> list[int]:
-    """Pairs whose partner is among the `top` nearest of all partners (E5, arXiv:2212.03533).
+    """Keep pairs whose partner is among the `top` nearest of all partners (E5, arXiv:2212.03533).
 
-    Unit vectors in. Partners of the pair's own group do not count against it. Work grows with the
-    square of N: filter some hundred thousand pairs at a time.
+    Inputs are unit vectors. Partners of the pair's own group are ignored. The time grows with the
+    square of N, so filter a few hundred thousand pairs at a time.
     """
     kept: list[int] = []
-    for start, stop in _parts(len(texts), at_once):
+    for start, stop in _parts(len(texts), block_size):
         scores = texts[start:stop] @ partners.T
         own = scores[np.arange(stop - start), np.arange(start, stop)]
         better = (scores > own[:, None]) & (groups[start:stop, None] != groups)
@@ -142,17 +147,17 @@ def keep_consistent(
 
 def keep_plausible(
     encoder: Encoder,
-    rows: Rows,
+    pairs: Pairs,
     *,
     tasks: tuple[str | None, str | None] = (None, None),
     top: int = 2,
 ) -> list[int]:
-    """`keep_consistent` with a model's own vectors; `tasks` read texts and partners."""
+    """`keep_consistent` with a model's embeddings. `tasks` are those of texts and partners."""
     left, right = (
-        encoder.encode(rows.texts, task=tasks[0]),
-        encoder.encode(rows.partners, task=tasks[1]),
+        encoder.encode(pairs.texts, task=tasks[0]),
+        encoder.encode(pairs.partners, task=tasks[1]),
     )
-    return keep_consistent(left, right, rows.groups, top=top)
+    return keep_consistent(left, right, pairs.groups, top=top)
 
 
 def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:

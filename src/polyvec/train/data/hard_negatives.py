@@ -1,14 +1,14 @@
-"""Hard negatives: texts that look like the partner of a query and are not.
+"""Hard negatives: texts that resemble the partner of a query and are wrong.
 
-A candidate is any partner of the rows. It is passed over if it is
+The candidates are all partners. A candidate is not used if
 
-- the partner of a row of the query's own group,
-- the query itself, or
-- so good that it may be a right answer that nobody marked: its score comes within `margin` of the
-  partner's (Moreira et al. 2024, arXiv:2407.15831, section 3: 95 % of the positive's score).
+- it is the partner of a pair in the query's own group,
+- it is the query itself, or
+- its score exceeds `margin` times the partner's score, so that it may be a right answer without a
+  label (Moreira et al. 2024, arXiv:2407.15831, section 3: 95 % of the positive's score).
 
-Scores are a model's cosines, or BM25 over the pieces of its tokenizer, so that languages without
-spaces have words too. Every candidate is scored: nothing is approximate.
+Scores are a model's cosines, or BM25 over the pieces of its tokenizer, which also works for
+languages without spaces. Every candidate is scored; there is no approximation.
 
 Axes in this file: N queries, M candidates, D width.
 """
@@ -23,17 +23,17 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from polyvec.encoder import Encoder
-from polyvec.train.data.pairs import Rows
+from polyvec.train.data.pairs import Pairs
 
 Score = Callable[[int, int], Float32[np.ndarray, "N M"]]
-"""Scores of queries start to stop with all candidates; higher is better."""
+"""Scores of queries start to stop against all candidates. Higher is better."""
 
-AT_ONCE = 256
-"""Queries scored together."""
+QUERIES_PER_BLOCK = 256
+"""Queries that are scored together."""
 
 
 def mine(
-    rows: Rows,
+    pairs: Pairs,
     score: Score,
     *,
     num: int = 7,
@@ -41,61 +41,61 @@ def mine(
     skip: int = 0,
     progress: bool | None = None,
 ) -> list[list[str]]:
-    """For every row its hardest `num` negatives, the hardest first; fewer where there are no more.
+    """The `num` hardest negatives of every pair, the hardest first, or fewer if there are fewer.
 
-    `score` rates `candidates(rows)` in their order. `skip` passes over the first few of what
-    remains, against false negatives where the scores mean little.
+    `score` scores `candidates(pairs)` in their order. The `skip` hardest ones are not used, which
+    avoids false negatives if the scores are unreliable.
     """
-    texts = candidates(rows)
+    texts = candidates(pairs)
     place = {text: i for i, text in enumerate(texts)}
-    own = np.array([place[partner] for partner in rows.partners])
-    friends: dict[int, set[int]] = {}
-    for group, candidate in zip(rows.groups.tolist(), own.tolist(), strict=True):
-        friends.setdefault(group, set()).add(candidate)
-    found: list[list[str]] = []
+    own = np.array([place[partner] for partner in pairs.partners])
+    group_partners: dict[int, set[int]] = {}
+    for group, candidate in zip(pairs.groups.tolist(), own.tolist(), strict=True):
+        group_partners.setdefault(group, set()).add(candidate)
+    negatives: list[list[str]] = []
     hide = None if progress is None else not progress
-    with tqdm(total=len(rows), desc="negatives", unit="query", disable=hide) as bar:
-        for start in range(0, len(rows), AT_ONCE):
-            stop = min(start + AT_ONCE, len(rows))
+    with tqdm(total=len(pairs), desc="negatives", unit="query", disable=hide) as bar:
+        for start in range(0, len(pairs), QUERIES_PER_BLOCK):
+            stop = min(start + QUERIES_PER_BLOCK, len(pairs))
             for i, scores in enumerate(score(start, stop), start):
                 scores = scores.astype(np.float64)
                 best = scores[own[i]]
-                # As printed, margin * best; a negative cosine must not turn the margin around.
+                # The paper has margin * best, which would be wrong for a negative cosine.
                 scores[scores > best - (1 - margin) * abs(best)] = -np.inf
-                scores[list(friends[int(rows.groups[i])])] = -np.inf
-                scores[place.get(rows.texts[i], own[i])] = -np.inf
-                found.append([texts[j] for j in _top(scores, skip + num)[skip:]])
+                scores[list(group_partners[int(pairs.groups[i])])] = -np.inf
+                scores[place.get(pairs.texts[i], own[i])] = -np.inf
+                negatives.append([texts[j] for j in _top(scores, skip + num)[skip:]])
             bar.update(stop - start)
-    return found
+    return negatives
 
 
-def candidates(rows: Rows) -> list[str]:
-    """The distinct partners, in the order of their first row."""
-    return [*dict.fromkeys(rows.partners)]
+def candidates(pairs: Pairs) -> list[str]:
+    """The distinct partners, in the order of their first pair."""
+    return [*dict.fromkeys(pairs.partners)]
 
 
 def _top(scores: np.ndarray, num: int) -> list[int]:
-    """Positions of the largest finite scores, best first; the earlier of two equals first."""
+    """Positions of the largest finite scores, the largest first; equal scores keep their order."""
     order = np.argsort(-scores, kind="stable")[:num]
     return [int(i) for i in order if np.isfinite(scores[i])]
 
 
 def cosine_scores(
     encoder: Encoder,
-    rows: Rows,
+    pairs: Pairs,
     *,
     tasks: tuple[str | None, str | None] = ("retrieval.query", "retrieval.passage"),
     progress: bool | None = None,
 ) -> Score:
-    """Cosines of a model's vectors; `tasks` read queries and candidates."""
-    queries = encoder.encode(rows.texts, task=tasks[0], progress=progress)
-    documents = encoder.encode(candidates(rows), task=tasks[1], progress=progress)
+    """Cosines of a model's embeddings. `tasks` are those of queries and candidates."""
+    queries = encoder.encode(pairs.texts, task=tasks[0], progress=progress)
+    documents = encoder.encode(candidates(pairs), task=tasks[1], progress=progress)
     return lambda start, stop: queries[start:stop] @ documents.T
 
 
-def bm25_scores(encoder: Encoder, rows: Rows) -> Score:
-    """BM25 (Lucene's form, k1 1.5, b 0.75) over the pieces of the model's tokenizer."""
-    queries, documents = (_pieces(encoder, texts) for texts in (rows.texts, candidates(rows)))
+def bm25_scores(encoder: Encoder, pairs: Pairs) -> Score:
+    """BM25 scores (Lucene's form, k1 1.5, b 0.75) over the pieces of the model's tokenizer."""
+    queries, documents = (_pieces(encoder, texts) for texts in (pairs.texts, candidates(pairs)))
     vocab = {str(piece): piece for piece in range(encoder.config.vocab_size)}
     index = bm25s.BM25()
     index.index(Tokenized(documents, vocab), show_progress=False)
@@ -107,15 +107,15 @@ def bm25_scores(encoder: Encoder, rows: Rows) -> Score:
 
 
 def _pieces(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
-    """Each text's pieces without `<s>` and `</s>`."""
-    found = encoder.tokenizer.encode(texts, [""] * len(texts))
-    return [tokens.ids[1:-1].tolist() for tokens in found]
+    """The pieces of each text, without `<s>` and `</s>`."""
+    tokenised = encoder.tokenizer.encode(texts, [""] * len(texts))
+    return [tokens.ids[1:-1].tolist() for tokens in tokenised]
 
 
-def alternate(*mined: list[list[str]], num: int = 7) -> list[list[str]]:
-    """Negatives of several miners taken in turn, each text once, `num` a row.
+def merge_negatives(*mined: list[list[str]], num: int = 7) -> list[list[str]]:
+    """Merge the negatives of several miners in turn, each text once, up to `num` per pair.
 
-    >>> alternate([["a", "b"]], [["b", "c"]], num=3)
+    >>> merge_negatives([["a", "b"]], [["b", "c"]], num=3)
     [['a', 'b', 'c']]
     """
     return [

@@ -1,6 +1,7 @@
-"""Training data larger than memory: random order in bounded memory, and no position to save.
+"""Training data larger than memory: rows in random order, with bounded memory.
 
-What a step reads is a function of a seed and the step's number, as in `polyvec.train.data.pairs`.
+The rows of a step follow from a seed and the step's number, as in `polyvec.train.data.batches`, so
+no position has to be saved.
 """
 
 import hashlib
@@ -13,11 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from polyvec.records import Columns, Report, check_rows, list_blocks, number_rows, warn
-from polyvec.records import Record as Row
+from polyvec.records import (
+    Columns,
+    Record,
+    Report,
+    check_rows,
+    list_blocks,
+    number_rows,
+    warn,
+)
 
-Window = tuple[int, Callable[[], list[Row | None]]]
-"""How many rows it has, and how to read them: None in place of a bad one."""
+Window = tuple[int, Callable[[], list[Record | None]]]
+"""The number of rows of a window, and a function that reads them, with None for a bad row."""
 
 
 def shuffle_files(
@@ -28,18 +36,18 @@ def shuffle_files(
     window: int = 20_000,
     start: int = 0,
     report: Report = warn,
-) -> Iterator[Row | None]:
-    """The rows of Parquet and JSON lines files, without end, in random order.
+) -> Iterator[Record | None]:
+    """Endless iterator over the rows of Parquet and JSON lines files, in random order.
 
-    1. Each pass takes the files' blocks in an order of its own.
-    2. Blocks are read until a window has at least `window` rows, which are shuffled.
+    1. Each pass over the data takes the blocks of all files in a new random order.
+    2. Blocks are read until a window has at least `window` rows. These are shuffled.
 
-    Row `start` of this order, counted from 0, comes first: a resumed run gives the number of rows
-    it has used, and earlier windows are not read again. None stands for a bad row, so that the
-    count is of rows on the disk. Memory holds a window and one block more: a row group of Parquet,
-    or 1,000 lines.
+    The iterator begins at row `start` of this order, counted from 0: a resumed run passes the
+    number of rows that it has used, and earlier windows are not read again. A bad row is returned
+    as None, so that the count includes all rows on the disk. Memory holds one window and one more
+    block, which is a row group of Parquet or 1,000 lines.
 
-    Raises ValueError at once, before the first row, where `read_rows` would, and for CSV.
+    Raises ValueError before the first row, for the same reasons as `read_rows`, and for CSV.
     """
     return _shuffle(_file_windows(files, columns, seed, window, report), seed, start)
 
@@ -52,16 +60,16 @@ def shuffle_rows(
     window: int = 20_000,
     start: int = 0,
     report: Report = warn,
-) -> Iterator[Row | None]:
-    """As `shuffle_files`, for what can be iterated again and again: a streamed `datasets` set.
+) -> Iterator[Record | None]:
+    """Like `shuffle_files`, for an iterable that can be repeated, such as a streamed dataset.
 
-    A pass goes through the rows as they come; windows are shuffled. What lies before `start` is
-    read once more, since only the source could pass over it.
+    A pass takes the rows in their own order, and shuffles each window. Rows before `start` are
+    read again, because only the source could skip them.
     """
     return _shuffle(_given_windows(rows, columns, window, report), seed, start)
 
 
-def _shuffle(windows: Iterator[Window], seed: int, start: int) -> Iterator[Row | None]:
+def _shuffle(windows: Iterator[Window], seed: int, start: int) -> Iterator[Record | None]:
     position = 0
     for number, (size, load) in enumerate(windows):
         if position + size > start:
@@ -79,10 +87,10 @@ def _file_windows(
     if not blocks:
         raise ValueError(f"no rows in {', '.join(map(str, files)) or 'no files'}")
 
-    def load(numbers: Sequence[int]) -> list[Row | None]:
-        rows: list[Row | None] = []
+    def load(numbers: Sequence[int]) -> list[Record | None]:
+        rows: list[Record | None] = []
         for block in (blocks[i] for i in numbers):
-            slots: list[Row | None] = [None] * block.size
+            slots: list[Record | None] = [None] * block.size
             for number, row in block.check(columns, report):
                 slots[number - block.first] = row
             rows += slots
@@ -100,15 +108,15 @@ def _file_windows(
             if chosen:
                 yield size, partial(load, chosen)
 
-    # Not itself a generator, so that what is wrong with the files is said at once.
+    # This function is not a generator, so that errors in the files are raised immediately.
     return windows()
 
 
 def _given_windows(
     source: Iterable[Mapping[str, Any]], columns: Columns, window: int, report: Report
 ) -> Iterator[Window]:
-    def load(first: int, part: list[Row]) -> list[Row | None]:
-        slots: list[Row | None] = [None] * len(part)
+    def load(first: int, part: list[Record]) -> list[Record | None]:
+        slots: list[Record | None] = [None] * len(part)
         rows = number_rows(part, first)
         for number, row in check_rows(rows, "the rows given", columns, report):
             slots[number - first] = row
@@ -120,51 +128,37 @@ def _given_windows(
             yield len(part), partial(load, first, part)
             first += len(part)
         if first == 1:
-            raise ValueError("there are no rows, or they can be read only once")
+            raise ValueError(
+                "there are no rows, or they can be read only once; "
+                "pass an iterable that can be repeated"
+            )
 
 
-def batches(rows: Iterator[Row | None], size: int) -> Iterator[list[Row]]:
-    """`size` rows at a time, without the bad ones among them: step s begins at row s * `size`."""
+def group_rows(rows: Iterator[Record | None], size: int) -> Iterator[list[Record]]:
+    """Groups of `size` rows, without the bad ones. Step s begins at row s * `size`."""
     while True:
         yield [row for row in islice(rows, size) if row is not None]
 
 
-def plan_turns(weights: Sequence[float], *, steps: int, seed: int) -> list[tuple[int, int]]:
-    """For every step the source it reads, by weight, and how many steps have read it before.
-
-    The second number times the batch size is where `shuffle_files` has to start.
-
-    >>> plan_turns([1.0, 3.0], steps=5, seed=0)
-    [(1, 0), (1, 1), (0, 0), (0, 1), (1, 2)]
-    """
-    share = np.asarray(weights, float)
-    chosen = np.random.default_rng(seed).choice(len(share), size=steps, p=share / share.sum())
-    turns, seen = [], [0] * len(share)
-    for source in chosen.tolist():
-        turns.append((source, seen[source]))
-        seen[source] += 1
-    return turns
-
-
 def check_files(record: Path, files: Sequence[Path]) -> None:
-    """Make sure that a resumed run reads what it began with.
+    """Check that a resumed run reads the same files as when it began.
 
-    The first call writes each file's size and SHA-256 to `record` (JSON); later ones compare.
-    Raises ValueError for a file that is missing, has changed, or was not there before.
+    The first call writes the size and the SHA-256 of each file to `record` (JSON). Later calls
+    compare. Raises ValueError for a file that is missing, changed or new.
     """
-    found = {str(file): _fingerprint(file) for file in files}
+    now = {str(file): _fingerprint(file) for file in files}
     if not record.exists():
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(found, indent=1) + "\n")
+        record.write_text(json.dumps(now, indent=1) + "\n")
         return
     before = json.loads(record.read_text())
-    for name in [*before, *found]:
-        if before.get(name) != found.get(name):
+    for name in [*before, *now]:
+        if before.get(name) != now.get(name):
             state = "is new" if name not in before else "has changed"
-            state = "is no longer read" if name not in found else state
+            state = "is no longer read" if name not in now else state
             raise ValueError(
                 f"{name} {state} since the run in {record.parent} began; "
-                "put the data back as it was, or begin a new run in another folder"
+                "restore the data, or begin a new run in another folder"
             )
 
 

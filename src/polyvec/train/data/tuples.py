@@ -1,4 +1,4 @@
-"""Rows of more than two texts: classification's tuples of nine, and triplets of NLI.
+"""Examples of more than two texts: tuples for classification, and triplets from NLI.
 
 Axes in this file: N texts, C tuples, W texts in a tuple, T tokens.
 """
@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 def draw_tuples(
     labels: Int[np.ndarray, " N"], *, count: int, num_negatives: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "C W"]:
-    """Tuples of a text, another of its class, and texts of other classes, as positions.
+    """Draw tuples of a text, another text of its class, and texts of other classes.
 
-    A class is drawn as often as it has texts; one with a single text is drawn with itself. Where
-    the other classes have too few texts, some come twice in a tuple. Raises ValueError for a
-    single class.
+    Tuples are positions in `labels`. A class is drawn in proportion to its number of texts, and
+    the only text of a class is drawn twice. If the other classes have too few texts, some occur
+    twice in a tuple. Raises ValueError if there is only one class.
     """
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
@@ -28,27 +28,27 @@ def draw_tuples(
     place = np.argsort(order)[own]
     of = np.searchsorted(starts, place, side="right") - 1
     start, size = starts[of], sizes[of]
-    # Another of the class: step on by 1 to size - 1 within its run.
+    # Another text of the class: 1 to size - 1 positions further, modulo the class's size.
     step = 1 + rng.integers(np.maximum(size - 1, 1))
     mate = order[start + (place - start + step) % size]
     others = len(labels) - size
     negatives = np.empty((count, num_negatives), np.int64)
     for i in range(count):
         draws = rng.choice(others[i], num_negatives, replace=others[i] < num_negatives)
-        # Positions in the order without this class's run.
+        # Positions in the order without this class.
         negatives[i] = order[draws + np.where(draws < start[i], 0, size[i])]
     return np.column_stack([own, mate, negatives])
 
 
-def number_tokens(tokenizer: Tokenizer, number: int) -> Int32[np.ndarray, " T"]:
-    """The tokens of a tuple's id, its number in decimal, without special tokens."""
+def tuple_id_tokens(tokenizer: Tokenizer, number: int) -> Int32[np.ndarray, " T"]:
+    """Tokens of a tuple's id, which is its number in decimal, without special tokens."""
     return np.array(tokenizer.encode(str(number), add_special_tokens=False).ids, np.int32)
 
 
 def append_tokens(
     text: Int32[np.ndarray, " _T"], end: Int32[np.ndarray, " _end"], *, max_tokens: int
 ) -> Int32[np.ndarray, " _longer"]:
-    """A text with `end` before its `</s>`; the text gives way where that is too long.
+    """Insert `end` before the `</s>` of a text, which is cut if the result would be too long.
 
     >>> append_tokens(np.int32([0, 7, 8, 9, 2]), np.int32([5]), max_tokens=5).tolist()
     [0, 7, 8, 5, 2]
@@ -57,16 +57,16 @@ def append_tokens(
 
 
 ENTAILED, CONTRADICTED = 0, 2
-"""Labels of SNLI and MultiNLI; 1 is neutral."""
+"""Labels of SNLI and MultiNLI. The label 1 is neutral."""
 
 
 def nli_triplets(
     premises: Sequence[str], hypotheses: Sequence[str], labels: Sequence[int]
 ) -> list[tuple[str, str, list[str]]]:
-    """Each premise with a hypothesis that it entails and all that it contradicts (Gao et al. 2021).
+    """Triplets of a premise, an entailed hypothesis and all contradictions (Gao et al. 2021).
 
-    For `contrast`: what a premise contradicts shares most of its words, so it is the hardest
-    negative there is. Neutral hypotheses, and premises that entail nothing, are left out.
+    These are examples for `contrast`: a contradiction shares most words with its premise, so it is
+    a hard negative. Neutral hypotheses are left out, and premises without an entailed hypothesis.
 
     >>> nli_triplets(["a", "a", "b"], ["x", "y", "z"], [0, 2, 1])
     [('a', 'x', ['y'])]
@@ -79,6 +79,6 @@ def nli_triplets(
             contradicted[premise].append(hypothesis)
     return [
         (premise, hypothesis, contradicted[premise])
-        for premise, found in entailed.items()
-        for hypothesis in found
+        for premise, hypotheses_of in entailed.items()
+        for hypothesis in hypotheses_of
     ]

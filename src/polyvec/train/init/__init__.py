@@ -1,1 +1,1 @@
-"""Starting points of a model: other encoders' weights, and a tokenizer."""
+"""Starting points of a model: weights of other encoders, and tokenizers."""

@@ -1,8 +1,8 @@
-"""A BERT sentence encoder on disk, as a teacher and as a start.
+"""BERT sentence encoders as teachers, and as the start of a model with rotary positions.
 
-`read_teacher` puts a BERT of our block shape (post-norm, GELU) into a `Network`; absolute positions
-stay beside it. `rotary_start` turns it into an encoder with rotary positions that has lost nothing
-but the sense of order, which training gives back.
+`read_teacher` reads a BERT whose blocks have our shape (post-norm, GELU) into a `Network`, and
+keeps its absolute positions separately. `align_rotary` prepares its attention heads for rotary
+positions. `order_dims` and `permute_width` order its dimensions for Matryoshka training.
 
 Axes in this file: N texts, T tokens in a batch, P positions, D width, H heads, K head width,
 E width with a constant 1 appended.
@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from polyvec.batch import make_batch, pack
 from polyvec.config import ModelConfig
-from polyvec.network import Layer, Network, lay_out, number_tokens, pool
-from polyvec.train.data.pairs import token_ids
+from polyvec.network import Layer, Network, number_tokens, pack_layout, pool
+from polyvec.tasks import NO_ADAPTER
+from polyvec.train.data.tokens import tokenise
 
-PARTS = {
+BERT_NAMES = {
     "embeddings.word.weight": "embeddings.word_embeddings.weight",
     "embeddings.token_type.weight": "embeddings.token_type_embeddings.weight",
     "embeddings.norm": "embeddings.LayerNorm",
@@ -38,7 +39,7 @@ PARTS = {
     "layers.{}.down": "encoder.layer.{}.output.dense",
     "layers.{}.ffn_norm": "encoder.layer.{}.output.LayerNorm",
 }
-"""Our names and BERT's; the three attention inputs, which we keep as one, are joined apart."""
+"""Our names of parameters and BERT's. `bert_tensor` joins BERT's three attention inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,13 @@ class Teacher:
     """A sentence encoder with absolute positions and mean pooling."""
 
     network: Network
-    """BERT's blocks and tables, with no adapters."""
+    """BERT's blocks and tables, without adapters."""
 
     positions: Float[Tensor, "P D"]
     """BERT's position table."""
 
     tokenizer: Tokenizer
-    """Its own WordPiece tokenizer."""
+    """The encoder's own tokenizer."""
 
     def encode(
         self,
@@ -62,18 +63,19 @@ class Teacher:
         bf16: bool = False,
         progress: bool | None = None,
     ) -> Float32[np.ndarray, "N D"]:
-        """Unit vectors of `texts`, as sentence-transformers gives them.
+        """Embeddings of `texts` as unit vectors, equal to those of sentence-transformers.
 
-        `bf16` computes matrix products in it, three times as fast where the CPU can.
+        `bf16` computes matrix products in bfloat16, which is three times as fast if the processor
+        supports it.
         """
         device = self.network.embeddings.word.weight.device
-        most = 65_536 if device.type == "cuda" else 8_192
-        ids = token_ids(self.tokenizer, texts, max_tokens=max_tokens)
+        batch_tokens = 65_536 if device.type == "cuda" else 8_192
+        ids = tokenise(self.tokenizer, texts, max_tokens=max_tokens)
         out = np.empty((len(texts), self.network.config.width), np.float32)
         hide = None if progress is None else not progress
         with tqdm(total=len(texts), desc="teacher", unit="text", disable=hide) as bar:
-            for group in pack([len(i) for i in ids], max_tokens=most):
-                batch = make_batch([ids[i] for i in group], [-1] * len(group))
+            for group in pack([len(i) for i in ids], max_tokens=batch_tokens):
+                batch = make_batch([ids[i] for i in group], [NO_ADAPTER] * len(group))
                 tokens, starts, ends = (
                     torch.from_numpy(part).to(device)
                     for part in (batch.token_ids, batch.starts, batch.ends)
@@ -86,10 +88,10 @@ class Teacher:
         return out
 
     def _hidden(self, ids: Int[Tensor, " T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "T D"]:
-        net, layout = self.network, lay_out(lengths)
+        net, layout = self.network, pack_layout(lengths)
         _, positions = number_tokens(layout, len(ids))
-        kind = net.embeddings.token_type.weight[0]
-        words = net.embeddings.word(ids, None) + kind
+        token_type = net.embeddings.token_type.weight[0]
+        words = net.embeddings.word(ids, None) + token_type
         x = net.embeddings.norm(words + self.positions.to(ids.device)[positions])
         for layer in net.layers:
             x = layer(x, _no_rotation(x, net.config), layout, None)
@@ -97,20 +99,23 @@ class Teacher:
 
 
 def read_teacher(folder: Path) -> Teacher:
-    """Load a BERT sentence encoder (config.json, model.safetensors, tokenizer.json)."""
+    """Read a BERT sentence encoder (config.json, model.safetensors, tokenizer.json).
+
+    Raises ValueError for another architecture.
+    """
     shape = json.loads((folder / "config.json").read_text())
     if shape["model_type"] != "bert" or shape["hidden_act"] != "gelu":
-        raise ValueError(f"{folder} holds a {shape['model_type']}, not a BERT with GELU")
+        raise ValueError(f"{folder} contains a {shape['model_type']}, not a BERT with GELU")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return bert_teacher(shape, load_file(folder / "model.safetensors"), tokenizer)
+    return make_teacher(shape, load_file(folder / "model.safetensors"), tokenizer)
 
 
-def bert_teacher(
+def make_teacher(
     shape: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer
 ) -> Teacher:
-    """A BERT from its shape in config.json's words and its `tensors` by BERT's names."""
+    """A teacher from the contents of its config.json, and its `tensors` by BERT's names."""
     config = ModelConfig(
         vocab_size=shape["vocab_size"],
         width=shape["hidden_size"],
@@ -130,8 +135,11 @@ def bert_teacher(
 
 
 def bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
-    """The tensor of a BERT or RoBERTa that is our parameter `name`, of a block or a table."""
-    for ours, theirs in PARTS.items():
+    """The tensor of a BERT or RoBERTa for our parameter `name`, of a block or a table.
+
+    Raises KeyError, with BERT's name, if it is missing.
+    """
+    for ours, theirs in BERT_NAMES.items():
         layer = name.split(".")[1] if name.startswith("layers") else ""
         prefix = ours.format(layer)
         if name.startswith(prefix):
@@ -143,21 +151,21 @@ def bert_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 @torch.no_grad()
 def align_rotary(network: Network, ids: Sequence[Sequence[int] | np.ndarray]) -> None:
-    """Change every head's basis, in place, so that rotary positions disturb it least.
+    """Change the basis of every head, in place, so that rotary positions disturb it least.
 
-    A head only uses x' W_q' W_k x, which is the same in any basis of its K dimensions. Rotation is
-    not: it turns fast planes within a few tokens and slow ones hardly at all.
+    A head only uses x' W_q' W_k x, which is equal in every basis of its K dimensions. Rotation is
+    not: it turns fast planes within a few tokens, and slow planes hardly at all.
 
-    1. Without rotation, collect the second moments C of what each block reads on sample texts.
-    2. Factor C^1/2 W_q' W_k C^1/2 by singular values: the parts of the score by their size.
-    3. Give the slowest plane the two largest parts, the next plane the next two, and so on.
+    1. Without rotation, compute the second moments C of the input of each block on sample texts.
+    2. Compute the singular values of C^1/2 W_q' W_k C^1/2, which are the parts of the score.
+    3. Put the two largest parts into the slowest plane, the next two into the next plane, etc.
     """
-    seen = _moments(network, ids)
+    all_moments = _moments(network, ids)
     width, heads = network.config.width, network.config.num_heads
     rank = network.config.head_width
-    # Part r goes to one side of plane K/2 - 1 - r // 2; planes slow down with their number.
+    # Part r goes to one side of plane K/2 - 1 - r // 2. Planes with higher numbers are slower.
     place = [rank // 2 - 1 - part // 2 + (rank // 2) * (part % 2) for part in range(rank)]
-    for layer, moments in zip(network.layers, seen, strict=True):
+    for layer, moments in zip(network.layers, all_moments, strict=True):
         assert isinstance(layer, Layer)
         values, vectors = torch.linalg.eigh(moments)
         values = values.clamp_min(1e-9).sqrt()
@@ -177,9 +185,9 @@ def align_rotary(network: Network, ids: Sequence[Sequence[int] | np.ndarray]) ->
 def _moments(
     network: Network, ids: Sequence[Sequence[int] | np.ndarray]
 ) -> list[Float[Tensor, "E E"]]:
-    """For every block, the mean of x x' over tokens, x being its input with a 1 appended."""
-    batch = make_batch(ids, [-1] * len(ids))
-    layout = lay_out(torch.from_numpy(batch.lengths))
+    """The mean of x x' over tokens for every block, where x is its input with a 1 appended."""
+    batch = make_batch(ids, [NO_ADAPTER] * len(ids))
+    layout = pack_layout(torch.from_numpy(batch.lengths))
     x = network.embeddings(torch.from_numpy(batch.token_ids), None)
     moments = []
     for layer in network.layers:
@@ -195,14 +203,15 @@ def _no_rotation(x: Float[Tensor, "T D"], config: ModelConfig) -> tuple[Tensor, 
 
 
 def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.ndarray, " D"]:
-    """Coordinates in the order in which their first d best stand for all of them.
+    """Dimensions in the order in which the first d best approximate all of them.
 
-    Greedy: each next coordinate is the one with which the partial dot products of many pairs of
-    `vectors` correlate best with the whole ones. A Matryoshka model can start from this for free.
+    The order is greedy: the next dimension is the one with which the partial dot products of many
+    pairs of `vectors` correlate best with the full dot products. It is a good start for a
+    Matryoshka model, and costs no training.
     """
     rng = np.random.default_rng(seed)
     sample = vectors[rng.permutation(len(vectors))[:1500]]
-    # Half random pairs, half nearest neighbours: both ends of the scale must be kept.
+    # Half of the pairs are random and half are nearest neighbours: both must be approximated.
     near = (sample @ sample.T - 2 * np.eye(len(sample))).argmax(1)
     far = rng.permutation(len(sample))
     products = np.concatenate([sample * sample[near], sample * sample[far]])
@@ -211,7 +220,7 @@ def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.
     partial, left, order = np.zeros_like(whole), list(range(vectors.shape[1])), []
     while left:
         tried = partial[:, None] + products[:, left]
-        # A coordinate that is the same everywhere says nothing and comes last.
+        # A constant dimension has no information, so it comes last.
         score = whole @ tried / np.maximum(np.linalg.norm(tried, axis=0), 1e-6)
         best = left.pop(int(score.argmax()))
         partial = partial + products[:, best]
@@ -221,7 +230,7 @@ def order_dims(vectors: Float32[np.ndarray, "N D"], *, seed: int = 0) -> Int[np.
 
 @torch.no_grad()
 def permute_width(network: Network, order: Int[np.ndarray, " D"]) -> None:
-    """Renumber the coordinates of the hidden states, in place; outputs follow, nothing is lost."""
+    """Reorder the dimensions of the hidden states, in place. The outputs have the new order."""
     take = torch.from_numpy(order)
     for name, parameter in network.named_parameters():
         if "lora" in name:

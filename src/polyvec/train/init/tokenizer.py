@@ -1,11 +1,15 @@
-"""Make a tokenizer: a Unigram vocabulary over many languages, in XLM-RoBERTa's layout.
+"""Tokenizers: Unigram vocabularies for many languages, in XLM-RoBERTa's layout.
 
-1. Count words (after normalising and splitting) in every language.
-2. Scale each language's counts to its share of the sample: characters ** `exponent`
-   (Conneau et al. 2020, section 3.1), times a weight for the languages that matter most.
-3. Drop words with characters too rare to deserve a piece; bytes spell them instead.
-4. Train a Unigram model (Kudo 2018), add the whole words that were asked for, and put it all
-   behind XLM-RoBERTa's special tokens.
+`train_tokenizer` makes one in four steps:
+
+1. Count the words of every language, after normalising and splitting.
+2. Scale the counts of each language to its share of the sample, which is in proportion to
+   characters ** `exponent` (Conneau et al. 2020, section 3.1), times the language's weight.
+3. Drop words with rare characters, which have no piece and are spelt in bytes.
+4. Train a Unigram model (Kudo 2018), add the requested whole words, and add XLM-RoBERTa's special
+   tokens.
+
+`common_pieces` selects a part of an existing vocabulary instead.
 
 Axes in this file: V pieces.
 """
@@ -25,8 +29,8 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MASK = "<mask>"
 
-KEEP = 1000.0
-"""Added to the score of a piece that must stay, and taken off again when the vocabulary is cut."""
+REQUIRED_BONUS = 1000.0
+"""Added to the score of a required piece while the vocabulary is cut, and then subtracted."""
 
 
 def train_tokenizer(
@@ -40,12 +44,13 @@ def train_tokenizer(
     coverage: float = 0.9995,
     max_word: int = 16,
 ) -> Tokenizer:
-    """A fast tokenizer of exactly `vocab_size` pieces, trained on `texts` by language.
+    """Train a tokenizer of exactly `vocab_size` pieces on `texts`, which are keyed by language.
 
-    `num_characters` bounds the training text over all languages together; `coverage` is the share
-    of characters in each language that get a piece of their own; words longer than `max_word`
-    characters (a Chinese clause is one word) are cut there for training only. Each of `whole_words`
-    that the sample holds gets a piece of its own: the words a teacher knows, for instance.
+    `num_characters` is the size of the training sample over all languages. `coverage` is the
+    fraction of each language's text whose characters have their own piece. For training only,
+    words of more than `max_word` characters are cut (a Chinese clause is one word). Each of
+    `whole_words` that occurs in the sample gets its own piece. Raises ValueError if the texts have
+    too few words for `vocab_size` pieces.
     """
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence(
@@ -67,13 +72,13 @@ def train_tokenizer(
     shares = _shares(words, exponent, weights or {})
     sample = _sample(words, alphabets, shares, num_characters)
     core.train_from_iterator(sample.elements(), trainer)
-    # The trained scores, read back from the model's own JSON.
+    # The library has no other access to the trained scores than the model's JSON.
     pieces = dict(json.loads(core.to_str())["model"]["vocab"])
     num_pieces = sum(count * max(1, len(word) / 4) for word, count in sample.items())
     for word in whole_words:
         if count := sample["▁" + word]:
             pieces.setdefault("▁" + word, math.log(count / num_pieces))
-            pieces["▁" + word] += KEEP
+            pieces["▁" + word] += REQUIRED_BONUS
     return _assemble(pieces, vocab_size, normalizer, splitter)
 
 
@@ -94,7 +99,7 @@ def _count_words(
 def _shares(
     words: Mapping[str, Counter[str]], exponent: float, weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Each language's part of the sample; the parts add up to 1."""
+    """Each language's fraction of the sample. The sum is 1."""
     sizes = {lang: _num_characters(counts) for lang, counts in words.items()}
     parts = {lang: size**exponent * weights.get(lang, 1.0) for lang, size in sizes.items() if size}
     total = sum(parts.values())
@@ -111,7 +116,7 @@ def _sample(
     shares: Mapping[str, float],
     num_characters: int,
 ) -> Counter[str]:
-    """Word counts scaled so that each language fills its share of `num_characters`."""
+    """Word counts, scaled so that each language has its share of `num_characters`."""
     sample: Counter[str] = Counter()
     for lang, share in shares.items():
         scale = num_characters * share / _num_characters(words[lang])
@@ -144,19 +149,22 @@ def _assemble(
 ) -> Tokenizer:
     reserved = {*SPECIAL, *BYTES, MASK}
     room = vocab_size - len(reserved)
-    # Single characters stay too: without them a word would fall apart into bytes.
+    # Single characters must stay; without them, words would be spelt in bytes.
     ranked = sorted(
         ((piece, score) for piece, score in pieces.items() if piece not in reserved),
         key=lambda pair: (len(pair[0]) > 1, -pair[1]),
     )
     if len(ranked) < room:
-        raise ValueError(f"only {len(ranked)} pieces could be trained, {room} were asked for")
-    kept = [(piece, score - KEEP * (score > 0)) for piece, score in ranked[:room]]
+        raise ValueError(
+            f"only {len(ranked)} pieces could be trained, but vocab_size requires {room}; "
+            "add texts or lower vocab_size"
+        )
+    kept = [(piece, score - REQUIRED_BONUS * (score > 0)) for piece, score in ranked[:room]]
     worst = min(score for _, score in kept)
     vocab = [
         *((piece, 0.0) for piece in SPECIAL),
         *sorted(kept, key=lambda pair: -pair[1]),
-        # Bytes spell what no piece covers, so they must cost more than any piece.
+        # Bytes spell text without a piece, so they must cost more than any piece.
         *((piece, worst - 10.0) for piece in BYTES),
         (MASK, 0.0),
     ]
@@ -168,9 +176,9 @@ def _assemble(
 
 
 def xlm_roberta_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
-    """A tokenizer that splits as XLM-RoBERTa's does, over `pieces` with their log probabilities.
+    """A tokenizer that splits like XLM-RoBERTa's, with the given pieces and log probabilities.
 
-    `pieces` are in the order of their numbers, the special ones among them (`SPECIAL`, `MASK`).
+    The order of `pieces` is that of their ids. It includes the special pieces (`SPECIAL`, `MASK`).
     """
     tokenizer = Tokenizer(models.Unigram([*pieces], unk_id=SPECIAL.index("<unk>")))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
@@ -189,38 +197,39 @@ def common_pieces(
     weights: Mapping[str, float] | None = None,
     exponent: float = 0.5,
 ) -> list[int]:
-    """The numbers, ascending, of the `vocab_size` pieces of a Unigram tokenizer to keep.
+    """Ids, ascending, of the `vocab_size` pieces of a Unigram tokenizer that `texts` use most.
 
-    Special pieces and single characters stay, so that every text that could be spelt still can.
-    Then come the pieces that `texts` use most, each language having its share (as in
-    `train_tokenizer`), and of those that no text uses, the likeliest by their own scores.
+    Special pieces and single characters are always included, so that every text can still be
+    spelt. Each language has its share, as in `train_tokenizer`. Pieces that no text uses are
+    ordered by their own scores. Raises ValueError if more than `vocab_size` pieces must stay.
     """
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     sizes = {lang: sum(map(len, lines)) for lang, lines in texts.items()}
     wanted = {n: size**exponent * (weights or {}).get(n, 1.0) for n, size in sizes.items()}
     used = count_pieces(tokenizer, texts, wanted)
     must = [text in (*SPECIAL, MASK) or len(text.removeprefix("▁")) < 2 for text, _ in pieces]
-    # The last key counts most.
+    # `lexsort` sorts by its last key first.
     order = np.lexsort([[-score for _, score in pieces], -used, ~np.array(must)])
     if sum(must) > vocab_size:
-        raise ValueError(f"{sum(must)} pieces must stay, more than the {vocab_size} asked for")
+        raise ValueError(f"{sum(must)} pieces must stay, but vocab_size is {vocab_size}")
     return sorted(order[:vocab_size].tolist())
 
 
 def count_pieces(
     tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], shares: Mapping[str, float]
 ) -> Float[np.ndarray, " V"]:
-    """How often `texts` use each piece; a language's uses add up to its share."""
+    """How often `texts` use each piece. The sum over a language's texts is its share."""
     used = np.zeros(tokenizer.get_vocab_size())
     for lang, lines in texts.items():
-        found = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
-        counts = np.bincount(np.concatenate([text.ids for text in found]), minlength=len(used))
+        encodings = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
+        ids = np.concatenate([encoding.ids for encoding in encodings])
+        counts = np.bincount(ids, minlength=len(used))
         used += shares[lang] * counts / counts.sum()
     return used
 
 
 def _finish(tokenizer: Tokenizer) -> Tokenizer:
-    """Special tokens, and `<s>` and `</s>` around every text."""
+    """Add special tokens, and `<s>` and `</s>` around every text."""
     tokenizer.add_special_tokens(
         [AddedToken(piece, special=True, normalized=False) for piece in (*SPECIAL, MASK)]
     )

@@ -1,8 +1,8 @@
-"""Start stage 1 from XLM-RoBERTa, as the paper does (arXiv:2409.10173, section 4.1).
+"""XLM-RoBERTa as the start of stage 1, as in the paper (arXiv:2409.10173, section 4.1).
 
-The blocks, the token table and the masked-LM head are kept; the table of absolute positions is
-left out, and rotary positions take its place. The network has to get used to that, which is
-quicker than to learn from nothing.
+The blocks, the token table and the masked-LM head are kept. Rotary positions replace the table of
+absolute positions. Training adapts the network to them, which is faster than training a network
+with random weights.
 """
 
 import json
@@ -32,14 +32,15 @@ def read_xlm_roberta(
     tasks: tuple[Task, ...] = TASKS,
     dropout: float = 0.1,
 ) -> Network:
-    """The network of a transformers XLM-RoBERTa folder, with its masked-LM head.
+    """Read a transformers folder of XLM-RoBERTa as a network with a masked-LM head.
 
-    The adapters are new (`torch.manual_seed` decides them) and do nothing yet; the rotary base is
-    that of training, 10,000. Raises ValueError for another architecture or a missing tensor.
+    The adapters are new, depend on `torch.manual_seed`, and have no effect before training. The
+    rotary base is that of training, 10,000. Raises ValueError for another architecture or a
+    missing tensor.
     """
     shape = json.loads((folder / "config.json").read_text())
     if shape.get("model_type") != "xlm-roberta" or shape["hidden_act"] != "gelu":
-        raise ValueError(f"{folder} holds no XLM-RoBERTa with GELU; its config.json says otherwise")
+        raise ValueError(f"{folder} is no XLM-RoBERTa with GELU, according to its config.json")
     width = shape["hidden_size"]
     config = ModelConfig(
         vocab_size=shape["vocab_size"],

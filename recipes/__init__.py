@@ -1,0 +1,1 @@
+"""Recipes: programs that train a whole model."""

@@ -1,0 +1,1 @@
+"""Experiments: short training runs that answer one question each (docs/log.md)."""

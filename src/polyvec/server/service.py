@@ -1,0 +1,138 @@
+"""The values that routes work with: the service, the context of one request, and an endpoint."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError, ErrorCode, ErrorForm
+from polyvec.server.limits import Limits
+from polyvec.server.metrics import Metrics
+from polyvec.server.middleware import ServerLoad
+from polyvec.server.model import ServedModel
+from polyvec.server.quotas import ApiKey, ApiKeys
+from polyvec.server.serialise import to_json
+from polyvec.server.stores.batch_jobs import BatchJobs
+from polyvec.server.stores.classifiers import Classifiers
+from polyvec.server.wire import StrictModel
+
+if TYPE_CHECKING:
+    from polyvec.server.tracing import Traces
+
+MAX_INLINE_NUMBERS = 4_096
+"""An answer with more numbers is serialised in a thread, so that the event loop stays free."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The models and the state of a server: everything that routes need."""
+
+    models_by_name: dict[str, ServedModel]
+    """Models by every name that requests may use; the first one is the default."""
+    endpoints: Sequence["Endpoint"]
+    """All routes."""
+    limits: Limits = field(default_factory=Limits)
+    api_keys: ApiKeys = field(default_factory=ApiKeys)
+    metrics: Metrics = field(default_factory=Metrics)
+    load: ServerLoad = field(default_factory=ServerLoad)
+    classifiers: Classifiers | None = None
+    """Store of trained classifiers, if the server has one."""
+    batch_jobs: BatchJobs | None = None
+    """Store of batch jobs, if the server has one."""
+    traces: "Traces | None" = None
+    """Exporter of the spans of requests, if tracing is on."""
+    cors: Sequence[str] = ()
+    """Origins whose pages may call the API; none by default."""
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """Every model once, whatever the number of its names."""
+        return list(dict.fromkeys(self.models_by_name.values()))
+
+    def choose_model(self, name: str) -> ServedModel:
+        """The model of a name. Raises ApiError 400."""
+        model = self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
+        if model is None:
+            known = ", ".join(self.models_by_name)
+            raise ApiError(
+                ErrorCode.INPUT_MODEL_NOT_FOUND,
+                f"Model '{name[:80]}' not found; this server has {known}",
+                param="model",
+            )
+        return model
+
+    def check_ready(self) -> tuple[bool, str]:
+        """Whether the server can answer requests, and a word that says why it cannot."""
+        if self.load.is_draining:
+            return False, "draining"
+        missing = [model.name for model in self.models if not model.scheduler.is_ready]
+        self.metrics.ready.set(not missing)
+        return not missing, "ok" if not missing else "engine not running: " + ", ".join(missing)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """One request that the middleware has admitted."""
+
+    service: Service
+    api_key: ApiKey
+    body: Any
+    """The validated body; None if the endpoint reads none."""
+    path_params: Mapping[str, str]
+    query_params: Mapping[str, str]
+    state: dict[str, Any]
+    """State of the request that the middleware writes to the access log."""
+
+    async def serialise(self, write: Callable[[], Result], num_numbers: int) -> Result:
+        """The result of `write`, which runs in a thread if it has many numbers to write."""
+        with self.service.metrics.timed("serialise", self.service.metrics.serialise):
+            if num_numbers <= MAX_INLINE_NUMBERS:
+                return write()
+            return await asyncio.to_thread(write)
+
+    def record_usage(self, *, texts: int, tokens: int) -> None:
+        """Record the size of the request for the access log and the trace."""
+        self.state["usage"] = {"texts": texts, "tokens": tokens}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A route, and its description in the OpenAPI document."""
+
+    method: str
+    path: str
+    answer: Callable[[RequestContext], Awaitable[Response]]
+    summary: str
+    reads: type[StrictModel] | None = None
+    """Schema of the body; None if the endpoint reads none."""
+    writes: type[BaseModel] | None = None
+    """Schema of the answer; None if it is not described, or is not JSON."""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """JSON schemas of the query parameters, by name."""
+    error_form: ErrorForm = DEFAULT_ERROR_FORM
+    """Form in which the clients of this endpoint read errors."""
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A small answer as JSON."""
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def find_error_form(endpoints: Sequence[Endpoint], path: str) -> ErrorForm:
+    """The form of errors at a path: that of its endpoint, or of the nearest one.
+
+    A path without an endpoint has the form of the first endpoint with the same first segment.
+    """
+    for endpoint in endpoints:
+        if endpoint.path == path:
+            return endpoint.error_form
+    segment = path.split("/")[:2]
+    for endpoint in endpoints:
+        if endpoint.path.split("/")[:2] == segment:
+            return endpoint.error_form
+    return DEFAULT_ERROR_FORM

@@ -1,0 +1,93 @@
+"""Texts are tokenised as the library tokenises them, whatever their length or characters."""
+
+import numpy as np
+import pytest
+
+from polyvec.server import inputs
+from tests.server.conftest import MODEL, read_vectors
+
+
+def words(library, num_tokens):
+    """A text that has exactly so many tokens, special ones included."""
+    vocabulary = library.tokenizer.core.get_vocab()
+    word = next(w for w in (p[1:] for p in sorted(vocabulary) if p[0] == "▁") if w.isalpha())
+    text = " ".join([word] * (num_tokens - 2))
+    assert library.tokenizer.count(text) == num_tokens
+    return text
+
+
+def test_the_longest_text_passes_and_a_longer_one_is_refused(server, long_server, long_library):
+    """As many tokens as the model reads pass, one more does not, without truncate.
+
+    With a small model of 1,024 tokens; the bundled one refuses 8,193.
+    """
+    answer = long_server.embed(words(long_library, 1_024))
+    assert answer.json()["usage"]["total_tokens"] == 1_024
+    for one, limit in ((long_server, 1_024), (server, 8_192)):
+        text = " ".join(["a"] * (limit + 1))
+        status, sentence = one.error({"input": ["b", text]})
+        assert (status, "input[1]" in sentence, "truncate" in sentence) == (400, True, True)
+
+
+def test_truncation_reads_the_beginning(long_server, long_library):
+    """One token too many, and a million tokens, give what their beginning gives."""
+    expected = read_vectors(long_server.embed(words(long_library, 1_024)))
+    for num_tokens in (1_025, 1_000_000):
+        answer = long_server.embed(words(long_library, num_tokens), truncate=True)
+        assert answer.json()["usage"]["total_tokens"] == 1_024
+        np.testing.assert_allclose(read_vectors(answer), expected, atol=1e-5)
+    assert long_server.error({"input": words(long_library, 1_000_000)})[0] == 400
+
+
+def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(library):
+    """Reading only the beginning of a long text changes no token."""
+    text = "Grüße an 2,5 Millionen Leser… 猫が好き。\n\tfoo_bar " * 6_000
+    for prompt in ("", "Represent the document for retrieval: "):
+        [whole] = library.tokenizer.encode([text], [prompt])
+        part = inputs.tokenise_long_text(library.tokenizer, text, prompt)
+        assert np.array_equal(part.ids, whole.ids) and part.truncated == whole.truncated
+
+
+STRANGE = {
+    "nul": "a\0b",
+    "byte order mark": "\ufeffhello",
+    "right to left": "שלום \u202eevil\u202c",
+    "combining": "e" + "\u0301" * 500,
+    "one word": "x" * 100_000,
+    "emoji": "👩‍👩‍👧‍👦🏴󠁧󠁢󠁥󠁮󠁧󠁿" * 20,
+    "private use": "\ue000\U0010ffff",
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_text_is_read_as_the_library_reads_it(long_server, long_library, name):
+    """NUL, BOM, RTL, combining marks, a 100 kB word, emoji."""
+    got = read_vectors(long_server.embed(STRANGE[name], truncate=True))
+    np.testing.assert_allclose(got, long_library.encode(STRANGE[name]), atol=1e-5)
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(server, library):
+    """Lone surrogates, which JSON can spell and UTF-8 cannot."""
+    body = b'{"model": "%b", "input": "fox \\ud83d den", "user": "\\udc00"}' % MODEL.encode()
+    answer = server.http.post(
+        "/v1/embeddings", content=body, headers={"content-type": "application/json"}
+    )
+    np.testing.assert_allclose(read_vectors(answer), library.encode("fox \ufffd den"), atol=1e-5)
+
+
+def test_too_many_tokens_are_refused(server):
+    """Within the caps of items and bytes, and beyond that of tokens."""
+    status, sentence = server.error({"input": ["the " * 1_500] * 250})
+    assert (status, "300,000 tokens" in sentence) == (400, True)
+
+
+@pytest.mark.parametrize("ids", [[-1], [1_000_000], [[5], [2**31 - 1]], [[5, -7]]])
+def test_token_ids_outside_the_vocabulary_are_refused(server, ids):
+    """Token ids that are negative or beyond the vocabulary."""
+    status, sentence = server.error({"input": ids})
+    assert (status, f"input[{len(ids) - 1}]" in sentence) == (400, True)
+
+
+def test_token_ids_beyond_32_bits_are_refused(server):
+    """An id that no array here can hold."""
+    assert server.error({"input": [2**31]})[0] == 422

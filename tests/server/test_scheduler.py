@@ -1,0 +1,147 @@
+"""Batches are shared fairly, and a failure stays with the text that causes it."""
+
+import asyncio
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from polyvec.server.errors import ApiError
+from polyvec.server.limits import Limits
+from polyvec.server.metrics import Metrics
+from polyvec.server.scheduler import EngineText, Scheduler
+from polyvec.tasks import NO_ADAPTER
+from tests.processes import wait_for
+from tests.server.conftest import MODEL, check_error, check_good, embed_beside, serving
+from tests.server.faults import ERROR, MEMORY, NAN, SLOW, faulty_engine, missing_engine
+
+
+def test_a_row_of_nan_fails_alone(faulty_server, library):
+    """NaN injected in one row: that row errors, neighbours are fine."""
+    bad, good = embed_beside(faulty_server, [[5, 6], [NAN, 6]])
+    assert check_error(bad)[0] == 500 and "input[1]" in bad.json()["detail"]
+    check_good(good, library)
+
+
+def test_nan_never_leaves_unnormalised_either(faulty_server):
+    """Without normalisation nothing else would look at the numbers."""
+    assert check_error(faulty_server.embed([[NAN]], normalized=False))[0] == 500
+
+
+def test_a_batch_that_fails_is_split_until_the_culprit_is_alone(faulty_server, library):
+    """An exception in forward for one batch."""
+    bad, good = embed_beside(faulty_server, [[5, 6], [7], [ERROR]])
+    assert check_error(bad)[0] == 500 and "input[2]" in bad.json()["detail"]
+    assert "does not know" in bad.json()["detail"]
+    check_good(good, library)
+
+
+def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, library):
+    """Simulated OOM: the batch halves, the server lives, and its size recovers."""
+    many, good = embed_beside(faulty_server, [[MEMORY, 5 + number] for number in range(16)])
+    assert len(many.json()["data"]) == 16
+    check_good(good, library)
+    text = faulty_server.http.get("/metrics").text
+    assert 'polyvec_engine_failures_total{why="memory"}' in text
+    sizes = [float(line.split()[-1]) for line in text.splitlines() if "batch_texts_count" in line]
+    texts = [f"text {number}" for number in range(64)]
+    for _ in range(8):
+        assert faulty_server.embed(texts).status_code == 200
+    after = faulty_server.http.get("/metrics").text.splitlines()
+    batches = [float(line.split()[-1]) for line in after if "batch_texts_count" in line]
+    assert batches[0] - sizes[0] <= 12, "the last requests had whole batches again"
+
+
+def test_an_engine_that_never_starts_is_a_503_that_says_so():
+    """What waits is not left waiting, and neither is what comes later."""
+
+    async def ask():
+        text = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
+        scheduler = Scheduler(missing_engine, 384, Metrics())
+        scheduler.start()
+        with pytest.raises(ApiError, match="does not start") as waiting:
+            await scheduler.run([text])
+        with pytest.raises(ApiError, match="does not start") as later:
+            await scheduler.run([text])
+        assert not scheduler.is_ready
+        await scheduler.stop()
+        return waiting.value.status, later.value.status
+
+    assert asyncio.run(ask()) == (503, 503)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A server with a short queue."""
+    limits = Limits(queue_tokens=400, items=10_000)
+    with serving(make_engine=faulty_engine, limits=limits) as running:
+        yield running
+
+
+def post_and_leave(server, text):
+    """Send a request and go away without waiting for its answer."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = f'{{"model": "{MODEL}", "input": {text}}}'
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
+def test_work_of_clients_that_left_is_dropped(narrow, library):
+    """Clients disconnect while queued and while running."""
+    scheduler = narrow.service.models[0].scheduler
+    running = post_and_leave(narrow, f"[[{SLOW}, 5]]")
+    wait_for(lambda: scheduler.num_busy)
+    queued = [post_and_leave(narrow, f'"queued {number}"') for number in range(20)]
+    wait_for(lambda: len(scheduler.queue) == 20)
+    before = narrow.http.get("/metrics").text
+    for connection in (running, *queued):
+        connection.close()
+    wait_for(lambda: len(scheduler.queue) == 0)
+    got = narrow.embed("after them").json()["data"][0]["embedding"]
+    np.testing.assert_allclose(got, library.encode("after them")[0], atol=1e-5)
+
+    def texts(page):
+        return next(
+            float(x.split()[1]) for x in page.splitlines() if x.startswith("polyvec_texts_total ")
+        )
+
+    done = texts(narrow.http.get("/metrics").text) - texts(before)
+    assert done <= 3, "what was queued never reached the engine"
+    assert narrow.service.load.running == 0 or narrow.http.get("/live").status_code == 200
+
+
+def test_a_full_queue_is_429_at_once(narrow):
+    """Queue full: 429 and Retry-After, quickly, and nothing piles up."""
+    scheduler = narrow.service.models[0].scheduler
+    with ThreadPoolExecutor(40) as pool:
+        slow = pool.submit(narrow.embed, [[SLOW] * 5])
+        wait_for(lambda: scheduler.num_busy)
+        text = "word " * 90
+
+        def ask(_):
+            began = time.monotonic()
+            answer = narrow.embed(text)
+            return answer, time.monotonic() - began
+
+        answers = list(pool.map(ask, range(30)))
+        assert slow.result().status_code == 200
+    refused = [(answer, seconds) for answer, seconds in answers if answer.status_code == 429]
+    assert {answer.status_code for answer, _ in answers} == {200, 429}
+    for answer, _ in refused:
+        assert check_error(answer)[0] == 429 and int(answer.headers["retry-after"]) >= 1
+    assert scheduler.queue.tokens == 0
+
+
+def test_a_big_job_does_not_starve_small_ones(server):
+    """Single texts are answered while a request of 1,000 texts is under way."""
+    with ThreadPoolExecutor(1) as pool:
+        big = pool.submit(server.embed, [f"number {number}" for number in range(1_000)])
+        wait_for(lambda: server.service.models[0].scheduler.queue.tokens > 2_000)
+        small = [server.embed(f"small {number}") for number in range(5)]
+        assert all(answer.status_code == 200 for answer in small)
+        assert not big.done(), "the small ones overtook it"
+        assert len(big.result().json()["data"]) == 1_000
