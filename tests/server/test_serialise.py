@@ -16,7 +16,7 @@ from polyvec.server.serialise import (
 )
 
 
-def test_the_wire_knows_the_encodings_of_the_table(server):
+def test_each_dialect_accepts_its_encodings_of_the_table(server):
     schemas = server.http.get("/openapi.json").json()["components"]["schemas"]
     for schema, field, names in (
         ("EmbeddingRequest", "embedding_type", JINA_ENCODINGS),
