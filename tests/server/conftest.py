@@ -30,7 +30,7 @@ GOOD_TEXTS = ["a fox", "its den", "snow"]
 
 
 class Running:
-    """A server in a thread: its address, a client, and its insides for those who make faults."""
+    """A server in a thread: its address, a client, and its internals for tests of faults."""
 
     def __init__(self, service, server, loop, url, verify):
         self.service = service
@@ -43,7 +43,7 @@ class Running:
         return self.http.post("/v1/embeddings", json={"model": MODEL, "input": texts, **fields})
 
     def error(self, body, *, path="/v1/embeddings"):
-        """The status, and the sentence of an error that has the form of all errors."""
+        """The status and the message of an error, whose form is checked."""
         if isinstance(body, bytes):
             answer = self.http.post(
                 path, content=body, headers={"content-type": "application/json"}
@@ -67,7 +67,7 @@ class Running:
 
 
 def check_error(answer):
-    """The status and the sentence; what every client family reads must be there."""
+    """The status and the message of an error, which must have what all clients read."""
     body = answer.json()
     assert answer.status_code >= 400
     assert isinstance(body["detail"], str) and body["detail"]
@@ -107,7 +107,7 @@ def check_good(answers, library):
 def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
     """Run a server with `make_service`'s options; in float32, so that batches agree anywhere.
 
-    `tls` is what its client trusts, and the files of its certificate and key.
+    `tls` is the context of its client, and the files of its certificate and key.
     """
     models = [str(model), *map(str, more)]
     service = make_service(models, aliases=[MODEL], precision=precision, **options)
@@ -159,7 +159,7 @@ def library():
 
 @pytest.fixture(scope="session")
 def long_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
-    """The tiny model, which reads its longest text, of 1,024 tokens, in a moment."""
+    """The tiny model with a maximum of 1,024 tokens, which it encodes in a moment."""
     folder = tmp_path_factory.mktemp("models") / "long"
     save_checkpoint(folder, replace(tiny_config, max_tokens=1_024), tiny_weights)
     (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
@@ -195,8 +195,16 @@ def headed_model(tiny_config, tiny_weights, tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def headed(headed_model):
+    """A server of a model with heads, and the same model without a server."""
+    encoder = Encoder.load(headed_model, device="cpu", precision="float32")
+    with serving(headed_model, device="cpu") as running:
+        yield running, encoder
+
+
+@pytest.fixture(scope="session")
 def jina_schema():
-    """Check a value against one of the schemas of Jina's OpenAPI document (tests/server)."""
+    """Check a value against one of the schemas of Jina's OpenAPI document."""
     document = json.loads((Path(__file__).parent / "jina-schemas.json").read_text("utf-8"))
 
     def check(name, value):

@@ -1,4 +1,4 @@
-"""The bundled model's real engine, which fails when it reads certain tokens. No text has them.
+"""The bundled model's engine with faults that certain token ids trigger. No text has them.
 
 A request chooses a fault by sending token ids. The engine's process imports this file.
 """
@@ -13,7 +13,7 @@ from polyvec.server.engine_process import load_engine
 NAN, ERROR, MEMORY, DEATH, HANG, SLOW = range(47_900, 47_906)
 
 MEMORY_TEXTS = 3
-"""So many texts beside MEMORY are too many."""
+"""Maximum number of texts in a batch with MEMORY."""
 
 
 class FaultyEngine:

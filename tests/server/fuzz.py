@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of everything that reads a request's body.
+"""Coverage-guided fuzzing of everything that parses the body of a request.
 
-`pip install atheris`, then `python -m tests.server.fuzz build/corpus -max_total_time=600`; the
-options are libFuzzer's. It stops at the first body that is neither read nor refused in the way
-that clients know, or that takes ten seconds.
+Install atheris with pip, then run `python -m tests.server.fuzz build/corpus -max_total_time=600`.
+The options are those of libFuzzer. It stops at the first body that is neither accepted nor refused
+with an ApiError, or that takes ten seconds.
 """
 
 import json
@@ -31,7 +31,7 @@ VALUES = [None, "", "float", "base64", "END", "Right", "public", "dense", "class
 
 @cache
 def load():
-    """What a body goes through: the kinds of requests, and the bundled model's tokenizer."""
+    """The schemas of all requests, and the bundled model's tokenizer."""
     from polyvec.encoder import BUNDLED
     from polyvec.server.routes import ENDPOINTS
     from polyvec.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def load():
 
 
 def parse_body(body):
-    """Read a body as every route does. Raises anything at all only if there is a bug."""
+    """Parse a body as every route does. Any exception is a bug."""
     from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError
     from polyvec.server.routes.segment import SegmentRequest, segment_text
     from polyvec.server.serialise import to_json
@@ -76,7 +76,7 @@ def parse_body(body):
 
 
 def tokenise_request(request, tokenizer):
-    """Texts and token ids become what the engine reads; so do chunks of one document."""
+    """Tokenise texts, token ids, and the chunks of one document."""
     import numpy as np
 
     from polyvec.late_chunking import find_token_spans, join_chunks
@@ -98,7 +98,7 @@ def tokenise_request(request, tokenizer):
 
 
 def make_body(data):
-    """A body from libFuzzer's bytes: these themselves, or a seed with other values in places."""
+    """A body from libFuzzer's bytes: the bytes themselves, or a seed with some changed values."""
     import atheris
 
     source = atheris.FuzzedDataProvider(data)
@@ -111,12 +111,12 @@ def make_body(data):
 
 
 def fuzz_one(data):
-    """What libFuzzer calls."""
+    """Parse one body; libFuzzer calls this function."""
     parse_body(make_body(data))
 
 
 def make_value(source, *, depth):
-    """Some value of JSON."""
+    """A JSON value."""
     kind = source.ConsumeIntInRange(0, 7 if depth else 5)
     if kind == 6:
         return [make_value(source, depth=depth - 1) for _ in range(source.ConsumeIntInRange(0, 4))]
@@ -137,7 +137,7 @@ def make_value(source, *, depth):
 
 
 def main():
-    """Fuzz until libFuzzer's options say stop."""
+    """Fuzz until libFuzzer stops."""
     import atheris
 
     with atheris.instrument_imports(include=["polyvec.server", "json"]):

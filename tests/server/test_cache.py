@@ -7,7 +7,7 @@ from tests.server.conftest import TEXTS, serving
 
 
 def test_a_cached_text_is_not_embedded_again(library):
-    """One entry serves every dim and encoding; another task is another text."""
+    """One entry serves every dim and encoding; another task has another entry."""
     with serving(cache_bytes=1_000_000) as server:
         first = server.embed(TEXTS).json()
         again = server.embed([TEXTS[1], "new", TEXTS[0]], dimensions=32)
@@ -22,7 +22,7 @@ def test_a_cached_text_is_not_embedded_again(library):
         assert server.read_metrics()["polyvec_texts_total"] == 3 + 1 + 3
 
 
-def test_the_cache_is_bounded_and_forgets_what_is_unused_longest():
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used_vector():
     size = 4 * 8 + ENTRY_OVERHEAD_BYTES
     cache = VectorCache(3 * size)
     keys = [cache_key(np.array([number], np.int32), 0) for number in range(4)]

@@ -1,4 +1,4 @@
-"""Clients that people already have, unmodified, against the running server."""
+"""Popular clients, unmodified, against the running server."""
 
 import numpy as np
 import openai

@@ -1,4 +1,4 @@
-"""What docs/serving.md says of deployment: TLS, the container's file, the cluster's file."""
+"""Deployment as docs/serving.md describes it: TLS, the Dockerfile, the Kubernetes manifest."""
 
 import re
 import ssl

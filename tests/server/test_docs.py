@@ -1,4 +1,4 @@
-"""docs/serving.md: its calls work as they stand, and its options exist."""
+"""The calls in docs/serving.md work unchanged, and its options exist."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def documented(tmp_path_factory):
-    """A server that can do all that the page asks for."""
+    """A server with everything that the page needs."""
     folder = tmp_path_factory.mktemp("data")
     with serving(classifiers=folder / "classifiers.sqlite", batches=folder / "jobs") as running:
         yield running

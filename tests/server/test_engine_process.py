@@ -15,16 +15,16 @@ from tests.server.conftest import GOOD_TEXTS, check_error, check_good, embed_bes
 from tests.server.faults import DEATH, HANG, faulty_engine
 
 
-def test_an_engine_that_dies_fails_its_batch_and_comes_again(faulty_server, library):
-    """The worker ends itself under a batch."""
+def test_an_engine_that_dies_fails_its_batch_and_restarts(faulty_server, library):
+    """The engine exits while it runs a batch."""
     bad, _ = embed_beside(faulty_server, [[DEATH]])
     assert check_error(bad)[0] == 503 and bad.headers["retry-after"]
     faulty_server.wait_until_ready()
     check_good([faulty_server.embed(text) for text in GOOD_TEXTS], library)
 
 
-def test_a_killed_engine_turns_readiness_off_and_liveness_not(faulty_server, library):
-    """The worker is killed from outside; /ready and /health say so, /live does not."""
+def test_a_killed_engine_makes_the_server_unready_but_not_dead(faulty_server, library):
+    """/ready and /health are 503, and /live is 200."""
     [model] = faulty_server.service.models
     old = model.scheduler.engines[0].pid
     os.kill(old, signal.SIGSTOP)
@@ -42,8 +42,8 @@ def test_a_killed_engine_turns_readiness_off_and_liveness_not(faulty_server, lib
     assert faulty_server.http.get("/health").status_code == 200
 
 
-def test_an_engine_that_hangs_is_started_again(library):
-    """The worker hangs: timeout, readiness false, restart; what waited is served."""
+def test_an_engine_that_hangs_is_restarted(library):
+    """The server is unready meanwhile, and answers the requests that wait afterwards."""
     with serving(make_engine=faulty_engine, limits=Limits(engine_seconds=1.5)) as server:
         with ThreadPoolExecutor(4) as pool:
             hung = pool.submit(server.embed, [[HANG]])
@@ -56,7 +56,7 @@ def test_an_engine_that_hangs_is_started_again(library):
 
 
 def test_a_restarted_engine_gives_the_same_bits(faulty_server):
-    """Same bits after restart."""
+    """The vectors before and after a restart are equal bit for bit."""
     before = faulty_server.embed(GOOD_TEXTS[0], embedding_type="base64").json()["data"]
     os.kill(faulty_server.service.models[0].scheduler.engines[0].pid, signal.SIGKILL)
     wait_for(lambda: faulty_server.http.get("/ready").status_code == 503)
@@ -65,7 +65,7 @@ def test_a_restarted_engine_gives_the_same_bits(faulty_server):
 
 
 def resident(pid):
-    """A process's bytes in memory."""
+    """Resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs/serving.md").read_text("utf-8")
 
 def test_the_page_has_the_table_of_all_codes():
     [table] = re.findall(r"<!-- errors -->\n(.*?)\n<!-- /errors -->", PAGE, re.DOTALL)
-    assert table == error_table()
+    assert table == error_table(), f"the table on the page must be:\n{error_table()}"
 
 
 def test_the_document_describes_every_code_at_every_route(server):

@@ -1,4 +1,4 @@
-"""Short runs of what runs for longer by hand: tests/server/fuzz.py and schemathesis."""
+"""Short runs of tests/server/fuzz.py and of schemathesis; long ones are started by hand."""
 
 import json
 import shutil
@@ -33,12 +33,12 @@ changed = st.builds(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changed | st.binary())
 def test_any_body_is_read_or_refused_as_clients_know_it(body):
-    """Property fuzzing; `python -m tests.server.fuzz` is the coverage-guided kind."""
+    """`python -m tests.server.fuzz` is the same test, guided by coverage."""
     parse_body(body)
 
 
 def test_the_server_keeps_to_its_own_document(server, tmp_path):
-    """No 5xx, no status or form of an answer that /openapi.json does not have."""
+    """No answer is a 5xx, or has a status or form that /openapi.json does not describe."""
     command = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     assert command is not None
     checks = "not_a_server_error,status_code_conformance,content_type_conformance"

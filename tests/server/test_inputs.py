@@ -8,7 +8,7 @@ from tests.server.conftest import MODEL, read_vectors
 
 
 def words(library, num_tokens):
-    """A text that has exactly so many tokens, special ones included."""
+    """A text of exactly `num_tokens` tokens, special tokens included."""
     vocabulary = library.tokenizer.core.get_vocab()
     word = next(w for w in (p[1:] for p in sorted(vocabulary) if p[0] == "▁") if w.isalpha())
     text = " ".join([word] * (num_tokens - 2))
@@ -17,7 +17,7 @@ def words(library, num_tokens):
 
 
 def test_the_longest_text_passes_and_a_longer_one_is_refused(server, long_server, long_library):
-    """As many tokens as the model reads pass, one more does not, without truncate.
+    """A text of the maximum length passes, and one more token is an error without truncate.
 
     With a small model of 1,024 tokens; the bundled one refuses 8,193.
     """
@@ -30,7 +30,7 @@ def test_the_longest_text_passes_and_a_longer_one_is_refused(server, long_server
 
 
 def test_truncation_reads_the_beginning(long_server, long_library):
-    """One token too many, and a million tokens, give what their beginning gives."""
+    """A text of one token too many, or of a million, has the vector of its beginning."""
     expected = read_vectors(long_server.embed(words(long_library, 1_024)))
     for num_tokens in (1_025, 1_000_000):
         answer = long_server.embed(words(long_library, num_tokens), truncate=True)
@@ -40,7 +40,7 @@ def test_truncation_reads_the_beginning(long_server, long_library):
 
 
 def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(library):
-    """Reading only the beginning of a long text changes no token."""
+    """Tokenising only the beginning of a long text changes no token."""
     text = "Grüße an 2,5 Millionen Leser… 猫が好き。\n\tfoo_bar " * 6_000
     for prompt in ("", "Represent the document for retrieval: "):
         [whole] = library.tokenizer.encode([text], [prompt])
@@ -61,13 +61,13 @@ STRANGE = {
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_text_is_read_as_the_library_reads_it(long_server, long_library, name):
-    """NUL, BOM, RTL, combining marks, a 100 kB word, emoji."""
+    """NUL, byte order mark, right-to-left text, combining marks, a 100 kB word, emoji."""
     got = read_vectors(long_server.embed(STRANGE[name], truncate=True))
     np.testing.assert_allclose(got, long_library.encode(STRANGE[name]), atol=1e-5)
 
 
 def test_half_a_surrogate_pair_is_a_replacement_character(server, library):
-    """Lone surrogates, which JSON can spell and UTF-8 cannot."""
+    """JSON can contain lone surrogates, but UTF-8 cannot."""
     body = b'{"model": "%b", "input": "fox \\ud83d den", "user": "\\udc00"}' % MODEL.encode()
     answer = server.http.post(
         "/v1/embeddings", content=body, headers={"content-type": "application/json"}
@@ -76,7 +76,7 @@ def test_half_a_surrogate_pair_is_a_replacement_character(server, library):
 
 
 def test_too_many_tokens_are_refused(server):
-    """Within the caps of items and bytes, and beyond that of tokens."""
+    """The request is within the limits of texts and bytes, but beyond that of tokens."""
     status, sentence = server.error({"input": ["the " * 1_500] * 250})
     assert (status, "300,000 tokens" in sentence) == (400, True)
 

@@ -27,7 +27,7 @@ def test_too_many_texts_and_too_many_bytes_are_refused(server):
 
 
 def test_a_body_of_unknown_length_is_read_up_to_the_limit(server):
-    """A chunked body with no length, small and endless."""
+    """A chunked body has no length; one is small, and one is endless."""
 
     def chunks(size):
         yield b'{"model": "%b", "input": "' % MODEL.encode()
@@ -54,7 +54,7 @@ def test_only_json_is_read(server):
 
 
 def test_a_truncated_body_ends_the_request_and_nothing_else(server):
-    """The client promises more than it sends, and goes."""
+    """The client announces more bytes than it sends, and disconnects."""
     with server.connect() as connection:
         head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
@@ -64,8 +64,8 @@ def test_a_truncated_body_ends_the_request_and_nothing_else(server):
 KEY = "pv-secret-key-é"
 
 
-def test_too_many_requests_at_once_are_429():
-    """The number of requests in work is bounded too."""
+def test_too_many_requests_at_once_are_answered_with_429():
+    """The number of requests in progress is limited."""
     with serving(make_engine=faulty_engine, limits=Limits(requests=4)) as server:
         with ThreadPoolExecutor(16) as pool:
             codes = [
@@ -76,7 +76,7 @@ def test_too_many_requests_at_once_are_429():
 
 
 def test_two_clients_may_use_one_request_id(server, library):
-    """A request id is echoed and is no key to anything; a strange one is replaced."""
+    """A request id is returned, and does not identify a request; an invalid one is replaced."""
     texts = [f"secret {number}" for number in range(16)]
     headers = {"x-request-id": "the-same"}
 
@@ -105,7 +105,7 @@ PATHS = sorted({e.path for e in ENDPOINTS} | {"/nowhere", "/v1/embeddings/", "//
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_route_is_closed_without_a_key(closed, path):
-    """Every route, known or not, whatever the method."""
+    """Known and unknown paths, with any method."""
     for method in ("GET", "POST", "DELETE", "PUT", "OPTIONS", "HEAD"):
         answer = closed.http.request(method, path)
         assert (answer.status_code == 401) == (path not in PUBLIC_PATHS), method
@@ -126,14 +126,14 @@ def test_every_route_is_closed_without_a_key(closed, path):
     ],
 )
 def test_wrong_keys_are_refused(closed, given, code):
-    """Missing, wrong, a prefix, Unicode."""
+    """Missing, wrong, shortened, and non-ASCII keys."""
     headers = {} if given is None else {"authorization": given.encode()}
     answer = closed.http.get("/v1/models", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, code)
 
 
-def test_the_right_key_opens(closed):
-    """Also one with letters beyond ASCII, sent as UTF-8."""
+def test_the_right_key_is_accepted(closed):
+    """The key has a letter beyond ASCII, sent as UTF-8."""
     headers = {"authorization": f"Bearer {KEY}".encode()}
     assert closed.http.get("/v1/models", headers=headers).status_code == 200
 

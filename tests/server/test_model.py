@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from polyvec import Encoder, rerank
+from polyvec import rerank
 from polyvec.server import model as model_module
 from polyvec.server.model import HIDDEN
 from polyvec.server.quotas import ApiKey
-from tests.server.conftest import MODEL, TEXTS, serving
+from tests.server.conftest import MODEL, TEXTS
 
 
 @pytest.fixture
@@ -46,14 +46,6 @@ def resolved(monkeypatch):
 def test_a_call_resolves_each_of_its_tasks_once(server, resolved, path, body, tasks):
     answer = server.http.post(path, json={"model": MODEL, **body})
     assert (answer.status_code, resolved) == (200, tasks), answer.text
-
-
-@pytest.fixture(scope="module")
-def headed(headed_model):
-    """A server of a model with heads, and the same model without a server."""
-    encoder = Encoder.load(headed_model, device="cpu", precision="float32")
-    with serving(headed_model, device="cpu") as running:
-        yield running, encoder
 
 
 def encode(server, outputs, task=None):

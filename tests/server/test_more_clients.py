@@ -1,4 +1,4 @@
-"""Clients whose packages are large or warn about themselves: the warnings are theirs."""
+"""More clients, unmodified. Importing their packages is slow or raises warnings."""
 
 import warnings
 

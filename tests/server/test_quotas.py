@@ -12,7 +12,7 @@ from tests.server.faults import SLOW, faulty_engine
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch):
-    """No early end at the first key that fits."""
+    """The comparison does not stop at the first key that matches."""
     compared = []
     monkeypatch.setattr(quotas.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
     clients = ApiKeys(hash_keys(["one", "two", "three"]))
@@ -32,7 +32,7 @@ def test_keys_are_read_from_a_file_of_digests(tmp_path):
 
 
 def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
-    """The rate-limit window, and a clock that jumps."""
+    """Quotas refill over time, and a clock that jumps changes nothing."""
     now = [100.0]
     monkeypatch.setattr(quotas.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(quotas.time, "time", lambda: 0.0)
@@ -57,8 +57,8 @@ def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
         client.charge(101)
 
 
-def test_quotas_are_kept_over_http(tmp_path):
-    """Hosted headers, 429 with Retry-After, and concurrency."""
+def test_quotas_are_enforced_over_http(tmp_path):
+    """Headers say what is left, and an exceeded quota is 429 with Retry-After."""
     known = [
         ApiKey(
             "few", hash_key("few"), requests=TokenBucket(size=3.0), tokens=TokenBucket(size=50.0)

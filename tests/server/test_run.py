@@ -19,7 +19,7 @@ from tests.server.conftest import MODEL, TEXTS, check_error, serving
 
 
 def test_a_slow_request_is_cut_off(monkeypatch):
-    """Slow-loris, in the body and in the head."""
+    """A slow client is disconnected while it sends the head or the body (slow loris)."""
     from polyvec.server import run
 
     monkeypatch.setattr(run, "HEADER_SECONDS", 0.3)

@@ -18,20 +18,20 @@ from tests.server.conftest import MODEL, check_error, check_good, embed_beside, 
 from tests.server.faults import ERROR, MEMORY, NAN, SLOW, faulty_engine, missing_engine
 
 
-def test_a_row_of_nan_fails_alone(faulty_server, library):
-    """NaN injected in one row: that row errors, neighbours are fine."""
+def test_a_text_with_nan_fails_alone(faulty_server, library):
+    """A request in the same batch gets its vectors."""
     bad, good = embed_beside(faulty_server, [[5, 6], [NAN, 6]])
     assert check_error(bad)[0] == 500 and "input[1]" in bad.json()["detail"]
     check_good(good, library)
 
 
-def test_nan_never_leaves_unnormalised_either(faulty_server):
-    """Without normalisation nothing else would look at the numbers."""
+def test_nan_is_an_error_without_normalisation_too(faulty_server):
+    """Without normalisation, no other check would see the numbers."""
     assert check_error(faulty_server.embed([[NAN]], normalized=False))[0] == 500
 
 
 def test_a_batch_that_fails_is_split_until_the_culprit_is_alone(faulty_server, library):
-    """An exception in forward for one batch."""
+    """The engine raises an exception for one text."""
     bad, good = embed_beside(faulty_server, [[5, 6], [7], [ERROR]])
     assert check_error(bad)[0] == 500 and "input[2]" in bad.json()["detail"]
     assert "does not know" in bad.json()["detail"]
@@ -39,7 +39,7 @@ def test_a_batch_that_fails_is_split_until_the_culprit_is_alone(faulty_server, l
 
 
 def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, library):
-    """Simulated OOM: the batch halves, the server lives, and its size recovers."""
+    """Batches that run out of memory are halved, and become large again later."""
     many, good = embed_beside(faulty_server, [[MEMORY, 5 + number] for number in range(16)])
     assert len(many.json()["data"]) == 16
     check_good(good, library)
@@ -54,8 +54,8 @@ def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, li
     assert batches[0] - sizes[0] <= 12, "the last requests had whole batches again"
 
 
-def test_an_engine_that_never_starts_is_a_503_that_says_so():
-    """What waits is not left waiting, and neither is what comes later."""
+def test_an_engine_that_never_starts_is_answered_with_503():
+    """Requests that wait and later requests both get this answer."""
 
     async def ask():
         text = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
@@ -81,7 +81,7 @@ def narrow():
 
 
 def post_and_leave(server, text):
-    """Send a request and go away without waiting for its answer."""
+    """Send a request, and return without waiting for its answer."""
     host, port = server.url.removeprefix("http://").split(":")
     body = f'{{"model": "{MODEL}", "input": {text}}}'
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -90,7 +90,7 @@ def post_and_leave(server, text):
     return connection
 
 
-def test_work_of_clients_that_left_is_dropped(narrow, library):
+def test_the_work_of_clients_that_disconnect_is_dropped(narrow, library):
     """Clients disconnect while queued and while running."""
     scheduler = narrow.service.models[0].scheduler
     running = post_and_leave(narrow, f"[[{SLOW}, 5]]")
@@ -114,8 +114,8 @@ def test_work_of_clients_that_left_is_dropped(narrow, library):
     assert narrow.service.load.running == 0 or narrow.http.get("/live").status_code == 200
 
 
-def test_a_full_queue_is_429_at_once(narrow):
-    """Queue full: 429 and Retry-After, quickly, and nothing piles up."""
+def test_a_full_queue_is_answered_with_429_at_once(narrow):
+    """The answer has Retry-After, and the queue does not grow."""
     scheduler = narrow.service.models[0].scheduler
     with ThreadPoolExecutor(40) as pool:
         slow = pool.submit(narrow.embed, [[SLOW] * 5])
@@ -137,7 +137,7 @@ def test_a_full_queue_is_429_at_once(narrow):
 
 
 def test_a_big_job_does_not_starve_small_ones(server):
-    """Single texts are answered while a request of 1,000 texts is under way."""
+    """Single texts are answered while a request of 1,000 texts is in progress."""
     with ThreadPoolExecutor(1) as pool:
         big = pool.submit(server.embed, [f"number {number}" for number in range(1_000)])
         wait_for(lambda: server.service.models[0].scheduler.queue.tokens > 2_000)

@@ -41,8 +41,8 @@ def test_wrong_json_is_refused_in_a_sentence(server, sent, status):
     assert server.error(sent)[0] == status
 
 
-def test_every_fault_of_a_request_is_named(server):
-    """A validation error lists the fields at fault, ten at most, with little of their values"""
+def test_every_error_of_a_request_is_named(server):
+    """A validation error lists at most ten fields, with the beginnings of their values."""
     answer = server.http.post(
         "/v1/embeddings",
         json={"model": 1, "input": "a", "task": 2, "x" * 5: "y" * 9_999}

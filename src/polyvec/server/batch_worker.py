@@ -20,7 +20,7 @@ LINES_PER_STEP = 32
 """Lines that are answered concurrently, and then written to disk."""
 
 POLL_SECONDS = 1.0
-"""Time between two looks for a new job, and between two attempts to answer a line."""
+"""Time until the next query for a new job, and until the next attempt to answer a line."""
 
 DISK_RETRY_SECONDS = 10.0
 """Time before the next attempt after an error of the disk."""

@@ -33,7 +33,7 @@ CLIENT_CLOSED_STATUS = 499
 """The status in the log of a request whose client closed the connection."""
 
 DISCARD_FACTOR = 8
-"""A body of up to so many times the limit is read and discarded before it is refused."""
+"""A body of up to this many times the limit is received and discarded before it is refused."""
 
 
 @dataclass(slots=True, kw_only=True)

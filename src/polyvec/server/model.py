@@ -202,7 +202,7 @@ class ServedModel:
         """
         query_task, passage_task = map(self.choose_task_or_none, RETRIEVAL)
         # The scheduler puts both into one batch.
-        asked, candidates = await asyncio.gather(
+        query_output, candidates = await asyncio.gather(
             self.encode([query], query_task, ["dense"], api_key, truncate=truncate, param="query"),
             self.encode(
                 documents, passage_task, ["dense"], api_key, truncate=truncate, param=param
@@ -213,11 +213,11 @@ class ServedModel:
             return Outputs(truncate_means(encoded.dense, self.config.width), None, None)
 
         def rank() -> list[Ranked]:
-            scores = score_candidates(normalise(asked), normalise(candidates), ["dense"])
+            scores = score_candidates(normalise(query_output), normalise(candidates), ["dense"])
             return rank_candidates(scores, {"dense": 1.0})
 
         ranked = await asyncio.to_thread(rank)
-        return ranked, asked.num_tokens + candidates.num_tokens
+        return ranked, query_output.num_tokens + candidates.num_tokens
 
     async def tokenise(
         self,

@@ -40,7 +40,7 @@ TURN_TOKENS = 256
 """Tokens that one request gives to a batch before the next request has its turn."""
 
 BATCH_SECONDS = 0.1
-"""Target duration of a batch: in a busy server, a text waits so long beyond its turn."""
+"""Target duration of a batch. In a busy server, a text waits for about one batch."""
 
 MIN_BATCH_TOKENS = 512
 """Smaller batches do not use an engine fully."""

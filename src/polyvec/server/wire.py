@@ -6,11 +6,9 @@ errors, and values are not converted: "8" is not 8.
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -110,15 +108,6 @@ def _show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
-def _must_be_one_of(names: Sequence[str]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"must be one of {', '.join(names)}, not {_show(value)}")
-        return value
-
-    return AfterValidator(check)
-
-
 Texts = Annotated[
     list[str],
     PlainValidator(parse_texts),
@@ -141,16 +130,13 @@ Input = Annotated[
 Label = Annotated[str, Field(min_length=1, max_length=1_000)]
 Dimensions = Annotated[int, Field(ge=1, le=16_384)]
 ItemCount = Annotated[int, Field(ge=1, le=1_000_000)]
-JinaEncoding = Annotated[
-    str,
-    _must_be_one_of(JINA_ENCODINGS),
-    WithJsonSchema({"type": "string", "enum": list(JINA_ENCODINGS)}),
-]
-CohereEncoding = Annotated[
-    str,
-    _must_be_one_of(COHERE_ENCODINGS),
-    WithJsonSchema({"type": "string", "enum": list(COHERE_ENCODINGS)}),
-]
+if TYPE_CHECKING:
+    JinaEncoding = str
+    CohereEncoding = str
+else:
+    # Type checkers do not accept a literal type that is computed.
+    JinaEncoding = Literal[JINA_ENCODINGS]
+    CohereEncoding = Literal[COHERE_ENCODINGS]
 
 MAX_TOKENISE_CHARACTERS = 1_000_000
 """Limit for texts that are only split or tokenised, whose answer has many times their bytes."""

@@ -14,8 +14,8 @@ from tests.server.conftest import MODEL, check_error, serving
 
 
 @pytest.fixture(scope="module")
-def deferring(tmp_path_factory):
-    """A server that keeps batch jobs, with two keys."""
+def batch_server(tmp_path_factory):
+    """A server with a store of batch jobs and two API keys."""
     known = [ApiKey(name, hash_key(name)) for name in ("alice", "bob")]
     folder = tmp_path_factory.mktemp("batches")
     with serving(batches=folder, api_keys=ApiKeys(known)) as running:
@@ -34,7 +34,7 @@ def submit(http, lines, **fields):
 
 
 def wait(http, key, *statuses):
-    """The job, as soon as it has one of these statuses."""
+    """Wait until the job has one of these statuses, and return it."""
     jobs = []
 
     def has_come():
@@ -51,18 +51,18 @@ def read_lines(http, url):
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-def test_a_job_gives_what_its_lines_give_alone(deferring, library, jina_schema):
+def test_a_job_gives_what_its_lines_give_alone(batch_server, library, jina_schema):
     lines = make_lines(70)
     lines[3]["body"] = {"input": ["two", "texts"], "task": "separation", "dimensions": 8}
     lines[5]["body"] = {"input": ""}
     lines[6]["body"] = {"inputs": "misspelt"}
-    made = submit(deferring.http, lines, task="text-matching", dimensions=64)
+    made = submit(batch_server.http, lines, task="text-matching", dimensions=64)
     jina_schema("BatchStatus", made)
-    job = wait(deferring.http, made["batch_id"], "completed")
+    job = wait(batch_server.http, made["batch_id"], "completed")
     jina_schema("BatchStatus", job)
     stats = job["stats"]
     assert (stats["total"], stats["completed"], stats["failed"]) == (70, 68, 2)
-    output = read_lines(deferring.http, job["output_url"])
+    output = read_lines(batch_server.http, job["output_url"])
     good = {line["custom_id"]: line["response"]["body"] for line in output}
     assert list(good) == [f"line {i}" for i in range(70) if i not in (5, 6)]
     assert stats["total_tokens"] == sum(body["usage"]["total_tokens"] for body in good.values())
@@ -71,32 +71,32 @@ def test_a_job_gives_what_its_lines_give_alone(deferring, library, jina_schema):
     expected = library.encode([f"text {i}" for i in usual], task="text-matching", dim=64)
     np.testing.assert_allclose(np.float32(got), expected, atol=1e-5)
     assert np.shape([row["embedding"] for row in good["line 3"]["data"]]) == (2, 8)
-    errors = read_lines(deferring.http, job["error_file_url"])
+    errors = read_lines(batch_server.http, job["error_file_url"])
     assert [line["custom_id"] for line in errors] == ["line 5", "line 6"]
     assert "empty" in errors[0]["error"]["message"] and "inputs" in errors[1]["error"]["message"]
 
 
-def test_a_job_is_its_owners_alone(deferring):
-    key = submit(deferring.http, make_lines(1))["batch_id"]
-    wait(deferring.http, key, "completed")
+def test_a_job_is_its_owners_alone(batch_server):
+    key = submit(batch_server.http, make_lines(1))["batch_id"]
+    wait(batch_server.http, key, "completed")
     other = {"authorization": "Bearer bob"}
     for path in (f"/v1/batch/{key}", f"/v1/batch/{key}/output", f"/v1/batch/{key}/errors"):
-        assert check_error(deferring.http.get(path, headers=other))[0] == 404
-    assert check_error(deferring.http.delete(f"/v1/batch/{key}", headers=other))[0] == 404
-    assert deferring.http.get("/v1/batches", headers=other).json() == []
-    mine = deferring.http.get("/v1/batches?limit=1").json()
+        assert check_error(batch_server.http.get(path, headers=other))[0] == 404
+    assert check_error(batch_server.http.delete(f"/v1/batch/{key}", headers=other))[0] == 404
+    assert batch_server.http.get("/v1/batches", headers=other).json() == []
+    mine = batch_server.http.get("/v1/batches?limit=1").json()
     assert [job["batch_id"] for job in mine] == [key]
 
 
-def test_a_cancelled_job_keeps_what_was_answered(deferring):
-    key = submit(deferring.http, make_lines(3_000))["batch_id"]
-    wait(deferring.http, key, "processing")
-    job = deferring.http.delete(f"/v1/batch/{key}").json()
+def test_a_cancelled_job_keeps_what_was_answered(batch_server):
+    key = submit(batch_server.http, make_lines(3_000))["batch_id"]
+    wait(batch_server.http, key, "processing")
+    job = batch_server.http.delete(f"/v1/batch/{key}").json()
     assert job["status"] == "cancelled" and job["stats"]["completed"] < 3_000
     time.sleep(0.5)
-    assert deferring.http.get(f"/v1/batch/{key}").json() == job
-    assert len(read_lines(deferring.http, job["output_url"])) == job["stats"]["completed"]
-    assert check_error(deferring.http.delete(f"/v1/batch/{key}"))[0] == 409
+    assert batch_server.http.get(f"/v1/batch/{key}").json() == job
+    assert len(read_lines(batch_server.http, job["output_url"])) == job["stats"]["completed"]
+    assert check_error(batch_server.http.delete(f"/v1/batch/{key}"))[0] == 409
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_a_cancelled_job_keeps_what_was_answered(deferring):
         ({"input": make_lines(1), "model": "no"}, 400, "no"),
     ],
 )
-def test_a_wrong_job_is_refused_at_once(deferring, body, status, named):
-    got, sentence = deferring.error(body, path="/v1/batch/embeddings")
+def test_a_wrong_job_is_refused_at_once(batch_server, body, status, named):
+    got, sentence = batch_server.error(body, path="/v1/batch/embeddings")
     assert (got, named in sentence) == (status, True), sentence
 
 
 @pytest.mark.parametrize("key", ["..", "batch_" + "0" * 24, "%2e%2e%2fjob", "batch_x"])
-def test_an_unknown_job_is_404(deferring, key):
-    assert check_error(deferring.http.get(f"/v1/batch/{key}"))[0] == 404
+def test_an_unknown_job_is_404(batch_server, key):
+    assert check_error(batch_server.http.get(f"/v1/batch/{key}"))[0] == 404
 
 
 def test_jobs_need_a_folder(server):
@@ -128,7 +128,7 @@ def test_jobs_need_a_folder(server):
 
 
 def test_a_killed_server_answers_every_line_once(tmp_path):
-    """SIGKILL under a job, a half-written line, then a new server goes on."""
+    """After SIGKILL and a half-written line, a new server continues the job."""
     lines = make_lines(400)
     process, url = start_server("--batches", str(tmp_path))
     try:

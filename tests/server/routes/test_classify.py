@@ -12,8 +12,8 @@ from tests.server.conftest import MODEL, TEXTS, check_error, serving
 
 
 @pytest.fixture(scope="module")
-def keeping(tmp_path_factory):
-    """A server that keeps classifiers."""
+def classifier_server(tmp_path_factory):
+    """A server with a store of classifiers."""
     path = tmp_path_factory.mktemp("data") / "classifiers.sqlite"
     with serving(classifiers=path) as running:
         yield running
@@ -41,14 +41,14 @@ def test_zero_shot_probabilities_are_those_of_the_library(server, library, jina_
     assert row["score"]["how"] == 1
 
 
-def test_few_shot_probabilities_are_those_of_the_library(keeping, library):
+def test_few_shot_probabilities_are_those_of_the_library(classifier_server, library):
     items = examples("bread", 4) + examples("car", 4) + examples("cat", 3)
     train = {"model": MODEL, "input": items[:6]}
-    key = keeping.http.post("/v1/train", json=train).json()["classifier_id"]
+    key = classifier_server.http.post("/v1/train", json=train).json()["classifier_id"]
     more = {"classifier_id": key, "input": items[6:]}
-    assert keeping.http.post("/v1/train", json=more).status_code == 200
+    assert classifier_server.http.post("/v1/train", json=more).status_code == 200
     ask = {"classifier_id": key, "input": TEXTS}
-    answer = keeping.http.post("/v1/classify", json=ask).json()
+    answer = classifier_server.http.post("/v1/classify", json=ask).json()
     learned = learn_examples(
         library, [item["text"] for item in items], [item["label"] for item in items]
     )
@@ -58,14 +58,14 @@ def test_few_shot_probabilities_are_those_of_the_library(keeping, library):
 
 
 def test_the_command_line_gives_the_same_probabilities(
-    keeping, library, monkeypatch, capsys, tmp_path
+    classifier_server, library, monkeypatch, capsys, tmp_path
 ):
-    """Both with the same precision, which the command line takes from the processor."""
+    """Both use the same precision; by default, that of the command line depends on the CPU."""
     monkeypatch.setattr(Encoder, "load", lambda model: library)
     items = examples("bread", 4) + examples("car", 4)
     file = tmp_path / "examples.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in items))
-    trained = keeping.http.post("/v1/train", json={"model": MODEL, "input": items}).json()
+    trained = classifier_server.http.post("/v1/train", json={"model": MODEL, "input": items}).json()
     labels = ["animals", "kitchen"]
     for options, fields in (
         (["--labels", labels[0], "--labels", labels[1]], {"model": MODEL, "labels": labels}),
@@ -73,44 +73,51 @@ def test_the_command_line_gives_the_same_probabilities(
     ):
         app(["classify", *TEXTS, *options, "--json"], result_action="return_value")
         lines = [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()]
-        answer = keeping.http.post("/v1/classify", json={"input": TEXTS, **fields}).json()
+        answer = classifier_server.http.post("/v1/classify", json={"input": TEXTS, **fields}).json()
         for row, scores in zip(answer["data"], lines, strict=True):
             got = {one["label"]: one["score"] for one in row["predictions"]}
             # The command line prints six digits.
             assert got == pytest.approx(scores, abs=1.5e-6)
 
 
-def test_a_classifier_is_trained_used_listed_and_forgotten(keeping, jina_schema):
+def test_a_classifier_is_trained_used_listed_and_deleted(classifier_server, jina_schema):
     items = examples("bread", 4) + examples("car", 4)
-    made = keeping.http.post("/v1/train", json={"model": MODEL, "input": items}).json()
+    made = classifier_server.http.post("/v1/train", json={"model": MODEL, "input": items}).json()
     jina_schema("TrainingResponse", made)
     key = made["classifier_id"]
     ask = {"classifier_id": key, "input": ["bread and more bread", "a fast car"]}
-    answer = keeping.http.post("/v1/classify", json=ask).json()
+    answer = classifier_server.http.post("/v1/classify", json=ask).json()
     jina_schema("ClassificationResponse", answer)
     assert [row["prediction"] for row in answer["data"]] == ["bread", "car"]
     more = {"classifier_id": key, "input": examples("cat", 4)}
-    assert keeping.http.post("/v1/train", json=more).json()["num_samples"] == 4
+    assert classifier_server.http.post("/v1/train", json=more).json()["num_samples"] == 4
     ask["input"] = ["the cat number 9"]
-    assert keeping.http.post("/v1/classify", json=ask).json()["data"][0]["prediction"] == "cat"
-    listed = keeping.http.get("/v1/classifiers").json()
+    assert (
+        classifier_server.http.post("/v1/classify", json=ask).json()["data"][0]["prediction"]
+        == "cat"
+    )
+    listed = classifier_server.http.get("/v1/classifiers").json()
     [summary] = [one for one in listed if one["classifier_id"] == key]
     jina_schema("ClassifierSummary", summary)
     counts = (summary["updated_number"], summary["used_number"], len(summary["labels"]))
     assert (summary["classifier_id"], *counts) == (key, 1, 2, 3)
-    assert keeping.http.delete(f"/v1/classifiers/{key}").status_code == 200
-    assert check_error(keeping.http.post("/v1/classify", json=ask))[0] == 404
+    assert classifier_server.http.delete(f"/v1/classifiers/{key}").status_code == 200
+    assert check_error(classifier_server.http.post("/v1/classify", json=ask))[0] == 404
 
 
-def test_a_classifier_with_one_label_gives_this_label(keeping):
-    made = keeping.http.post("/v1/train", json={"model": MODEL, "input": examples("bread", 2)})
+def test_a_classifier_with_one_label_gives_this_label(classifier_server):
+    made = classifier_server.http.post(
+        "/v1/train", json={"model": MODEL, "input": examples("bread", 2)}
+    )
     key = made.json()["classifier_id"]
     ask = {"classifier_id": key, "input": ["anything"]}
-    [row] = keeping.http.post("/v1/classify", json=ask).json()["data"]
+    [row] = classifier_server.http.post("/v1/classify", json=ask).json()["data"]
     assert (row["prediction"], row["score"]) == ("bread", 1)
     more = {"classifier_id": key, "input": examples("car", 2)}
-    assert keeping.http.post("/v1/train", json=more).status_code == 200
-    [row] = keeping.http.post("/v1/classify", json=ask | {"input": ["car number 5"]}).json()["data"]
+    assert classifier_server.http.post("/v1/train", json=more).status_code == 200
+    [row] = classifier_server.http.post(
+        "/v1/classify", json=ask | {"input": ["car number 5"]}
+    ).json()["data"]
     assert row["prediction"] == "car"
 
 

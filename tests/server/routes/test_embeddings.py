@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from polyvec import TASKS, Encoder, to_binary, to_ubinary
-from tests.server.conftest import MODEL, read_vectors, serving
+from polyvec import TASKS, to_binary, to_ubinary
+from tests.server.conftest import MODEL, read_vectors
 
 TEXTS = [
     "Where does the cat sleep?",
@@ -39,7 +39,7 @@ def test_usage_counts_what_the_model_read(server, library):
 
 
 def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, library):
-    """Batch == single == shuffled == mixed-task, all dims, through HTTP."""
+    """Vectors over HTTP do not depend on the batch, for all tasks and dims."""
     generator = random.Random(0)
     expected = {task: library.encode(TEXTS, task=task) for task in NAMES}
     dims = [*library.config.dims, 31, 1]
@@ -58,7 +58,7 @@ def test_mixed_shuffled_concurrent_requests_get_their_own_vectors(server, librar
 
 @pytest.mark.parametrize("dim", [1, 31, 32, 384])
 def test_vectors_have_length_one_in_every_encoding(server, dim):
-    """Unit norm at every dimension and after every encoding; float and base64 bit-equal."""
+    """Float and base64 are equal bit for bit."""
     plain = read_vectors(server.embed(TEXTS, dimensions=dim))
     np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
     rows = server.embed(TEXTS, dimensions=dim, embedding_type="base64").json()["data"]
@@ -140,14 +140,6 @@ def test_late_chunking_reads_the_chunks_as_one_document(server, library):
         assert np.abs(got - alone).max() > 0.01, "a chunk does not know its document"
 
 
-@pytest.fixture(scope="module")
-def headed(headed_model):
-    """A server of a model with heads, and the same model without a server."""
-    encoder = Encoder.load(headed_model, device="cpu", precision="float32")
-    with serving(headed_model, device="cpu") as running:
-        yield running, encoder
-
-
 @pytest.mark.parametrize("task", [None, "retrieval.query"])
 def test_tokens_have_the_librarys_weights_and_vectors(headed, jina_schema, sentences, task):
     server, encoder = headed
@@ -216,7 +208,7 @@ def test_a_large_answer_is_whole(server, library):
         (None, 422, "input"),
     ],
 )
-def test_nothing_to_embed_is_an_error_that_names_it(server, texts, status, named, late):
+def test_a_request_without_text_is_refused_by_its_field(server, texts, status, named, late):
     """Empty string, empty list, white space; and an empty chunk, a chunk of only spaces."""
     got, sentence = server.error({"input": texts, "late_chunking": late})
     assert (got, named in sentence) == (status, True), sentence
@@ -244,13 +236,13 @@ def test_nothing_to_embed_is_an_error_that_names_it(server, texts, status, named
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(server, fields, status, named):
-    """Bad task, dimension 0, 1025, "8", bad encoding."""
+    """Tasks, dimensions, encodings and models that do not exist."""
     got, sentence = server.error({"input": "a"} | fields)
     assert (got, named in sentence) == (status, True), sentence
 
 
 def test_any_dimension_up_to_the_width_is_served(server):
-    """The hosted API takes 31 too."""
+    """Jina's hosted API also accepts 31."""
     got = read_vectors(server.embed("a", dimensions=31))
     assert got.shape == (1, 31)
     np.testing.assert_allclose(np.linalg.norm(got), 1, atol=1e-6)

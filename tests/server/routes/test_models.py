@@ -3,7 +3,7 @@
 from tests.server.conftest import MODEL, check_error
 
 
-def test_models_have_their_names(server, jina_schema):
+def test_models_are_found_by_each_of_their_names(server, jina_schema):
     listed = server.http.get("/v1/models").json()
     jina_schema("ModelListResponse", listed)
     assert [model["id"] for model in listed["data"]] == ["polyvec-mini", MODEL]

@@ -5,7 +5,7 @@ import numpy as np
 from tests.server.conftest import TEXTS
 
 
-def test_tei_speaks_its_dialect(server, library):
+def test_the_routes_of_tei_answer_in_its_forms(server, library):
     ask = {"inputs": TEXTS, "prompt_name": "retrieval.query"}
     got = np.float32(server.http.post("/embed", json=ask).json())
     np.testing.assert_allclose(got, library.encode(TEXTS, task="retrieval.query"), atol=2e-6)

@@ -39,7 +39,7 @@ FORMAT = 2
 
 TABLES = (
     """
-    create table if not exists classifiers (
+    create table classifiers (
         classifier_id text primary key, user_id text not null, model text not null,
         access text not null, labels text not null, weights blob, biases blob,
         fitted_number integer not null, updated_number integer not null,
@@ -48,11 +48,11 @@ TABLES = (
     )
     """,
     """
-    create table if not exists examples (
+    create table examples (
         classifier_id text not null, label text not null, vector blob not null
     )
     """,
-    "create index if not exists examples_of on examples (classifier_id)",
+    "create index examples_of on examples (classifier_id)",
 )
 """`labels`, `weights` and `biases` are the classifier as it was fitted after update
 `fitted_number`."""
@@ -105,6 +105,8 @@ class Classifiers:
         importlib.import_module("sklearn.linear_model")
         with self._connect() as database:
             database.execute("pragma journal_mode=wal")
+            # Takes the write lock before the first query: another server may open the file too.
+            database.execute("begin immediate")
             [version] = database.execute("pragma user_version").fetchone()
             known = database.execute("select 1 from sqlite_master where name='classifiers'")
             if version < FORMAT and known.fetchone():
@@ -112,9 +114,10 @@ class Classifiers:
                     f"{path} was written by an older version of polyvec and holds no examples; "
                     "move the file away, start the server again, and train the classifiers again"
                 )
-            database.execute(f"pragma user_version={FORMAT}")
-            for statement in TABLES:
-                database.execute(statement)
+            if version < FORMAT:
+                for statement in TABLES:
+                    database.execute(statement)
+                database.execute(f"pragma user_version={FORMAT}")
 
     def create(
         self,
@@ -161,7 +164,7 @@ class Classifiers:
                 "update classifiers set used_number=used_number+1, used_at=? where classifier_id=?",
                 (_now(), key),
             )
-        if weights is None:
+        if weights is None or biases is None:
             # The server ended after it had stored the examples of a new classifier.
             return StoredClassifier(model, self._fit(key))
         names = json.loads(labels)
@@ -228,7 +231,7 @@ class Classifiers:
 
     def _find(
         self, database: sqlite3.Connection, user: str, key: str, *, write: bool
-    ) -> tuple[str, str, bytes | None, bytes]:
+    ) -> tuple[str, str, bytes | None, bytes | None]:
         """Model, labels, weights and biases of a classifier that the user may use or change."""
         row = database.execute(
             "select user_id, access, model, labels, weights, biases from classifiers"
