@@ -1,6 +1,7 @@
 """Complete runs: the debug recipe with models that other libraries read, and the paper's values."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -184,3 +185,11 @@ def test_all_stages_of_the_paper_run_on_a_small_model(
         for step in range(2):
             loss, tokens = step_fn(step)
             assert torch.isfinite(loss) and tokens > 0, name
+
+
+def test_a_recipe_without_a_data_folder_says_how_to_get_data() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "POLYVEC_DATA"}
+    command = [sys.executable, "-m", "polyvec", "train", "recipe", str(ROOT / "recipes/mini")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 2
+    assert "pass --data FOLDER or set POLYVEC_DATA" in run.stderr

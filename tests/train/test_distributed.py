@@ -23,7 +23,7 @@ SETTINGS = Settings(steps=2, learning_rate=0.01, save_every=1, accumulate=1, wei
 
 
 def trainable(network: Network, stage: str) -> list[tuple[str, torch.nn.Parameter]]:
-    """Unfreeze the parameters of a stage. DDP waits for the gradient of every unfrozen parameter."""
+    """Unfreeze a stage's parameters only. DDP waits for the gradient of every unfrozen one."""
     for key, parameter in network.named_parameters():
         head = "mlm" in key and stage != "masked-LM"
         bank = "lora" in key and stage.endswith(("masked-LM", "distillation"))

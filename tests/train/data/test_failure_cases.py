@@ -26,7 +26,7 @@ SIDES = ("train", "eval")
 
 @pytest.fixture(scope="module")
 def given() -> Pairs:
-    """Two questions on each of many invented passages: one about a name, one with the answer yes."""
+    """Two questions on each invented passage: one about a name, and one with the answer yes."""
     names = ["Anna Keller", "Otto Brandt", "Lena Vogel", "Max Sommer", "Ida Busch"]
     passages = [f"In {1900 + i} {names[i % 5]} opened mill {i} by the river." for i in range(50)]
     return Pairs(
