@@ -47,7 +47,7 @@ STAGES: dict[str, Stage] = {
     "distillation": lambda net, most: distillation(
         net, TEXTS, np.arange(24), TEACHERS, PLAN, bank_size=8, chunk_tokens=most
     ),
-    "buried distillation": lambda net, most: distillation(
+    "document distillation": lambda net, most: distillation(
         net, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=SPANS, bank_size=8, chunk_tokens=most
     ),
     "pairs": lambda net, most: contrast(
