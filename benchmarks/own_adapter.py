@@ -76,7 +76,7 @@ def main() -> None:
         parser.error(str(error))
     say = sys.stdout.write
     say(f"{options.num_train} rows, {len(os.sched_getaffinity(0))} cores; accuracy in %\n\n")
-    say("| set | seed | bare | start | own | started from | seconds | CPU seconds |\n")
+    say("| set | seed | no adapter | start | new task | started from | seconds | CPU seconds |\n")
     say("|---|---:|---:|---:|---:|---|---:|---:|\n")
     gains = []
     with tempfile.TemporaryDirectory() as folder:

@@ -160,7 +160,7 @@ def score(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str, float
     for name, value in (
         score_sts(network, tokenizer, data)
         | score_bitext(network, tokenizer, data)
-        | score_tydiqa(network, tokenizer, data, bare=True)
+        | score_tydiqa(network, tokenizer, data, with_adapters=False)
     ).items():
         scores.setdefault(name.split("-")[0], []).append(value)
     return {name: round(float(np.mean(values)), 1) for name, values in scores.items()}

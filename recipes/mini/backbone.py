@@ -61,7 +61,7 @@ def train_backbone(
     def evaluate() -> dict[str, float]:
         return (
             score_sts(network, tokenizer, data)
-            | score_tydiqa(network, tokenizer, data, bare=True)
+            | score_tydiqa(network, tokenizer, data, with_adapters=False)
             | score_bitext(network, tokenizer, data)
         )
 

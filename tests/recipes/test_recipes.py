@@ -1,6 +1,7 @@
-"""Whole runs: the debug recipe from texts to models that others read, and the paper's values."""
+"""Complete runs: the debug recipe with models that other libraries read, and the paper's values."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from polyvec import Encoder
 from polyvec.network import Network
 from polyvec.train.metrics import read_records
 
-# What transformers says when PEFT asks it.
+# transformers warns about this when PEFT uses it.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -32,7 +33,7 @@ TEXTS = ["The red fox sleeps in the forest.", "Der alte Bär schläft im Haus.",
 
 @pytest.fixture(scope="module")
 def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `polyvec train recipe recipes/debug.py` leaves."""
+    """The results of `polyvec train recipe recipes/debug.py`."""
     out = tmp_path_factory.mktemp("debug")
     recipe = ["train", "recipe", str(ROOT / "recipes/debug.py"), "--out", str(out)]
     run = subprocess.run([sys.executable, "-m", "polyvec", *recipe], capture_output=True, text=True)
@@ -83,7 +84,7 @@ def test_adapters_differ_from_the_backbone_and_from_one_another(debug: Path) -> 
         assert all(not np.allclose(one, other, atol=1e-3) for other in vectors[:i])
 
 
-def test_stage_3_leaves_the_backbone_and_other_adapters_to_the_bit(debug: Path) -> None:
+def test_stage_3_does_not_change_the_backbone_or_other_adapters(debug: Path) -> None:
     runs = ["retrieval", "text-matching", "classification", "separation"]
     rows = {"retrieval": {0, 1}, "text-matching": {4}, "classification": {3}, "separation": {2}}
     ends = [load_file(max((debug / name).glob("step-*")) / "weights") for name in runs]
@@ -96,7 +97,7 @@ def test_stage_3_leaves_the_backbone_and_other_adapters_to_the_bit(debug: Path) 
     model = load_file(debug / "model/model.safetensors")
     last = load_file(max((debug / "pairs").glob("step-*")) / "weights")
     earlier = load_file(min((debug / "pairs").glob("step-*")) / "weights")
-    # What ships is the mean of the last two checkpoints of stage 2, untouched by stage 3.
+    # The model has the mean of the last two checkpoints of stage 2, which stage 3 did not change.
     for disk, ours in (
         ("emb_ln.weight", "embeddings.norm.weight"),
         ("encoder.layers.1.mlp.fc1.weight", "layers.1.up.weight"),
@@ -129,7 +130,7 @@ def test_the_recipe_has_the_papers_values(paper: dict) -> None:
     assert [row[0] for row in rows] == [*paper["RUNS"]]
     for name, *numbers in rows:
         run, settings = paper["RUNS"][name], paper["settings"](name)
-        shown = [run.devices, run.steps, run.batch, run.longest, run.rate, run.temperature]
+        shown = [run.devices, run.steps, run.batch_size, run.max_tokens, run.rate, run.temperature]
         assert shown == [None if number == "-" else float(number) for number in numbers]
         assert (settings.steps, settings.learning_rate) == (run.steps, run.rate)
         # Other adapters' rows have no gradient, but a decay would still move them.
@@ -139,8 +140,10 @@ def test_the_recipe_has_the_papers_values(paper: dict) -> None:
     assert config.rope_base == 10_000
 
 
-def test_the_papers_stages_run_on_a_small_model(paper: dict, debug: Path, tmp_path: Path) -> None:
-    """Every stage of the recipe takes two steps on a data folder laid out as it says."""
+def test_all_stages_of_the_paper_run_on_a_small_model(
+    paper: dict, debug: Path, tmp_path: Path
+) -> None:
+    """Every stage takes two steps on a data folder in the documented format."""
     langs = ["en", "de"] * 12
     texts = [f"text {i} of the fox" for i in range(24)]
     others = [f"Satz {i} vom Hund" for i in range(24)]
@@ -176,9 +179,17 @@ def test_the_papers_stages_run_on_a_small_model(paper: dict, debug: Path, tmp_pa
     network = Network(config, mlm=True)
     for name, stage in paper["STAGES"].items():
         run = paper["RUNS"][name]
-        small = {**paper["RUNS"], name: paper["replace"](run, steps=2, batch=8, longest=64)}
+        small = {**paper["RUNS"], name: paper["replace"](run, steps=2, batch_size=8, max_tokens=64)}
         stage.__globals__["RUNS"] = small
-        work = stage(network, tokenizer, tmp_path, name)
+        step_fn = stage(network, tokenizer, tmp_path, name)
         for step in range(2):
-            loss, tokens = work(step)
+            loss, tokens = step_fn(step)
             assert torch.isfinite(loss) and tokens > 0, name
+
+
+def test_a_recipe_without_a_data_folder_says_how_to_get_data() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "POLYVEC_DATA"}
+    command = [sys.executable, "-m", "polyvec", "train", "recipe", str(ROOT / "recipes/mini")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 2
+    assert "pass --data FOLDER or set POLYVEC_DATA" in run.stderr

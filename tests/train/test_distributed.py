@@ -1,4 +1,4 @@
-"""Two processes on this machine against one: the same gradients, the same run, one writer."""
+"""Two processes compared with one: equal gradients, equal runs, and one process that writes."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ SETTINGS = Settings(steps=2, learning_rate=0.01, save_every=1, accumulate=1, wei
 
 
 def trainable(network: Network, stage: str) -> list[tuple[str, torch.nn.Parameter]]:
-    """Choose what a stage trains, as DDP waits for the gradient of everything that is chosen."""
+    """Unfreeze a stage's parameters only. DDP waits for the gradient of every unfrozen one."""
     for key, parameter in network.named_parameters():
         head = "mlm" in key and stage != "masked-LM"
         bank = "lora" in key and stage.endswith(("masked-LM", "distillation"))
@@ -32,7 +32,7 @@ def trainable(network: Network, stage: str) -> list[tuple[str, torch.nn.Paramete
 
 
 def compute(how: Literal["ddp", "fsdp"], folder: Path) -> None:
-    """Each stage's gradient, at once and in chunks, and the end of a short run."""
+    """Save each stage's gradient, at once and in chunks, and the weights after a short run."""
     folder.mkdir(exist_ok=True)
     for name, stage in STAGES.items():
         for most in (None, 60):
@@ -60,7 +60,7 @@ def compute(how: Literal["ddp", "fsdp"], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process computes, and two, in each of PyTorch's ways."""
+    """The folder of results of one process, and of two processes with DDP and with FSDP2."""
     folder = tmp_path_factory.mktemp("processes")
     compute("ddp", folder / "alone")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -73,7 +73,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("most", [None, 60])
-def test_two_processes_have_the_gradient_of_one(
+def test_two_processes_compute_the_gradient_of_one(
     how: str, stage: str, most: int | None, found: Path
 ) -> None:
     alone = load_file(found / f"alone/{stage}-None-0")
@@ -87,7 +87,7 @@ def test_two_processes_have_the_gradient_of_one(
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_processes_run_as_one_and_one_of_them_writes(how: str, found: Path) -> None:
+def test_two_processes_train_as_one_does_and_one_of_them_writes(how: str, found: Path) -> None:
     alone, first, second = (
         load_file(found / name) for name in ("alone/end-0", f"{how}/end-0", f"{how}/end-1")
     )
@@ -101,7 +101,7 @@ def test_two_processes_run_as_one_and_one_of_them_writes(how: str, found: Path) 
     assert [record["step"] for record in records] == [0, 1]
 
 
-def test_a_share_has_every_text_once_and_like_amounts_of_work(
+def test_shards_have_every_text_once_and_similar_numbers_of_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("polyvec.train.distributed.num_processes", lambda: 3)

@@ -1,4 +1,4 @@
-"""GradCache against the gradient of the whole batch."""
+"""GradCache compared with the gradient of the whole batch."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from polyvec.train.gradcache import backward_in_chunks
 
 
 def spread(vectors: Tensor) -> Tensor:
-    """A loss in which every row meets every other."""
+    """A loss that compares every row with every other row."""
     units = F.normalize(vectors, dim=-1)
     return (units @ units.T / 0.1).logsumexp(-1).mean()
 
@@ -35,7 +35,7 @@ def test_the_gradient_is_that_of_the_whole_batch(sizes: list[int]) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
-def test_both_passes_drop_the_same_activations() -> None:
+def test_both_encodings_drop_the_same_activations() -> None:
     model, inputs, seen = make_model(0.5), torch.randn(6, 5), []
 
     def encode(chunk: Tensor) -> Tensor:

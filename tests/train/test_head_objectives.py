@@ -1,4 +1,4 @@
-"""The heads' training: scores as in use, losses as loops, and what learns."""
+"""Training of the heads: scores equal those of the encoder, and losses equal their loops."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ def load(config: ModelConfig, weights: Weights) -> Network:
 
 @pytest.fixture
 def network(headed_config: ModelConfig, headed_weights: Weights) -> Network:
-    """The tiny model, lively and with heads."""
+    """The tiny model with heads and large weights."""
     return load(headed_config, headed_weights)
 
 
@@ -35,7 +35,7 @@ def tokenizer(tiny_model: Path, headed_config: ModelConfig) -> Tokenizer:
     return Tokenizer.load(tiny_model, headed_config.max_tokens)
 
 
-def test_training_scores_what_encoding_scores(
+def test_training_and_encoding_compute_the_same_scores(
     network: Network, headed_config: ModelConfig, tokenizer: Tokenizer, sentences: list[str]
 ) -> None:
     documents = [*sentences, "fox <unk> fox </s>", "dog " * 50]
@@ -83,21 +83,21 @@ def test_self_distillation_is_its_double_loop() -> None:
 
 
 def pairs(tokenizer: Tokenizer, sentences: list[str]) -> tuple[list, list]:
-    """Starts and ends of sentences, which share some words: those of one belong together."""
+    """Pairs of the start and the end of a sentence, which have some words in common."""
     halves = [[s[: 3 * len(s) // 4] for s in sentences], [s[len(s) // 4 :] for s in sentences]]
     one, two = (tokenizer.encode(half, [""] * len(half)) for half in halves)
     return [text.ids for text in one], [text.ids for text in two]
 
 
 def freeze(network: Network) -> list[str]:
-    """Leave nothing to learn but the heads; their names."""
+    """Freeze all parameters except the heads; return the names of the heads."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("sparse.", "multi_vector.")))
     return [name for name, p in network.named_parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize("num_hard", [0, 2])
-def test_the_stage_s_loss_is_its_double_loop(
+def test_the_objective_is_its_double_loop(
     network: Network, tokenizer: Tokenizer, sentences: list[str], num_hard: int
 ) -> None:
     freeze(network)

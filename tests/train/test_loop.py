@@ -1,4 +1,4 @@
-"""The training loop: resuming, damage, losses that are not finite."""
+"""The training loop: resuming, damaged files, and losses that are not finite."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ SETTINGS = Settings(steps=12, learning_rate=0.01, table_rate=0.05, save_every=4,
 
 
 class Toy(nn.Module):
-    """A table with sparse gradients, a dense layer, and dropout to need random numbers."""
+    """A table with sparse gradients, a dense layer, and dropout, which needs random numbers."""
 
     def __init__(self, *, hidden: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Toy(nn.Module):
 
 
 def run(folder: Path, model: Toy, step_fn: StepFn) -> list[dict[str, float]]:
-    """Train and read back the losses."""
+    """Train, and return the records."""
     train(model.named_parameters(), step_fn, SETTINGS, folder, tables=["table.weight"])
     return read_records(folder / "metrics.jsonl")
 
@@ -83,7 +83,7 @@ def whole(tmp_path: Path) -> tuple[Toy, list[dict[str, float]]]:
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7, 11])
-def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
+def test_a_resumed_run_equals_the_uninterrupted_run_bit_for_bit(
     stop_at: int, whole: tuple[Toy, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     killed = Toy()
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert same(resumed, whole[0])
 
 
-def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_never_read(tmp_path: Path) -> None:
     model = Toy()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, model, model.make_step_fn(stop_at=6))
@@ -148,14 +148,14 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     model = Toy()
     run(tmp_path, model, model.make_step_fn())
     names = sorted(path.name for path in tmp_path.glob("step-*"))
     assert names == ["step-00000008", "step-00000012"]
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     settings = Settings(steps=100, learning_rate=1.0, warmup=0.1)
     rates = [schedule(step, settings) for step in range(101)]
     assert max(rates) == rates[9] == rates[10] == 1.0
@@ -165,7 +165,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_accumulated_gradients_are_those_of_the_big_batch(parts: int, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_the_large_batch(parts: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs, start = torch.randn(6, 20, 4), nn.Linear(4, 3).state_dict()
 
@@ -232,7 +232,7 @@ def run_everything(folder: Path, model: Toy, step_fn: StepFn) -> list[dict[str, 
     return read_records(folder / "metrics.jsonl")
 
 
-def test_a_run_with_everything_on_resumes_to_the_bit(tmp_path: Path) -> None:
+def test_a_run_with_all_settings_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Everything: accumulation, Muon, sparse tables, dropout and TensorBoard."""
     model = Toy(hidden=True)
     expected = run_everything(tmp_path / "whole", model, model.make_step_fn())
@@ -259,7 +259,7 @@ def wait_until_it_writes(child: subprocess.Popen, folder: Path) -> None:
     wait_for(lambda: child.poll() is not None or len(list(folder.glob("**/weights"))) > before)
 
 
-def test_a_run_killed_at_any_time_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_run_killed_at_any_time_ends_like_the_uninterrupted_one(tmp_path: Path) -> None:
     """SIGKILL during steps and while checkpoints are written. No file is incomplete."""
     model = Toy(hidden=True)
     expected = run_everything(tmp_path / "whole", model, model.make_step_fn())
@@ -303,7 +303,7 @@ def test_the_summary_counts_what_was_skipped_over_restarts(tmp_path: Path) -> No
     assert math.isfinite(summary["loss"])
 
 
-def test_a_metrics_line_cut_short_is_written_again(tmp_path: Path) -> None:
+def test_an_incomplete_metrics_line_is_written_again(tmp_path: Path) -> None:
     """The run was killed while it wrote a record."""
     killed = Toy()
     with pytest.raises(KeyboardInterrupt):
@@ -316,7 +316,7 @@ def test_a_metrics_line_cut_short_is_written_again(tmp_path: Path) -> None:
     ]
 
 
-def test_settings_gained_since_a_run_began_do_not_stop_it(tmp_path: Path) -> None:
+def test_settings_added_after_a_run_began_do_not_stop_it(tmp_path: Path) -> None:
     model = Toy()
     run(tmp_path, model, model.make_step_fn())
     file = tmp_path / "settings.json"

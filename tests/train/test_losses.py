@@ -1,4 +1,4 @@
-"""Every loss against the formula written out as loops."""
+"""Every loss compared with its formula, written as loops."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_info_nce_is_its_double_loop(num_hard: int) -> None:
     close(found, (forward + back) / 8)
 
 
-def test_texts_of_one_group_never_repel_each_other() -> None:
+def test_texts_of_one_group_are_never_negatives_of_each_other() -> None:
     queries, documents = units(3).requires_grad_(), units(3, seed=1)
     info_nce(queries, documents, groups=torch.tensor([5, 5, 5])).backward()
     assert queries.grad is not None
@@ -72,7 +72,7 @@ def test_separate_is_cosent_over_all_pairs_of_texts() -> None:
     torch.testing.assert_close(separate(vectors, labels=labels, temperature=0.1), expected)
 
 
-def test_separate_has_nothing_to_say_of_a_single_label() -> None:
+def test_separate_is_zero_for_a_single_label() -> None:
     vectors = units(3).requires_grad_()
     separate(vectors, labels=torch.tensor([4, 4, 4])).backward()
     assert vectors.grad is not None

@@ -1,4 +1,4 @@
-"""Whole-word masking by its statistics, and the rotation of languages."""
+"""Whole-word masking: word boundaries, statistics and edge cases."""
 
 from collections import Counter
 from itertools import groupby
@@ -36,7 +36,7 @@ S, PAD, END, UNK, FOX, ES, RUN, COMMA, DEN, PLURAL, SPACE, CHINESE, MASK = range
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A tokenizer of a dozen pieces."""
+    """A tokenizer with a dozen pieces."""
     core = Tokenizer(models.Unigram([(piece, -1.0) for piece in PIECES], unk_id=UNK))
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -63,12 +63,12 @@ def random_texts(count: int, *, seed: int = 0) -> list[np.ndarray]:
     ]
 
 
-def test_a_word_runs_from_one_space_mark_to_the_next(vocabulary: Vocabulary) -> None:
+def test_a_word_begins_at_a_space_mark_and_ends_before_the_next(vocabulary: Vocabulary) -> None:
     ids = np.array([S, FOX, ES, RUN, COMMA, DEN, PLURAL, END])
     assert word_ids(ids, vocabulary).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
 
 
-def test_tokens_before_the_first_space_mark_are_a_word_of_their_own(
+def test_tokens_before_the_first_space_mark_form_a_word(
     vocabulary: Vocabulary,
 ) -> None:
     ids = np.array([S, ES, COMMA, RUN, UNK, PLURAL, END])
@@ -96,7 +96,7 @@ def test_the_tokenizers_own_words_are_found(tokenizer: Tokenizer, vocabulary: Vo
     ]
 
 
-def test_words_are_hidden_whole_and_as_often_as_asked(vocabulary: Vocabulary) -> None:
+def test_whole_words_are_masked_with_the_given_ratio(vocabulary: Vocabulary) -> None:
     texts = random_texts(400)
     shown, places = mask_words(texts, vocabulary, ratio=0.15, seed=[1])
     fates: Counter[str] = Counter()
@@ -119,7 +119,7 @@ def test_words_are_hidden_whole_and_as_often_as_asked(vocabulary: Vocabulary) ->
     assert fates["same"] / fates.total() == pytest.approx(0.1 + 0.1 / 8, abs=0.02)
 
 
-def test_the_same_seed_hides_the_same_words(vocabulary: Vocabulary) -> None:
+def test_the_same_seed_masks_the_same_words(vocabulary: Vocabulary) -> None:
     texts = random_texts(20)
     one, two, other = (
         mask_words(texts, vocabulary, ratio=0.15, seed=[seed, 5])[0] for seed in (1, 1, 2)
@@ -128,14 +128,14 @@ def test_the_same_seed_hides_the_same_words(vocabulary: Vocabulary) -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_batch_never_has_nothing_to_guess(vocabulary: Vocabulary) -> None:
+def test_every_batch_has_a_masked_word(vocabulary: Vocabulary) -> None:
     texts = [np.array([S, END]), np.array([S, FOX, ES, END])]
     for seed in range(20):
         _, places = mask_words(texts, vocabulary, ratio=0.0, seed=[seed])
         assert [hidden.tolist() for hidden in places] == [[], [1, 2]]
 
 
-def test_texts_without_words_are_left_alone(vocabulary: Vocabulary) -> None:
+def test_texts_without_words_do_not_change(vocabulary: Vocabulary) -> None:
     shown, places = mask_words([np.array([S, END])], vocabulary, ratio=0.5, seed=[0])
     assert shown[0].tolist() == [S, END]
     assert not len(places[0])

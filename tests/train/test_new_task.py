@@ -1,4 +1,4 @@
-"""A task of the user's own: what is added works, and nothing else moves."""
+"""New tasks: the new adapter works, and no other weight changes."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ WORDS = "fox dog den snow sleeps jumps brown lazy quick under over where the a".
 
 
 def make_rows(kind: str, count: int = 60) -> list[dict]:
-    """Rows that can be learnt: what matters is the word in the middle."""
+    """Rows from which a model can learn: the word in the middle matters."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(count):
@@ -67,7 +67,7 @@ def options(kind: str = "classification", **changes) -> Options:
 
 
 def same(one: np.ndarray | Int8Matrix, two: np.ndarray | Int8Matrix) -> bool:
-    """Equal in every bit, and in format."""
+    """Whether two weights have the same bits and the same format."""
     if isinstance(one, Int8Matrix) or isinstance(two, Int8Matrix):
         return (
             isinstance(one, Int8Matrix)
@@ -80,7 +80,7 @@ def same(one: np.ndarray | Int8Matrix, two: np.ndarray | Int8Matrix) -> bool:
 
 @pytest.fixture(scope="module")
 def compact_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as the bundled one is stored."""
+    """The tiny model in the format of the bundled model."""
     config, weights = load_checkpoint(tiny_model)
     folder = tmp_path_factory.mktemp("compact") / "tiny"
     files = {**Tokenizer.load(tiny_model, 64).files(), "README.md": b"# tiny\n"}
@@ -91,7 +91,7 @@ def compact_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def check_untouched(
     before: tuple[ModelConfig, Weights], after: tuple[ModelConfig, Weights]
 ) -> None:
-    """Backbone and other adapters are the same bits; the bank has one row more."""
+    """Check that only one adapter was added, and that all other weights are bit for bit equal."""
     assert after[0].tasks[:-1] == before[0].tasks
     assert after[1].keys() == before[1].keys()
     moved = 0
@@ -107,7 +107,7 @@ def check_untouched(
 
 
 @pytest.mark.parametrize("layout", ["compact", "native-float32", "native-bfloat16"])
-def test_everything_else_stays_as_it_was_to_the_bit(
+def test_all_other_weights_stay_bit_for_bit_equal(
     layout: str, tiny_model: Path, compact_model: Path, tmp_path: Path
 ) -> None:
     model = compact_model if layout == "compact" else tiny_model
@@ -127,7 +127,7 @@ def test_everything_else_stays_as_it_was_to_the_bit(
 
 
 @pytest.mark.parametrize("kind", [*ROW_FORMATS])
-def test_the_new_task_encodes_at_once_and_the_others_as_before(
+def test_the_new_task_encodes_and_the_others_encode_as_before(
     kind: str, compact_model: Path, tmp_path: Path
 ) -> None:
     data = write(tmp_path / "rows.jsonl", make_rows(kind))
@@ -147,7 +147,7 @@ def test_the_new_task_encodes_at_once_and_the_others_as_before(
     assert (tmp_path / "out.run/run.png").stat().st_size > 10_000
 
 
-def test_it_learns(compact_model: Path, tmp_path: Path) -> None:
+def test_training_improves_the_score_and_the_loss(compact_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "rows.csv", make_rows("classification", 200))
     outcome = make_adapter(
         compact_model, data, tmp_path / "out", options(epochs=16, learning_rate=0.02)
@@ -167,7 +167,7 @@ def test_a_second_task_is_added_to_the_first(compact_model: Path, tmp_path: Path
     check_untouched(load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two"))
 
 
-def test_the_best_start_is_the_task_that_serves_the_rows_best(compact_model: Path) -> None:
+def test_the_best_start_is_the_task_with_the_best_score(compact_model: Path) -> None:
     encoder = Encoder.load(compact_model)
     kind = ROW_FORMATS["scored"]
     rows = [
@@ -183,8 +183,8 @@ def test_the_best_start_is_the_task_that_serves_the_rows_best(compact_model: Pat
     assert choose_start(encoder, kind, rows, "") == "separation"
 
 
-def test_a_start_is_the_named_adapter(compact_model: Path, tmp_path: Path) -> None:
-    """At a rate of nearly nothing the new task is the old one."""
+def test_a_named_start_is_a_copy_of_that_adapter(compact_model: Path, tmp_path: Path) -> None:
+    """With a rate of almost zero, the new task equals the old one."""
     data = write(tmp_path / "rows.parquet", make_rows("pairs"))
     slow = options("pairs", start="separation", learning_rate=1e-9)
     outcome = make_adapter(compact_model, data, tmp_path / "out", slow)
@@ -196,7 +196,7 @@ def test_a_start_is_the_named_adapter(compact_model: Path, tmp_path: Path) -> No
     assert outcome.scores["mine"] == pytest.approx(outcome.scores["separation"], abs=1e-6)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     compact_model: Path, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of training, and then the same command again."""
@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
         ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_before_anything_is_written(
+def test_invalid_options_are_refused_before_anything_is_written(
     changes: dict, part: str, compact_model: Path, tmp_path: Path
 ) -> None:
     data = write(tmp_path / "rows.csv", make_rows("classification", 12))
@@ -242,13 +242,13 @@ def test_a_request_that_makes_no_sense_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_the_model_itself_is_never_the_output(compact_model: Path, tmp_path: Path) -> None:
+def test_the_output_cannot_be_the_original_model(compact_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "rows.csv", make_rows("classification", 12))
     with pytest.raises(ValueError, match="choose another folder"):
         make_adapter(compact_model, data, compact_model, options())
 
 
-def test_other_data_or_options_are_noticed(compact_model: Path, tmp_path: Path) -> None:
+def test_other_data_or_options_are_refused(compact_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "rows.csv", make_rows("classification", 30))
     make_adapter(compact_model, data, tmp_path / "out", options(epochs=1))
     with pytest.raises(ValueError, match="run with other options"):
@@ -271,7 +271,7 @@ def test_other_data_or_options_are_noticed(compact_model: Path, tmp_path: Path) 
         ("scored", [{"text1": "a", "text2": "b", "score": "?"}], "no usable row; the first"),
     ],
 )
-def test_rows_that_teach_nothing_are_refused(
+def test_rows_from_which_nothing_can_be_learnt_are_refused(
     kind: str, rows: list[dict], part: str, compact_model: Path, tmp_path: Path
 ) -> None:
     data = write(tmp_path / "rows.jsonl", rows)
@@ -279,7 +279,7 @@ def test_rows_that_teach_nothing_are_refused(
         make_adapter(compact_model, data, tmp_path / "out", options(kind))
 
 
-def test_no_text_is_on_both_sides_and_every_class_is_on_each() -> None:
+def test_no_text_is_on_both_sides_and_every_class_is_on_both() -> None:
     kind = ROW_FORMATS["classification"]
     rows = [{"text": f"Text {i // 3}", "label": str(i // 3 % 4)} for i in range(300)]
     rows[1]["text"] = " text  0"
@@ -295,7 +295,7 @@ def test_no_text_is_on_both_sides_and_every_class_is_on_each() -> None:
     )
 
 
-def test_a_class_of_one_text_is_not_kept_back() -> None:
+def test_a_class_of_one_text_is_not_held_out() -> None:
     rows = [{"text": str(i), "label": "big"} for i in range(10)] + [{"text": "x", "label": "one"}]
     seen, held = hold_out(rows, ROW_FORMATS["classification"], 0.2, seed=0)
     assert rows[-1] in seen
@@ -317,7 +317,7 @@ def test_a_bank_without_a_new_row_gets_zeros(tiny_config: ModelConfig) -> None:
     assert grown["x.weight"] is bank
 
 
-def test_scores_are_what_they_are_called() -> None:
+def test_scores_equal_their_definitions() -> None:
     rng = np.random.default_rng(0)
     table = {str(i): rng.normal(size=6).astype(np.float32) for i in range(60)}
 
@@ -354,7 +354,7 @@ def test_scores_are_what_they_are_called() -> None:
 
 @pytest.fixture
 def polyvec(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
-    """Run a command line in this process: exit status, what it printed, what it complained of."""
+    """Run a command line in this process; return the exit status, the output and the errors."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["polyvec", *map(str, words)])
@@ -396,7 +396,7 @@ def test_the_command_line_reports_bad_rows_and_scores(
         (None, "there is no file"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_sentence(
+def test_an_unusable_file_is_reported_in_one_sentence(
     content: str | None, part: str, polyvec, compact_model: Path, tmp_path: Path
 ) -> None:
     if content is not None:

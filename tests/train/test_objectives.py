@@ -1,4 +1,4 @@
-"""What a step computes: the same gradient in chunks, by one reading or many, in bf16 nearly."""
+"""Objectives: the gradient is the same in chunks and at once, and almost the same in bf16."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ STAGES: dict[str, Stage] = {
     "distillation": lambda net, most: distillation(
         net, TEXTS, np.arange(24), TEACHERS, PLAN, bank_size=8, chunk_tokens=most
     ),
-    "buried distillation": lambda net, most: distillation(
+    "document distillation": lambda net, most: distillation(
         net, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=SPANS, bank_size=8, chunk_tokens=most
     ),
     "pairs": lambda net, most: contrast(
@@ -105,7 +105,7 @@ def test_a_step_in_chunks_is_the_step_at_once(name: str) -> None:
         torch.testing.assert_close(parts[key], gradient, rtol=0, atol=1e-6)
 
 
-def test_masked_lm_is_the_mean_over_hidden_tokens_text_by_text() -> None:
+def test_masked_lm_is_the_mean_over_masked_tokens_text_by_text() -> None:
     network = make_network()
     step_fn = masked_lm(network, TEXTS, PLAN, VOCABULARY, ratio=0.3, seed=7)
     loss, found = gradients(network, step_fn)
@@ -134,7 +134,7 @@ def test_the_table_learns_as_input_and_as_output() -> None:
     assert found["embeddings.word.weight"][unread].any(-1).all()
 
 
-def test_bf16_gives_nearly_the_same_gradient_and_float32_parameters() -> None:
+def test_bf16_gives_almost_the_same_gradient_for_float32_parameters() -> None:
     one, low = make_network(), make_network()
     low.precision = torch.bfloat16
     # Dense enough a signal that rounding does not decide: the masked-LM loss.
@@ -160,7 +160,7 @@ def test_bf16_in_chunks_reaches_every_parameter(recompute: bool) -> None:
     assert all(g.any() for name, g in found.items() if name.endswith("weight"))
 
 
-def test_each_text_is_read_by_its_own_adapter() -> None:
+def test_each_text_is_encoded_with_its_own_adapter() -> None:
     network = make_network()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -173,7 +173,7 @@ def test_each_text_is_read_by_its_own_adapter() -> None:
         torch.testing.assert_close(mixed[i], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_span_s_vector_is_the_mean_of_its_tokens_in_the_document() -> None:
+def test_the_embedding_of_a_span_is_the_mean_of_its_tokens_in_the_document() -> None:
     network = make_network()
     vectors = embed(network, DOCUMENTS, 1, SPANS)
     for vector, document, (start, end) in zip(vectors, DOCUMENTS, SPANS, strict=True):
@@ -181,8 +181,8 @@ def test_a_span_s_vector_is_the_mean_of_its_tokens_in_the_document() -> None:
         torch.testing.assert_close(vector, states[start:end].mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_distillation_pulls_a_text_s_own_part_of_a_document() -> None:
-    """What more pull adds to the loss is the distance of that part, or of the whole document."""
+def test_distillation_trains_the_span_of_a_document() -> None:
+    """A larger cosine weight adds the distance of the span, or of the whole document."""
     network = make_network()
     for spans in (SPANS, None):
         step = distillation(network, DOCUMENTS, np.arange(24), TEACHERS, PLAN, spans=spans)

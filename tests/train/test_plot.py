@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The plot of a run."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from polyvec.train.plot import plot_run, running_mean
 
 
-def test_a_run_becomes_a_picture(tmp_path: Path) -> None:
+def test_a_run_is_plotted(tmp_path: Path) -> None:
     records = [
         {"step": step, "loss": 3 / (step + 1), "rate": 1.0, "tokens": 100, "seconds": 0.5}
         for step in range(200)

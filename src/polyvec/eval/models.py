@@ -25,7 +25,7 @@ BUNDLED = "polyvec-mini"
 OPENNESS = {
     "license": "apache-2.0",
     "open_weights": True,
-    "public_training_code": "recipes/mini.py",
+    "public_training_code": "recipes/mini",
     "public_training_data": "docs/training.md",
     "adapted_from": "intfloat/multilingual-e5-small",
 }

@@ -131,8 +131,8 @@ def masked_lm(
         value = torch.zeros(())
         for number, chunk in enumerate(chunks):
             with nullcontext() if number == len(chunks) - 1 else no_sync(network)():
-                bare = [NO_ADAPTER] * len(chunk)
-                states, lengths = _encode(network, [masked[i] for i in chunk], bare)
+                no_adapter = [NO_ADAPTER] * len(chunk)
+                states, lengths = _encode(network, [masked[i] for i in chunk], no_adapter)
                 starts = (lengths.cumsum(0) - lengths).tolist()
                 places = np.concatenate(
                     [start + positions[i] for start, i in zip(starts, chunk, strict=True)]
@@ -192,8 +192,8 @@ def distillation(
             divergence = nested(students, bank, wanted=odds, temperature=temperature)
             return cosine_weight * cosine_distance(students, wanted) + divergence
 
-        bare = [NO_ADAPTER] * len(batch)
-        value = backward(network, batch, bare, loss, spans=parts, chunk_tokens=chunk_tokens)
+        no_adapter = [NO_ADAPTER] * len(batch)
+        value = backward(network, batch, no_adapter, loss, spans=parts, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in batch)
 
     return step_fn

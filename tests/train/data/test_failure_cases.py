@@ -26,10 +26,10 @@ SIDES = ("train", "eval")
 
 @pytest.fixture(scope="module")
 def given() -> Pairs:
-    """Questions on invented passages, two a passage: about a name, and to be answered by yes."""
+    """Two questions on each invented passage: one about a name, and one with the answer yes."""
     names = ["Anna Keller", "Otto Brandt", "Lena Vogel", "Max Sommer", "Ida Busch"]
     passages = [f"In {1900 + i} {names[i % 5]} opened mill {i} by the river." for i in range(50)]
-    return Rows(
+    return Pairs(
         texts=[
             text
             for i in range(50)
@@ -56,7 +56,9 @@ def texts(examples: list[Example]) -> set[str]:
 
 
 @pytest.mark.parametrize("with_pairs", [False, True])
-def test_no_negative_states_what_is_asked(case: str, with_pairs: bool, given: Pairs) -> None:
+def test_no_negative_states_the_fact_of_the_question(
+    case: str, with_pairs: bool, given: Pairs
+) -> None:
     for side in SIDES:
         examples = make_examples(case, side, num=10_000, given=given if with_pairs else None)
         assert len(examples) >= 80
@@ -96,7 +98,7 @@ def test_the_two_sides_share_no_name_and_no_template() -> None:
         assert not one & two, field.name
 
 
-def test_given_groups_keep_to_their_side(given: Pairs) -> None:
+def test_given_groups_belong_to_one_side(given: Pairs) -> None:
     facts = [
         {
             example.positive.fact
@@ -128,7 +130,7 @@ def test_syntax_negatives_use_the_questions_words_and_the_answer_does_not() -> N
 
 
 def test_relations_have_one_agent_in_the_world() -> None:
-    """Who did it to b: the same whichever example tells it."""
+    """All examples agree on who acted on b."""
     agents: dict[tuple, str] = {}
     for example in make_examples("syntax", "train", num=10_000):
         _, verb, patient, setting = example.positive.fact
@@ -139,7 +141,7 @@ def test_relations_have_one_agent_in_the_world() -> None:
     assert len(agents) == len(make_examples("syntax", "train", num=10_000))
 
 
-def test_entity_negatives_hold_part_of_the_name() -> None:
+def test_entity_negatives_contain_part_of_the_name() -> None:
     for example in make_examples("entities", "eval", num=100):
         first, last = example.positive.fact[1].split()
         assert first in example.query
@@ -149,7 +151,7 @@ def test_entity_negatives_hold_part_of_the_name() -> None:
                 assert f"{first} {last}" not in negative.text
 
 
-def test_polar_answers_say_what_is_so() -> None:
+def test_polar_answers_are_true() -> None:
     for example in make_examples("polar", "eval", num=1_000):
         _, thing, act = example.positive.fact
         denies = "not" in example.positive.text or "never" in example.positive.text
@@ -176,7 +178,7 @@ def test_rows_are_read_back_as_pairs_with_negatives(tmp_path: Path, given: Pairs
         assert [g == rows.groups[i] for g in rows.groups] == [fact == facts[i] for fact in facts]
 
 
-def test_a_task_folder_is_one_that_eval_reads_and_its_answers_are_the_facts(
+def test_eval_reads_a_task_folder_whose_answers_are_the_facts(
     case: str, tmp_path: Path, given: Pairs
 ) -> None:
     examples = make_examples(case, "eval", num=90, given=given)

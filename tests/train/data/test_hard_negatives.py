@@ -1,4 +1,4 @@
-"""Hard negatives against brute force, and what may never be one."""
+"""Hard negatives compared with brute force, and texts that are never negatives."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def rows() -> Pairs:
     passages = [" ".join(rng.choice(words, 8)) for _ in range(30)]
     of = rng.integers(30, size=60)
     queries = [" ".join(rng.choice(words, 3)) for _ in range(50)] + passages[:10]
-    return Rows(
+    return Pairs(
         texts=queries,
         partners=[passages[i] for i in of],
         groups=of % 20,
@@ -32,7 +32,7 @@ def rows() -> Pairs:
 
 
 def brute(rows: Pairs, matrix: np.ndarray, num: int, margin: float, skip: int) -> list[list[str]]:
-    """The definition, a pair at a time."""
+    """The definition, applied to one pair of texts at a time."""
     texts = candidates(rows)
     found = []
     for i in range(len(rows)):
@@ -67,7 +67,7 @@ def test_a_models_negatives_are_those_of_its_vectors(encoder: Encoder, rows: Pai
     assert found == brute(rows, left @ right.T, 5, 0.95, 0)
 
 
-def test_bm25_ranks_as_its_formula(encoder: Encoder, rows: Pairs) -> None:
+def test_bm25_scores_equal_the_formula(encoder: Encoder, rows: Pairs) -> None:
     texts = candidates(rows)
     queries, documents = (
         [t.ids[1:-1].tolist() for t in encoder.tokenizer.encode(part, [""] * len(part))]
@@ -96,7 +96,7 @@ def test_no_negative_is_of_the_querys_group_or_the_query(encoder: Encoder, rows:
             assert all(int(rows.groups[i]) not in owners[text] for text in texts)
 
 
-def test_miners_take_turns() -> None:
+def test_negatives_of_several_miners_are_merged_in_turn() -> None:
     one, two = [["a", "b", "c"], []], [["b", "d"], ["e"]]
     assert merge_negatives(one, two, num=4) == [["a", "b", "d", "c"], ["e"]]
     assert merge_negatives(one, two, num=1) == [["a"], ["e"]]

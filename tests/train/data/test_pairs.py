@@ -29,7 +29,7 @@ def test_rows_keep_their_partners_and_groups(pairs_file: Path) -> None:
     assert (rows.groups == np.array([0, 1, 0, 2, 1, 0])).all()
 
 
-def test_a_language_is_capped_and_the_choice_is_the_seeds(pairs_file: Path) -> None:
+def test_each_language_is_capped_and_the_seed_decides(pairs_file: Path) -> None:
     rows = read_pairs(pairs_file, max_per_language=2, seed=1)
     assert sorted(rows.langs) == ["de", "de", "fr", "fr"]
     assert rows.texts == read_pairs(pairs_file, max_per_language=2, seed=1).texts
@@ -40,7 +40,7 @@ def test_a_missing_column_is_named(pairs_file: Path) -> None:
         read_pairs(pairs_file, partner="answer")
 
 
-def test_groups_of_different_sources_stay_apart(pairs_file: Path) -> None:
+def test_groups_of_different_sources_stay_different(pairs_file: Path) -> None:
     rows = read_pairs(pairs_file)
     both = join_pairs([rows, rows])
     assert len(both) == 12

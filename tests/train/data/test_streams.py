@@ -1,4 +1,4 @@
-"""Data larger than memory: order, bounds, going on after a stop, files that change."""
+"""Data larger than memory: order, memory bounds, resuming, and files that change."""
 
 import json
 from itertools import islice, pairwise
@@ -41,7 +41,7 @@ def test_a_pass_reads_every_row_once_in_random_order(files: list[Path]) -> None:
     assert sum(gaps) / len(gaps) > 300
 
 
-def test_the_order_is_the_seeds(files: list[Path]) -> None:
+def test_the_order_is_a_function_of_the_seed(files: list[Path]) -> None:
     one, same, other = (
         numbers(shuffle_files(files, COLUMNS, seed=seed, window=2_000), 500) for seed in (0, 0, 1)
     )
@@ -72,7 +72,7 @@ def test_a_start_reads_nothing_of_earlier_windows(
     assert sum(read) < 2_000
 
 
-def test_no_more_than_a_window_and_a_block_is_held(
+def test_memory_holds_one_window_and_one_block(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
@@ -104,7 +104,7 @@ def test_a_bad_row_keeps_its_place_and_is_reported(files: list[Path]) -> None:
     assert [(row.file, row.number) for row in bad] == [(str(files[1]), 8)]
 
 
-def test_groups_leave_bad_rows_out_and_keep_to_their_places() -> None:
+def test_groups_skip_bad_rows_and_keep_their_places() -> None:
     rows = iter([{"text": "a"}, None, {"text": "b"}, {"text": "c"}])
     assert list(islice(group_rows(rows, 2), 2)) == [[{"text": "a"}], [{"text": "b"}, {"text": "c"}]]
 
@@ -141,7 +141,7 @@ def test_csv_and_missing_files_are_refused_before_the_first_row(tmp_path: Path) 
         (lambda files: files.pop(), "b.jsonl is no longer read"),
     ],
 )
-def test_files_that_are_not_those_a_run_began_with_are_an_error(
+def test_files_other_than_those_of_the_first_start_are_refused(
     harm, part: str, files: list[Path], tmp_path: Path
 ) -> None:
     record = tmp_path / "run/data.json"
@@ -152,7 +152,7 @@ def test_files_that_are_not_those_a_run_began_with_are_an_error(
         check_files(record, files)
 
 
-def test_a_changed_byte_is_noticed_although_the_size_is_the_same(
+def test_a_changed_byte_is_detected_although_the_size_is_equal(
     files: list[Path], tmp_path: Path
 ) -> None:
     check_files(tmp_path / "data.json", files)

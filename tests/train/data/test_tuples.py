@@ -32,7 +32,7 @@ def test_a_tuple_is_a_text_one_of_its_class_and_seven_of_others() -> None:
     assert all(len({*row[2:]}) == 7 for row in drawn)
 
 
-def test_every_text_and_every_mate_is_drawn_alike() -> None:
+def test_all_texts_and_all_positives_are_equally_likely() -> None:
     drawn = draw(LABELS, 20_000)
     counts = np.bincount(drawn[:, 0], minlength=13)
     np.testing.assert_allclose(counts / 20_000, 1 / 13, atol=0.01)
@@ -45,21 +45,21 @@ def test_every_text_and_every_mate_is_drawn_alike() -> None:
     assert (negatives[LABELS != 3] > 0).all()
 
 
-def test_few_other_texts_come_twice_and_one_class_is_refused() -> None:
+def test_few_other_texts_are_repeated_and_a_single_class_is_refused() -> None:
     drawn = draw(np.array([0, 0, 1]))
     assert (drawn[drawn[:, 0] < 2, 2:] == 2).all()
     with pytest.raises(ValueError, match="two classes"):
         draw(np.array([4, 4]))
 
 
-def test_the_id_stays_where_the_text_is_cut() -> None:
+def test_the_id_stays_if_the_text_is_cut() -> None:
     text, end = np.arange(10, dtype=np.int32), np.int32([77, 78])
     assert append_tokens(text, end, max_tokens=20).tolist() == [*range(9), 77, 78, 9]
     cut = append_tokens(text, end, max_tokens=6).tolist()
     assert cut == [0, 1, 2, 77, 78, 9]
 
 
-def test_the_step_is_equation_3_over_tagged_tuples() -> None:
+def test_the_step_is_equation_3_over_tuples_with_ids() -> None:
     network = make_network()
     labels = np.arange(24) % 4
     seen = []

@@ -1,4 +1,4 @@
-"""The teacher against transformers, and the start that it gives."""
+"""The teacher compared with transformers, and the functions that prepare a start."""
 
 import json
 from pathlib import Path
@@ -87,11 +87,11 @@ def embed(network: Network, texts: list[list[int]]) -> torch.Tensor:
 
 
 def still(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take positions away."""
+    """Remove rotary positions."""
     monkeypatch.setattr("polyvec.network.rotate", lambda x, rotation: x)
 
 
-def test_turning_the_heads_changes_nothing_where_nothing_rotates(
+def test_aligned_heads_are_equal_without_rotation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def test_turning_the_heads_changes_nothing_where_nothing_rotates(
         torch.testing.assert_close(embed(network, texts), before, atol=1e-4, rtol=1e-4)
 
 
-def test_turned_heads_lose_less_to_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aligned_heads_change_less_with_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     texts = [rng.integers(50, size=9).tolist() for _ in range(40)]
     network = random_network()
@@ -116,7 +116,7 @@ def test_turned_heads_lose_less_to_rotation(monkeypatch: pytest.MonkeyPatch) -> 
     assert (embed(network, texts) - free).norm() < 0.8 * plain
 
 
-def test_renumbered_dimensions_follow_through_the_network() -> None:
+def test_reordered_dimensions_reorder_the_outputs() -> None:
     texts = [[0, 7, 9, 2], [0, 30, 2]]
     network = random_network()
     before = embed(network, texts)
@@ -125,7 +125,7 @@ def test_renumbered_dimensions_follow_through_the_network() -> None:
     torch.testing.assert_close(embed(network, texts), before[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_the_first_dimensions_say_most() -> None:
+def test_the_first_dimensions_are_the_most_informative() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((300, 12)).astype(np.float32)
     vectors[:, [3, 8]] *= 6

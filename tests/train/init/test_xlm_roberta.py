@@ -1,4 +1,4 @@
-"""XLM-RoBERTa's weights in our network, against transformers where positions cannot matter."""
+"""XLM-RoBERTa's weights in our network, compared with transformers without positions."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from polyvec.train.init.xlm_roberta import read_xlm_roberta
 
 @pytest.fixture(scope="module")
 def theirs() -> XLMRobertaForMaskedLM:
-    """A tiny random model whose heads look everywhere alike, and that knows no positions."""
+    """A tiny random model without positions, with random norms and biases."""
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=60,
@@ -50,7 +50,7 @@ def test_one_token_gets_their_logits(theirs: XLMRobertaForMaskedLM, tmp_path: Pa
         torch.testing.assert_close(logits(tmp_path, ids), expected, rtol=0, atol=1e-5)
 
 
-def test_a_text_gets_their_logits_where_no_head_minds_positions(
+def test_a_text_gets_their_logits_if_no_head_uses_positions(
     theirs: XLMRobertaForMaskedLM, tmp_path: Path
 ) -> None:
     theirs.save_pretrained(tmp_path)
@@ -66,7 +66,7 @@ def test_a_text_gets_their_logits_where_no_head_minds_positions(
     torch.testing.assert_close(logits(tmp_path, ids), expected, rtol=0, atol=1e-5)
 
 
-def test_query_key_and_value_come_in_this_order(
+def test_query_key_and_value_are_joined_in_this_order(
     theirs: XLMRobertaForMaskedLM, tmp_path: Path
 ) -> None:
     theirs.save_pretrained(tmp_path)
@@ -76,7 +76,7 @@ def test_query_key_and_value_come_in_this_order(
         assert torch.equal(part, linear.weight)
 
 
-def test_the_adapters_do_nothing_yet_and_training_has_its_base(
+def test_new_adapters_have_no_effect_and_the_rotary_base_is_that_of_training(
     theirs: XLMRobertaForMaskedLM, tmp_path: Path
 ) -> None:
     theirs.save_pretrained(tmp_path)

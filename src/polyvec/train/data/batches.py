@@ -248,7 +248,7 @@ class LazyPlan(Sequence[StepRows]):
 
 
 def plan_sources(weights: Sequence[float], *, steps: int, seed: int) -> list[tuple[int, int]]:
-    """For every step, the source that it reads and the number of earlier steps with this source.
+    """The source of every step, and the number of earlier steps with the same source.
 
     Sources are drawn at random in proportion to `weights`.
 

@@ -157,7 +157,7 @@ def read_labelled_texts(file: Path) -> LabelledTexts:
 
 
 def sample_same_label(labels: Int[np.ndarray, " N"], *, seed: int) -> Int[np.ndarray, " N"]:
-    """For every row, the number of another random row with the same label.
+    """Number of another random row with the same label, for every row.
 
     A row whose label occurs once gets its own number.
 
