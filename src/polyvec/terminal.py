@@ -31,6 +31,7 @@ class ExitStatus(IntEnum):
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> Self:
+        """Return the member: a number that also has a `meaning`."""
         status = int.__new__(cls, value)
         status._value_ = value
         status.meaning = meaning
