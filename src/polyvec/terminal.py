@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tqdm
@@ -30,7 +30,7 @@ class ExitStatus(IntEnum):
 
     meaning: str
 
-    def __new__(cls, value: int, meaning: str) -> Self:
+    def __new__(cls, value: int, meaning: str) -> "ExitStatus":
         """Return the member: a number that also has a `meaning`."""
         status = int.__new__(cls, value)
         status._value_ = value

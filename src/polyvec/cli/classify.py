@@ -23,7 +23,9 @@ LINE_CHARACTERS = 72
 
 def classify(
     *texts: str,
-    input: Annotated[list[Path] | None, Parameter(name=["--input", "-i"])] = None,
+    input: Annotated[
+        list[Path] | None, Parameter(name=["--input", "-i"], allow_leading_hyphen=True)
+    ] = None,
     labels: Annotated[list[str] | None, Parameter(name=["--labels", "-l"])] = None,
     examples: Path | None = None,
     task: str = "classification",

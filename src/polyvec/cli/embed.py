@@ -11,7 +11,9 @@ from cyclopts import Parameter
 
 def embed(
     *texts: str,
-    input: Annotated[list[Path] | None, Parameter(name=["--input", "-i"])] = None,
+    input: Annotated[
+        list[Path] | None, Parameter(name=["--input", "-i"], allow_leading_hyphen=True)
+    ] = None,
     output: Annotated[Path | None, Parameter(name=["--out", "--output", "-o"])] = None,
     format: Literal["jsonl", "npy", "parquet"] | None = None,
     task: str | None = None,

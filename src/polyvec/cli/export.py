@@ -9,7 +9,7 @@ from polyvec.terminal import note
 
 
 def export(
-    model: str, folder: Annotated[Path, Parameter(name="DIR")], /, *, int8: bool = False
+    model: str, folder: Annotated[Path, Parameter(name="OUT")], /, *, int8: bool = False
 ) -> None:
     """Write a model in full precision, in the layout that transformers and PEFT read.
 
