@@ -28,6 +28,7 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.training
 
 docs: .venv/dev
+	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 	$(BIN)/polyvec eval report
 
 # Two sets of packages share one environment: the larger one has what the smaller needs.
