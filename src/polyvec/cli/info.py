@@ -40,7 +40,7 @@ def info(model: str | None = None, /) -> None:
         "tasks": ", ".join(task.name for task in config.tasks) or "none",
         "adapters": f"rank {config.adapter_rank}" if config.tasks else "none",
         "sparse head": "yes" if config.sparse_head else "none",
-        "token vectors": f"of {config.multi_vector_dim} numbers"
+        "multi-vector": f"{config.multi_vector_dim} numbers per token"
         if config.multi_vector_dim
         else "none",
     }
