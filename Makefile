@@ -31,6 +31,7 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.training
 
 docs: .venv/dev
+	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 	$(BIN)/polyvec eval report
 
 # Both sets of packages share one environment. The set for development includes the set for the demo.

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAIN = [sys.executable, "-c", "from polyvec.cli import main; main()"]
+POLYVEC = [sys.executable, "-m", "polyvec"]
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
@@ -57,7 +57,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_runs(command, workspace):
     words = shlex.split(command)[1:]
-    run = subprocess.run([*MAIN, *words], cwd=workspace, capture_output=True, text=True)
+    run = subprocess.run([*POLYVEC, *words], cwd=workspace, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import mteb
 import pytest
 
-from polyvec.cli.eval import Where
+from polyvec.cli.eval import EvalOptions
 from polyvec.eval import MtebEncoder, evaluate
 from polyvec.eval.models import BUNDLED, encoder_embed, encoder_meta, load_encoder
 from polyvec.eval.mteb_tasks import benchmark_tasks, load_task
@@ -43,18 +43,18 @@ def test_tasks_that_are_not_folders_are_kept_and_reported(tmp_path: Path, tiny_m
 
 def test_benchmarks_and_task_names_are_mtebs(tmp_path: Path) -> None:
     for name in ("MTEB(eng, v2)", "MTEB(Multilingual, v2)", "LongEmbed"):
-        chosen = Where(benchmark=name).chosen()
+        chosen = EvalOptions(benchmark=name).select_tasks()
         assert {t.metadata.name for t in chosen} == {
             t.metadata.name for t in mteb.get_benchmark(name).tasks
         }
-    (task,) = Where(tasks=("SciFact",), data=tmp_path).chosen()
+    (task,) = EvalOptions(tasks=("SciFact",), data=tmp_path).select_tasks()
     assert task.metadata.name == "SciFact"
     with pytest.raises(ValueError, match=r"no benchmark 'nothing'.*LongEmbed"):
         benchmark_tasks("nothing")
 
 
 def test_data_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    (task,) = Where(tasks=("SciFact",)).chosen()
+    (task,) = EvalOptions(tasks=("SciFact",)).select_tasks()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"the data of SciFact \(mteb/scifact\)"):

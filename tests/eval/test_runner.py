@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
 
 from polyvec import Encoder
-from polyvec.cli.eval import VERBS, Where
+from polyvec.cli import eval as verbs
+from polyvec.cli.eval import EvalOptions
 from polyvec.eval import (
     MtebEncoder,
     Score,
@@ -44,6 +45,7 @@ from polyvec.eval.models import at_base, remembered, truncated, without_instruct
 from polyvec.eval.quantised import CANDIDATES, as_binary, as_int8, rescore
 from polyvec.eval.results import write_summary
 from polyvec.eval.task_folders import KINDS, TRAIN_TEXTS, language_script
+from polyvec.terminal import ExitStatus
 
 WORDS = [
     "ant",
@@ -432,11 +434,11 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
 ) -> None:
     sts(tmp_path)
     results = tmp_path / "results"
-    where = Where(tasks=("sts",), data=tmp_path, results=results, device="cpu")
-    VERBS["run"]((str(tiny_model),), where=where)
+    options = EvalOptions(tasks=("sts",), data=tmp_path, results=results, device="cpu")
+    verbs.run((str(tiny_model),), options=options)
     assert "| sts | Spearman | **" in capsys.readouterr().out
-    VERBS["dims"](str(tiny_model), where=where)
-    VERBS["adapters"](str(tiny_model), where=where)
+    verbs.dims(str(tiny_model), options=options)
+    verbs.adapters(str(tiny_model), options=options)
     values = {s.variant: s.tasks["sts"].subsets["en"].value for s in read_summaries(results)}
 
     rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()[:20]
@@ -457,7 +459,7 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
         assert values[variant] == pytest.approx(expected, abs=0.02), variant
     assert len(values) == 1 + 3 + 6
     with pytest.raises(ValueError, match="no folder"):
-        VERBS["run"]((str(tmp_path / "nothing"),), where=where)
+        verbs.run((str(tmp_path / "nothing"),), options=options)
 
 
 def test_comparisons_change_one_thing_and_keep_each_result(
@@ -465,9 +467,9 @@ def test_comparisons_change_one_thing_and_keep_each_result(
 ) -> None:
     retrieval(tmp_path)
     results = tmp_path / "results"
-    where = Where(tasks=("retrieval",), data=tmp_path, results=results, device="cpu")
+    options = EvalOptions(tasks=("retrieval",), data=tmp_path, results=results, device="cpu")
     for verb in ("prompts", "long", "quantised"):
-        VERBS[verb](str(tiny_model), where=where)
+        getattr(verbs, verb)(str(tiny_model), options=options)
     assert "| bits rescored | " in capsys.readouterr().out
     values = {s.variant: s.tasks["retrieval"].score.value for s in read_summaries(results)}
     assert values.keys() == {
@@ -572,24 +574,23 @@ def test_a_fall_below_the_interval_ends_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BASELINES, "tiny", mteb_encoder)
-    where = Where(data=sts(tmp_path), results=tmp_path / "results")
-    VERBS["run"](("tiny",), where=where)
+    options = EvalOptions(data=sts(tmp_path), results=tmp_path / "results")
+    verbs.run(("tiny",), options=options)
     path = tmp_path / "results/tiny.json"
-    VERBS["run"](("tiny",), against=path, where=where)
+    verbs.run(("tiny",), against=path, options=options)
     assert "no score fell" in capsys.readouterr().out
     before = read_summaries(tmp_path / "results")[0]
     task = before.tasks["sts"]
     low = Score(task.score.value + 0.02, task.score.value + 0.01, task.score.value + 0.03)
     before.tasks["sts"] = replace(task, score=low)
     write_summary(tmp_path / "before.json", before)
-    with pytest.raises(SystemExit) as end:
-        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
-    assert end.value.code == 1
+    status = verbs.run(("tiny",), against=tmp_path / "before.json", options=options)
+    assert status == ExitStatus.INCOMPLETE
     assert "tiny sts:" in capsys.readouterr().out
     before.tasks["sts"] = replace(task, revision="other")
     write_summary(tmp_path / "before.json", before)
     with pytest.raises(ValueError, match="other data"):
-        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
+        verbs.run(("tiny",), against=tmp_path / "before.json", options=options)
 
 
 def test_two_models_draws_are_of_the_same_items(tmp_path: Path) -> None:
@@ -658,7 +659,7 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
         write_summary(results / f"{i}.json", summary(*row))
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: start -->\nold\n<!-- results: end -->\nafter\n")
-    VERBS["report"](results=results, out=page, page=tmp_path / "results.html", readme=readme)
+    verbs.report(results=results, out=page, page=tmp_path / "results.html", readme=readme)
     text = page.read_text()
     assert readme.read_text().splitlines()[-4:] == [
         "| other | 61.0 | 61.0 | 61.0 |",

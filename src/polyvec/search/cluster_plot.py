@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polyvec.search.clustering import Clusters
+from polyvec.terminal import shorten
 
 SUFFIXES = (".html", ".png")
 """The ends of the names of files that can be written."""
@@ -133,20 +134,6 @@ def render_page(
         colour = cluster_colour(cluster_id)
         legend.append(f'<li style="--dot:{colour}">{name} ({len(members)})</li>')
     return PAGE.format(title=escape(title), dots="\n".join(dots), legend="\n".join(legend))
-
-
-def shorten(text: str, size: int) -> str:
-    """The beginning of a text on one line, about `size` characters; it ends with a whole word.
-
-    >>> shorten("one  two three", 9)
-    'one two …'
-    """
-    line = " ".join(text[: 4 * size].split())
-    if len(line) <= size:
-        return line
-    cut = line[: size - 1]
-    head, space, _ = cut.rpartition(" ")
-    return (head if space and 2 * len(head) > size else cut) + " …"
 
 
 def _write_png(
