@@ -13,7 +13,7 @@ SOURCE = Path(polyvec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
-    ("tasks", "chunking", "config", "terminal"),
+    ("tasks", "chunking", "config", "data_folder", "terminal"),
     ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "records"),
     ("engines", "network"),
     ("encoder", "reranking", "classification", "export"),
