@@ -9,19 +9,17 @@ from typing import Literal
 from cyclopts import Parameter
 from mteb.abstasks import AbsTask
 
-from polyvec.eval.chunk_search import ChunkSearch, Cut
+from polyvec.data_folder import data_folder
+from polyvec.eval.chunk_search import Chunking, ChunkSearch
 from polyvec.eval.html_report import render_page
-from polyvec.eval.models import (
-    BUNDLED,
-    at_base,
-    encoder_embed,
-    encoder_meta,
-    load_encoder,
-    load_model,
-    remembered,
-    truncated,
-    without_instructions,
+from polyvec.eval.markdown_report import (
+    fill_summary,
+    ordered,
+    render_report,
+    task_table,
+    variant_table,
 )
+from polyvec.eval.models import BUNDLED, encoder_embed, encoder_meta, load_encoder, load_model
 from polyvec.eval.mteb_tasks import benchmark_tasks, registered_tasks
 from polyvec.eval.protocol import (
     ChooseAdapter,
@@ -31,22 +29,22 @@ from polyvec.eval.protocol import (
     paper_adapter,
     retrieval_adapter,
 )
-from polyvec.eval.quantised import as_binary, as_int8, rescore
-from polyvec.eval.report import (
-    fill_summary,
-    ordered,
-    render_report,
-    task_table,
-    variant_table,
-)
-from polyvec.eval.results import falls, read_summaries, read_summary
+from polyvec.eval.results import read_summaries, read_summary, regressions
 from polyvec.eval.runner import evaluate
 from polyvec.eval.task_folders import local_tasks
+from polyvec.eval.variants import (
+    as_binary,
+    as_int8,
+    at_base,
+    cached,
+    rescore,
+    truncated,
+    without_instructions,
+)
 
-DATA = Path("../shared/data")
-RESULTS = Path("docs/results")
-REPORT = Path("docs/results.md")
-PAGE = Path("docs/results.html")
+RESULTS = Path("results")
+REPORT = Path("results/README.md")
+PAGE = Path("results/results.html")
 README = Path("README.md")
 
 ABLATION_TASKS = (
@@ -90,7 +88,7 @@ ADAPTERS: dict[Adapter, ChooseAdapter] = {
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
+class EvalOptions:
     """What is scored, on what, and where the scores go: options of every verb that scores."""
 
     tasks: tuple[str, ...] = ()
@@ -102,11 +100,12 @@ class Where:
     """One of mteb's benchmarks in place of task folders: "MTEB(eng, v2)",
     "MTEB(Multilingual, v2)", "LongEmbed" ..."""
 
-    data: Path = DATA
-    """A folder of task folders, or one that holds it as `eval/`."""
+    data: Path | None = None
+    """A folder of task folders, or a folder that contains it as `eval/`. The default is the folder
+    in the environment variable `POLYVEC_DATA`."""
 
     results: Path = RESULTS
-    """Where scores are kept, one JSON a model."""
+    """Folder of scores, with one JSON file per model."""
 
     device: str = "auto"
     """What polyvec's models run on."""
@@ -122,10 +121,13 @@ class Where:
         names = [name for name in self.tasks if name not in remote]
         if remote and not names:
             return list(remote.values())
-        return [*remote.values(), *local_tasks(self.data, names or default, whole=self.whole)]
+        return [
+            *remote.values(),
+            *local_tasks(data_folder(self.data), names or default, whole=self.whole),
+        ]
 
 
-HERE = Where()
+DEFAULTS = EvalOptions()
 
 
 def run(
@@ -134,7 +136,7 @@ def run(
     *,
     adapter: Adapter = "paper",
     against: Path | None = None,
-    where: Where = HERE,
+    where: EvalOptions = DEFAULTS,
 ) -> None:
     """Score models on local task folders with mteb, and print a table.
 
@@ -165,16 +167,16 @@ def run(
     if before is None:
         return
     chosen = {task.metadata.name for task in tasks}
-    worse = [line for summary in summaries for line in falls(before, summary, chosen)]
+    worse = [line for summary in summaries for line in regressions(before, summary, chosen)]
     sys.stdout.write("\n".join(worse) + "\n" if worse else f"no score fell below {against}\n")
     if worse:
         raise SystemExit(1)
 
 
-def dims(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def dims(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model at each of its Matryoshka dims, and print a table."""
     encoder = load_encoder(model, where.device)
-    embed = remembered(encoder_embed(encoder))
+    embed = cached(encoder_embed(encoder))
     cuts = {
         str(dim): MtebEncoder(truncated(embed, dim), encoder_meta(model))
         for dim in encoder.config.dims
@@ -182,16 +184,16 @@ def dims(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     compare("dim", cuts, where, ABLATION_TASKS)
 
 
-def adapters(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def adapters(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model with each adapter, and with none, on every kind of task."""
     # The paper's choice is always one of the other adapters, which then need not read again.
-    embed = remembered(encoder_embed(load_encoder(model, where.device)))
+    embed = cached(encoder_embed(load_encoder(model, where.device)))
     meta = encoder_meta(model)
     fixed = {name: MtebEncoder(embed, meta, choose=choose) for name, choose in ADAPTERS.items()}
     compare("adapter", fixed, where, ABLATION_TASKS)
 
 
-def prompts(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def prompts(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model with and without its instructions, and print a table.
 
     Only retrieval has instructions; the adapters are used in both cases.
@@ -204,7 +206,7 @@ def prompts(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     compare("instruction", variants, where, RETRIEVAL_TASKS)
 
 
-def long(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def long(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model on passkeys and needles by length, at rotary base 10,000 and 20,000.
 
     Models are trained at base 10,000 and read at 20,000 (arXiv:2409.10173, section 3). Lengths up
@@ -218,14 +220,14 @@ def long(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     compare("base", variants, where, LONG_TASKS)
 
 
-def quantised(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def quantised(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model in float32, int8 and bits, and print a table.
 
     Bits also with rescoring, on retrieval: the first 40 documents of a search by bits are scored
     again by their int8 vectors.
     """
     encoder, meta = load_encoder(model, where.device), encoder_meta(model)
-    embed = remembered(encoder_embed(encoder))
+    embed = cached(encoder_embed(encoder))
     variants = {
         "float32": MtebEncoder(embed, meta),
         "int8": MtebEncoder(as_int8(embed), meta),
@@ -242,7 +244,7 @@ def late_chunking(
     sizes: tuple[int, ...] = CHUNK_SIZES,
     window: int = WINDOW,
     adapter: Adapter = "paper",
-    where: Where = HERE,
+    where: EvalOptions = DEFAULTS,
 ) -> None:
     """Search long documents by their chunks, embedded alone and late, and print a table.
 
@@ -260,11 +262,11 @@ def late_chunking(
 
     """
     encoder, meta = load_encoder(model, where.device), encoder_meta(model)
-    cuts = {"whole": Cut(tokens=None)}
+    cuts = {"whole": Chunking(tokens=None)}
     for size in sizes:
-        cuts[f"naive-{size}"] = Cut(tokens=size, late=False)
-        cuts[f"late-{size}"] = Cut(tokens=size)
-        cuts[f"long-{size}"] = Cut(tokens=size, window=window)
+        cuts[f"naive-{size}"] = Chunking(tokens=size, late=False)
+        cuts[f"late-{size}"] = Chunking(tokens=size)
+        cuts[f"long-{size}"] = Chunking(tokens=size, window=window)
     choose = ADAPTERS[adapter]
     variants = {name: ChunkSearch(encoder, meta, cut, choose) for name, cut in cuts.items()}
     what = "chunks" if adapter == "paper" else f"chunks by {adapter}"
@@ -272,7 +274,7 @@ def late_chunking(
     compare(what, variants, where, CHUNKED_TASKS)  # pyright: ignore[reportArgumentType]
 
 
-def failures(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
+def failures(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
     """Score one polyvec model on the four failure cases, and print a table.
 
     `polyvec train failures` writes a folder of them, which `--data` names: misleading syntax, named
@@ -287,7 +289,9 @@ def failures(model: str = BUNDLED, /, *, where: Where = HERE) -> None:
     compare("failures", variants, where, ("failures-*",))
 
 
-def compare(what: str, variants: Mapping[str, Model], where: Where, tasks: tuple[str, ...]) -> None:
+def compare(
+    what: str, variants: Mapping[str, Model], where: EvalOptions, tasks: tuple[str, ...]
+) -> None:
     """Score variants of one model, keep each as a result of its own, and print a table."""
     chosen = where.chosen(tasks)
     summaries = [
