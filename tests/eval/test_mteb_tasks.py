@@ -28,7 +28,7 @@ def test_mtebs_own_mock_tasks_pass(tiny_model: Path) -> None:
     assert len(ran) > 20
 
 
-def test_tasks_that_are_not_folders_are_stored_and_reported(
+def test_tasks_of_mteb_are_stored_and_reported(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     names = ("MockSTSTask", "MockMultilingualRerankingTask", "MockRetrievalTask")

@@ -27,7 +27,7 @@ def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: 
     assert len(local_tasks(tmp_path, ["st*", "sts"])) == 1
     with pytest.raises(ValueError, match=r"no task 'stz'.*sts"):
         local_tasks(tmp_path, ["stz"])
-    with pytest.raises(ValueError, match="no task folder: a task folder holds meta.json"):
+    with pytest.raises(ValueError, match=r"no task folder: a task folder holds meta\.json"):
         local_tasks(tmp_path / "eval" / "sts")
 
 
