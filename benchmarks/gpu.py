@@ -50,16 +50,6 @@ PADDED = (32, 256)
 WARMUP, REPEATS = 2, 5
 PARTS = ["encode", "train"]
 
-ENCODING = f"""Encoding, 24 layers in bf16: tokens a second, without padding, and in brackets how
-many times that the first row reaches, and the share of that roof which the texts' own products
-reach. `mixed`: 2,048 texts of log-normal length, median 60 tokens, up to 1,024. polyvec packs
-{BATCH_TOKENS:,} tokens, and one task costs what none does once it is merged. transformers: SDPA,
-sorted by length and padded, no adapters."""
-
-TRAINED = """Training: products in bf16, weights in float32, AdamW, dense gradients, nothing
-recomputed. The share of the roof counts three times the forward products, without padding. Lengths
-as in `mixed`; every step has others."""
-
 Corpora = dict[str, list[int]]
 Texts = list[list[int]]
 Run = Callable[[], object]
@@ -85,18 +75,18 @@ def main() -> None:
     sections = []
     if "encode" in options.parts:
         rows = [*time_encoding(full, corpora, device, roof, options.compile)]
-        sections += [" ".join(ENCODING.split()), table(["", *corpora], rows)]
+        sections.append(table(["tokens per second", *corpora], rows))
     if "train" in options.parts:
         rows = []
         for stage, (config, tokens) in training.items():
             rows += time_training(stage, config, tokens, device, roof, options.compile)
         header = ["stage", "blocks", "model", "tokens a step", "tokens/s", "of the roof", "memory"]
-        sections += [" ".join(TRAINED.split()), table(header, rows)]
+        sections.append(table(header, rows))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "No GPU"
     roofs = f"{name}: a bf16 product of 8,192 x 8,192 matrices runs at {roof / 1e12:.0f} TFLOP/s."
     machine = describe_machine("torch", "transformers", "numpy")
     command = f"`python -m benchmarks.gpu{' --compile' if options.compile else ''}`"
-    body = "\n\n".join(["## GPU", roofs, *sections, f"{machine} {command}"])
+    body = "\n\n".join([roofs, *sections, f"{machine} {command}"])
     sys.stdout.write(f"\n{body}\n")
     if options.write:
         write_section("gpu", body)

@@ -58,7 +58,7 @@ TOLERANCE = 1e-4
 texts differ by about 0.1."""
 
 MAX_GROWTH = 1.05
-"""Largest accepted ratio of the server's memory in the last quarter to that in the second quarter."""
+"""Largest accepted ratio of the server's memory in the last quarter to that in the second."""
 
 
 @dataclass(slots=True)

@@ -4,8 +4,8 @@
 2. `python -m benchmarks.speed` times every library in its own process, and the matrix products of
    the machine as well. It takes about half an hour on two cores.
 
-Results are added to FOLDER/speed.json one by one, so a run that was stopped can be resumed; `--fresh`
-starts again. `--folder build/short` with a model of few layers is for trials.
+Results are added to FOLDER/speed.json one by one, so a run that was stopped can be resumed.
+`--fresh` starts again. `--folder build/short` with a model of few layers is for trials.
 """
 
 import json

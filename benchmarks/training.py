@@ -96,13 +96,9 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
     header = ["lengths", "precision", *PEERS, "ratio"]
     body = "\n\n".join(
         [
-            "## Training",
-            "Tokens a second of stage 2 (InfoNCE against the batch, AdamW) at polyvec-mini's size, "
-            f"batches of {batch} pairs, threads: {threads}; tokens are counted without padding. "
-            "Mixed lengths are log-normal between 4 and 256 tokens, as sentences and paragraphs "
-            "come; equal ones are 64, where there is no padding to save.",
             table(header, rows),
-            describe_machine("torch", "transformers", "sentence-transformers"),
+            f"{describe_machine('torch', 'transformers', 'sentence-transformers')} "
+            f"`python -m benchmarks.training --batch {batch} --threads {threads}`",
         ]
     )
     sys.stdout.write(body + "\n")
