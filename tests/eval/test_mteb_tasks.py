@@ -45,18 +45,18 @@ def test_tasks_of_mteb_are_stored_and_reported(
 
 def test_benchmarks_and_task_names_are_mtebs(tmp_path: Path) -> None:
     for name in ("MTEB(eng, v2)", "MTEB(Multilingual, v2)", "LongEmbed"):
-        chosen = EvalOptions(benchmark=name).chosen()
+        chosen = EvalOptions(benchmark=name).select_tasks()
         assert {t.metadata.name for t in chosen} == {
             t.metadata.name for t in mteb.get_benchmark(name).tasks
         }
-    (task,) = EvalOptions(tasks=("SciFact",), data=tmp_path).chosen()
+    (task,) = EvalOptions(tasks=("SciFact",), data=tmp_path).select_tasks()
     assert task.metadata.name == "SciFact"
     with pytest.raises(ValueError, match=r"no benchmark 'nothing'.*LongEmbed"):
         benchmark_tasks("nothing")
 
 
 def test_data_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    (task,) = EvalOptions(tasks=("SciFact",)).chosen()
+    (task,) = EvalOptions(tasks=("SciFact",)).select_tasks()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"the data of SciFact \(mteb/scifact\)"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyvec import Encoder
-from polyvec.search.cluster_plot import find_fonts, first_words, render_page, write_map
+from polyvec.search.cluster_plot import find_fonts, render_page, write_map
 from polyvec.search.clustering import (
     Clusters,
     cluster_items,
@@ -254,12 +254,6 @@ def test_a_png_of_any_words_is_drawn(tmp_path):
     write_map(path, found, points, places=["a", "b"], texts=["a", "b"], title=bad)
     assert path.read_bytes() == first
     assert find_fonts("plain \U0010fffd")[1] == {0x10FFFD: "□"}
-
-
-def test_first_words_fit_the_size():
-    for size in (5, 9, 20):
-        assert len(first_words("one  two\nthree four five", size)) <= size + 1
-    assert first_words("温泉" * 9, 5) == "温泉温泉 …"
 
 
 def test_json_has_a_line_for_each_text(polyvec, notes):

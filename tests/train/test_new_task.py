@@ -379,11 +379,11 @@ def test_the_command_line_reports_bad_rows_and_scores(
         file.write(",Fuchs\n" * 7)
     words = ["--data", data, "--task", "mails", "--kind", "classification", "--epochs", 1]
     code, out, err = polyvec("train", "adapter", *words, "--model", compact_model)
-    assert code == 0, err
+    assert code == 1, err
     assert f"left out {data}, row 42: text is empty" in err
     assert "left out 7 rows in all: see mails.run/bad-rows.jsonl" in err
     assert "34 rows trained on, starting from" in out
-    assert "6 kept back" in out
+    assert "6 held out" in out
     assert "task=none" in out
     assert "task=mails" in out
     bad = [json.loads(line) for line in Path("mails.run/bad-rows.jsonl").read_text().splitlines()]

@@ -1,46 +1,22 @@
-"""The verbs of `polyvec eval`, as functions that a command line calls."""
+"""`polyvec eval`: score models on tasks, compare variants of one model, and write the report."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from cyclopts import Parameter
-from mteb.abstasks import AbsTask
+from cyclopts import App, Parameter
 
-from polyvec.data_folder import data_folder
-from polyvec.eval.chunk_search import Chunking, ChunkSearch
-from polyvec.eval.html_report import render_page
-from polyvec.eval.markdown_report import (
-    fill_summary,
-    ordered,
-    render_report,
-    task_table,
-    variant_table,
-)
-from polyvec.eval.models import BUNDLED, encoder_embed, encoder_meta, load_encoder, load_model
-from polyvec.eval.mteb_tasks import benchmark_tasks, registered_tasks
-from polyvec.eval.protocol import (
-    ChooseAdapter,
-    Model,
-    MtebEncoder,
-    always,
-    paper_adapter,
-    retrieval_adapter,
-)
-from polyvec.eval.results import read_summaries, read_summary, regressions
-from polyvec.eval.runner import evaluate
-from polyvec.eval.task_folders import local_tasks
-from polyvec.eval.variants import (
-    as_binary,
-    as_int8,
-    at_base,
-    cached,
-    rescore,
-    truncated,
-    without_instructions,
-)
+from polyvec.terminal import ExitStatus
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from polyvec.eval.protocol import ChooseAdapter, Model
+
+BUNDLED = "polyvec-mini"
+"""The name of the bundled model in results."""
 
 RESULTS = Path("results")
 REPORT = Path("results/README.md")
@@ -67,166 +43,263 @@ LONG_TASKS = tuple(
 
 CHUNKED_TASKS = ("passkey-1024", "needle-1024")
 
-CHUNK_SIZES = (64, 128, 256, 512)
-"""In tokens."""
+CHUNK_TOKENS = (64, 128, 256, 512)
+"""Chunk sizes that late chunking is compared at."""
 
-WINDOW = 512
-"""Tokens that long late chunking reads together here."""
+WINDOW_TOKENS = 512
+"""Length of the windows of long late chunking in this comparison."""
 
 Adapter = Literal["paper", "none", "retrieval", "separation", "classification", "text-matching"]
+"""The paper's choice by task, or one adapter for every task."""
 
-ADAPTERS: dict[Adapter, ChooseAdapter] = {
-    "paper": paper_adapter,
-    "none": always(None),
-    "retrieval": retrieval_adapter,
-    "separation": always("separation"),
-    "classification": always("classification"),
-    "text-matching": always("text-matching"),
-}
-"""Which adapter reads a text: the paper's choice by task, or one for everything."""
+eval = App(name="eval", help="Score models on tasks, and compare variants of one model.")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """What is scored, on what, and where the scores go: options of every verb that scores."""
+    """Options of every verb that scores: the tasks, their data, and the folder for the scores."""
 
     tasks: tuple[str, ...] = ()
-    """Names (`tydiqa-*`) or types (sts, retrieval, bitext, classification, clustering,
-    pair_classification, longdoc) of task folders, or names of mteb's own tasks, whose data comes
-    from the hub. `run` takes all folders if none are given; comparisons take some small ones."""
+    """A name of task folders (`tydiqa-*`), a type of them (for example sts or retrieval), or the
+    name of one of mteb's own tasks, which mteb downloads. Repeat the option to name several. By
+    default, `run` scores all task folders, and a comparison scores some small ones."""
 
     benchmark: str = ""
-    """One of mteb's benchmarks in place of task folders: "MTEB(eng, v2)",
-    "MTEB(Multilingual, v2)", "LongEmbed" ..."""
+    """The name of one of mteb's benchmarks, for example "MTEB(eng, v2)", "MTEB(Multilingual, v2)"
+    or "LongEmbed". Its tasks replace the task folders."""
 
     data: Path | None = None
-    """A folder of task folders, or a folder that contains it as `eval/`. The default is the folder
-    in the environment variable `POLYVEC_DATA`."""
+    """The folder of the task folders, or a folder that holds them in eval/. The default is the
+    environment variable POLYVEC_DATA."""
 
     results: Path = RESULTS
-    """Folder of scores, with one JSON file per model."""
+    """The folder for the scores. It has one JSON file per model."""
 
     device: str = "auto"
-    """What polyvec's models run on."""
+    """The device for polyvec's models: cpu, cuda, cuda:1 or auto."""
 
     whole: bool = False
-    """Cut no table, and leave out no long document: about an hour more on two CPU cores."""
+    """Score whole tables, and also the tasks with long documents. This takes about an hour more on
+    two CPU cores."""
 
-    def chosen(self, default: tuple[str, ...] = ()) -> list[AbsTask]:
-        """The tasks asked for, else those of `default`."""
+    def select_tasks(self, default: Sequence[str] = ()) -> list["AbsTask"]:
+        """Return the tasks that the options name, or those of `default` if they name none."""
+        from polyvec.data_folder import data_folder
+        from polyvec.eval.mteb_tasks import benchmark_tasks, registered_tasks
+        from polyvec.eval.task_folders import local_tasks
+
         if self.benchmark:
             return benchmark_tasks(self.benchmark)
         remote = registered_tasks(self.tasks)
         names = [name for name in self.tasks if name not in remote]
         if remote and not names:
             return list(remote.values())
-        return [
-            *remote.values(),
-            *local_tasks(data_folder(self.data), names or default, whole=self.whole),
-        ]
+        data = data_folder(self.data)
+        return [*remote.values(), *local_tasks(data, names or default, whole=self.whole)]
 
 
 DEFAULTS = EvalOptions()
 
 
+@eval.command
 def run(
     models: tuple[str, ...] = (BUNDLED,),
     /,
     *,
     adapter: Adapter = "paper",
     against: Path | None = None,
-    where: EvalOptions = DEFAULTS,
-) -> None:
-    """Score models on local task folders with mteb, and print a table.
+    options: EvalOptions = DEFAULTS,
+) -> ExitStatus:
+    """Score models on tasks with mteb, and print a table.
 
-    `polyvec eval run` scores the bundled model on everything. Beside it:
-    `polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 st:FOLDER`. A killed run goes on
-    where it was.
+    If the command is killed, the same command continues where it stopped. With --against, the exit
+    status is 1 if a score is lower than before.
 
-    Args:
-        models: polyvec-mini, a polyvec model (folder or hub name), all-MiniLM-L6-v2, tf-idf,
-            bm25, st:FOLDER for a sentence-transformers model, or the address of a running
-            server of OpenAI's form, such as http://localhost:8000/v1 (with --adapter none if it
-            knows no tasks).
-        adapter: The paper's choice by task, or one adapter for everything.
-        against: A result file. The exit status is 1 if a score fell below its interval there;
-            where a score has no interval (clustering), by more than a point.
-        where: Options that all verbs share.
+    polyvec eval run --data data/
+
+    polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 --data data/
+
+    polyvec eval run path/to/model --data data/ --against results/polyvec-mini.json
+
+    Parameters
+    ----------
+    models
+        The models: polyvec-mini, a model folder or a name on the Hugging Face hub,
+        all-MiniLM-L6-v2, tf-idf, bm25, st:FOLDER for a sentence-transformers model, or the address
+        of a running server with OpenAI's API, for example http://localhost:8000/v1 (add
+        --adapter none if the server knows no tasks).
+    adapter
+        Which adapter embeds a text: the paper's choice by task, or one adapter for every task.
+    against
+        A result file to compare with. A score is lower if it is below its interval there, or if a
+        score without an interval (clustering) fell by more than a point.
+    options
+        The options that all verbs share.
 
     """
-    # Read first: it may be the file that this run replaces.
+    from polyvec.eval.models import load_model
+    from polyvec.eval.markdown_report import ordered, task_table
+    from polyvec.eval.results import read_summary, regressions
+    from polyvec.eval.runner import evaluate
+
+    # Read first, because this run may replace the file.
     before = None if against is None else read_summary(against)
-    tasks = where.chosen()
+    tasks = options.select_tasks()
     variant = "" if adapter == "paper" else f"adapter {adapter}"
     summaries = []
     for name in models:
-        model = load_model(name, choose=ADAPTERS[adapter], device=where.device)
-        summaries.append(evaluate(model, tasks, results=where.results, variant=variant))
+        model = load_model(name, choose=_choose(adapter), device=options.device)
+        summaries.append(evaluate(model, tasks, results=options.results, variant=variant))
     sys.stdout.write(task_table(ordered(summaries)) + "\n")
     if before is None:
-        return
+        return ExitStatus.DONE
     chosen = {task.metadata.name for task in tasks}
     worse = [line for summary in summaries for line in regressions(before, summary, chosen)]
     sys.stdout.write("\n".join(worse) + "\n" if worse else f"no score fell below {against}\n")
-    if worse:
-        raise SystemExit(1)
+    return ExitStatus.INCOMPLETE if worse else ExitStatus.DONE
 
 
-def dims(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model at each of its Matryoshka dims, and print a table."""
-    encoder = load_encoder(model, where.device)
+@eval.command
+def dims(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model at each of its Matryoshka sizes, and print a table.
+
+    Each text is encoded once, and its vector is truncated to every size. By default, some small
+    tasks of every kind are scored.
+
+    polyvec eval dims --data data/
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
+    """
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import cached, truncated
+
+    encoder = load_encoder(model, options.device)
     embed = cached(encoder_embed(encoder))
     cuts = {
         str(dim): MtebEncoder(truncated(embed, dim), encoder_meta(model))
         for dim in encoder.config.dims
     }
-    compare("dim", cuts, where, ABLATION_TASKS)
+    compare("dim", cuts, options, ABLATION_TASKS)
 
 
-def adapters(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model with each adapter, and with none, on every kind of task."""
-    # The paper's choice is always one of the other adapters, which then need not read again.
-    embed = cached(encoder_embed(load_encoder(model, where.device)))
-    meta = encoder_meta(model)
-    fixed = {name: MtebEncoder(embed, meta, choose=choose) for name, choose in ADAPTERS.items()}
-    compare("adapter", fixed, where, ABLATION_TASKS)
+@eval.command
+def adapters(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model with each adapter and with none, and print a table.
 
+    The table also has the paper's choice of an adapter by task. By default, some small tasks of
+    every kind are scored.
 
-def prompts(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model with and without its instructions, and print a table.
+    polyvec eval adapters --data data/
 
-    Only retrieval has instructions; the adapters are used in both cases.
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
     """
-    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import cached
+
+    # The paper's choice is always one of the other adapters, whose vectors are kept.
+    embed = cached(encoder_embed(load_encoder(model, options.device)))
+    meta = encoder_meta(model)
+    fixed = {name: MtebEncoder(embed, meta, choose=_choose(name)) for name in get_args(Adapter)}
+    compare("adapter", fixed, options, ABLATION_TASKS)
+
+
+@eval.command
+def prompts(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model with and without its instructions, and print a table.
+
+    Only retrieval has instructions, so retrieval tasks are scored by default. The adapters are
+    used in both cases.
+
+    polyvec eval prompts --data data/
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
+    """
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import without_instructions
+
+    encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     variants = {
         "with": MtebEncoder(encoder_embed(encoder), meta),
         "without": MtebEncoder(encoder_embed(without_instructions(encoder)), meta),
     }
-    compare("instruction", variants, where, RETRIEVAL_TASKS)
+    compare("instruction", variants, options, RETRIEVAL_TASKS)
 
 
-def long(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model on passkeys and needles by length, at rotary base 10,000 and 20,000.
+@eval.command
+def long(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model on long texts at rotary base 10,000 and 20,000, and print a table.
 
-    Models are trained at base 10,000 and read at 20,000 (arXiv:2409.10173, section 3). Lengths up
-    to 2,048 tokens, unless `--tasks "passkey-*" "needle-*"` asks for all, which takes half an
-    hour.
+    Models are trained at base 10,000 and used at 20,000 (arXiv:2409.10173, section 3). The tasks
+    are passkeys and needles of up to 2,048 tokens. The second example scores all lengths, which
+    takes half an hour.
+
+    polyvec eval long --data data/
+
+    polyvec eval long --data data/ --tasks "passkey-*" --tasks "needle-*"
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
     """
-    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    from polyvec.eval.models import encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import at_base
+
+    encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     variants = {
         f"{base:.0f}": MtebEncoder(at_base(encoder, base), meta) for base in (10_000.0, 20_000.0)
     }
-    compare("base", variants, where, LONG_TASKS)
+    compare("base", variants, options, LONG_TASKS)
 
 
-def quantised(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model in float32, int8 and bits, and print a table.
+@eval.command
+def quantised(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model with float32, int8 and binary vectors, and print a table.
 
-    Bits also with rescoring, on retrieval: the first 40 documents of a search by bits are scored
-    again by their int8 vectors.
+    Binary vectors are scored twice: alone, and with rescoring, in which the first 40 documents of
+    each search are scored again by their int8 vectors. Retrieval tasks are scored by default.
+
+    polyvec eval quantised --data data/
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
     """
-    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import as_binary, as_int8, cached, rescore
+
+    encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     embed = cached(encoder_embed(encoder))
     variants = {
         "float32": MtebEncoder(embed, meta),
@@ -234,77 +307,114 @@ def quantised(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None
         "bits": MtebEncoder(as_binary(embed), meta),
         "bits rescored": MtebEncoder(embed, meta, compare=rescore),
     }
-    compare("vectors", variants, where, RETRIEVAL_TASKS)
+    compare("vectors", variants, options, RETRIEVAL_TASKS)
 
 
+@eval.command
 def late_chunking(
     model: str = BUNDLED,
     /,
     *,
-    sizes: tuple[int, ...] = CHUNK_SIZES,
-    window: int = WINDOW,
+    sizes: tuple[int, ...] = CHUNK_TOKENS,
+    window: int = WINDOW_TOKENS,
     adapter: Adapter = "paper",
-    where: EvalOptions = DEFAULTS,
+    options: EvalOptions = DEFAULTS,
 ) -> None:
-    """Search long documents by their chunks, embedded alone and late, and print a table.
+    """Search long documents by chunks, with and without late chunking, and print a table.
 
-    A document scores what its best chunk scores. `naive` embeds each chunk by itself, `late` after
-    the whole document was read, `long` after windows of it were, and `whole` has one vector a
-    document (arXiv:2409.04701). Passkeys and needles of 1,024 tokens, unless `--tasks` names
-    others, such as qmsum-val.
+    The score of a document is the score of its best chunk (arXiv:2409.04701). `naive` embeds each
+    chunk alone, `late` embeds it in the context of the whole document, `long` in the context of a
+    window, and `whole` has one embedding per document. By default, passkeys and needles of 1,024
+    tokens are scored.
 
-    Args:
-        model: A polyvec model.
-        sizes: Tokens of a chunk.
-        window: Tokens that `long` reads together.
-        adapter: The paper's choice by task, or one adapter for everything.
-        where: Options that all verbs share.
+    polyvec eval late-chunking --data data/ --sizes 64 --sizes 256
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    sizes
+        The sizes of chunks, in tokens.
+    window
+        The length of the windows of `long`, in tokens.
+    adapter
+        Which adapter embeds a text: the paper's choice by task, or one adapter for every task.
+    options
+        The options that all verbs share.
 
     """
-    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    from polyvec.eval.chunk_search import Chunking, ChunkSearch
+    from polyvec.eval.models import encoder_meta, load_encoder
+
+    encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     cuts = {"whole": Chunking(tokens=None)}
     for size in sizes:
         cuts[f"naive-{size}"] = Chunking(tokens=size, late=False)
         cuts[f"late-{size}"] = Chunking(tokens=size)
         cuts[f"long-{size}"] = Chunking(tokens=size, window=window)
-    choose = ADAPTERS[adapter]
+    choose = _choose(adapter)
     variants = {name: ChunkSearch(encoder, meta, cut, choose) for name, cut in cuts.items()}
     what = "chunks" if adapter == "paper" else f"chunks by {adapter}"
     # mteb's protocol has room for options of the future.
-    compare(what, variants, where, CHUNKED_TASKS)  # pyright: ignore[reportArgumentType]
+    compare(what, variants, options, CHUNKED_TASKS)  # pyright: ignore[reportArgumentType]
 
 
-def failures(model: str = BUNDLED, /, *, where: EvalOptions = DEFAULTS) -> None:
-    """Score one polyvec model on the four failure cases, and print a table.
+@eval.command
+def failures(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
+    """Score one model on the four failure cases, and print a table.
 
-    `polyvec train failures` writes a folder of them, which `--data` names: misleading syntax, named
-    entities, polar questions, and documents of low quality (arXiv:2409.10173, section 5.3).
+    The cases are misleading syntax, named entities, polar questions, and documents of low quality
+    (arXiv:2409.10173, section 5.3). `polyvec train failures` writes a folder of them.
+
+    polyvec eval failures --data made/
+
+    Parameters
+    ----------
+    model
+        A polyvec model: polyvec-mini, a folder, or a name on the Hugging Face hub.
+    options
+        The options that all verbs share.
+
     """
-    encoder, meta = load_encoder(model, where.device), encoder_meta(model)
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
+    from polyvec.eval.protocol import MtebEncoder
+
+    encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     embed = encoder_embed(encoder)
     variants = {
         "retrieval": MtebEncoder(embed, meta),
-        "none": MtebEncoder(embed, meta, choose=always(None)),
+        "none": MtebEncoder(embed, meta, choose=_choose("none")),
     }
-    compare("failures", variants, where, ("failures-*",))
+    compare("failures", variants, options, ("failures-*",))
 
 
-def compare(
-    what: str, variants: Mapping[str, Model], where: EvalOptions, tasks: tuple[str, ...]
-) -> None:
-    """Score variants of one model, keep each as a result of its own, and print a table."""
-    chosen = where.chosen(tasks)
-    summaries = [
-        evaluate(model, chosen, results=where.results, variant=f"{what} {name}")
-        for name, model in variants.items()
-    ]
-    sys.stdout.write(variant_table(summaries, what) + "\n")
-
-
+@eval.command
 def report(
     *, results: Path = RESULTS, out: Path = REPORT, page: Path = PAGE, readme: Path = README
 ) -> None:
-    """Write all results to a Markdown page, an HTML page with plots, and the README's table."""
+    """Write all results to a Markdown page, an HTML page with plots, and the table of a README.
+
+    The pages are made from the result files alone. No model is loaded.
+
+    polyvec eval report
+
+    Parameters
+    ----------
+    results
+        The folder for the scores. It has one JSON file per model.
+    out
+        The Markdown page to write.
+    page
+        The HTML page to write.
+    readme
+        A file with a table between the markers `results: start` and `results: end`. If it does not
+        exist, it is left out.
+
+    """
+    from polyvec.eval.html_report import render_page
+    from polyvec.eval.markdown_report import fill_summary, render_report
+    from polyvec.eval.results import read_summaries
+
     summaries = read_summaries(results)
     out.write_text(render_report(summaries))
     page.write_text(render_page(summaries))
@@ -314,15 +424,27 @@ def report(
         sys.stdout.write(f"wrote the table of {readme}\n")
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "dims": dims,
-    "adapters": adapters,
-    "prompts": prompts,
-    "long": long,
-    "quantised": quantised,
-    "late-chunking": late_chunking,
-    "failures": failures,
-    "report": report,
-}
-"""`polyvec eval VERB ...`"""
+def compare(
+    what: str, variants: Mapping[str, "Model"], options: EvalOptions, tasks: Sequence[str]
+) -> None:
+    """Score variants of one model, keep each as a result of its own, and print a table."""
+    from polyvec.eval.markdown_report import variant_table
+    from polyvec.eval.runner import evaluate
+
+    selected = options.select_tasks(tasks)
+    summaries = [
+        evaluate(model, selected, results=options.results, variant=f"{what} {name}")
+        for name, model in variants.items()
+    ]
+    sys.stdout.write(variant_table(summaries, what) + "\n")
+
+
+def _choose(adapter: Adapter) -> "ChooseAdapter":
+    """Return the function that chooses the adapter of a text."""
+    from polyvec.eval.protocol import always, paper_adapter, retrieval_adapter
+
+    if adapter == "paper":
+        return paper_adapter
+    if adapter == "retrieval":
+        return retrieval_adapter
+    return always(None if adapter == "none" else adapter)

@@ -1,25 +1,49 @@
-"""The verbs of `polyvec train`, as functions that a command line calls."""
+"""`polyvec train`: run training recipes, add tasks to models, and make data to train on."""
 
-import runpy
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
-from polyvec.encoder import Encoder, find_model
-from polyvec.train.data.failure_cases import CASES, make_examples, write_rows, write_task
-from polyvec.train.data.hard_negatives import alternate, bm25_scores, cosine_scores, mine
-from polyvec.train.data.pairs import read_pairs, write_pairs
-from polyvec.train.new_task import Options, make_adapter
+from polyvec.terminal import ExitStatus, note
 
-SHOWN = 5
-"""Bad rows that are named on the terminal; the run's folder has all."""
+MAX_BAD_ROWS_SHOWN = 5
+"""Bad rows that the terminal names; the folder of the run has all of them."""
 
-DEFAULTS = Options(task="", kind="classification")
+train = App(name="train", help="Train models, add tasks to them, and make data to train on.")
 
 
+@train.command
+def recipe(
+    file: Annotated[Path, Parameter(name="RECIPE")],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> None:
+    """Run a training recipe.
+
+    A recipe is a Python file. It runs with your rights, as any program does, so run only recipes
+    that you trust. To train in several processes, start the file with torchrun.
+
+    polyvec train recipe recipes/debug.py --out runs/debug
+
+    Parameters
+    ----------
+    file
+        The Python file, for example one in recipes/.
+    options
+        Options of the recipe itself. Its docstring describes them.
+
+    """
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"there is no recipe {file}; name a Python file, as recipes/debug.py")
+    import runpy
+
+    sys.argv = [str(file), *options]
+    runpy.run_path(str(file), run_name="__main__")
+
+
+@train.command
 def adapter(
     *,
     data: Path,
@@ -27,56 +51,63 @@ def adapter(
     kind: Literal["classification", "pairs", "scored"],
     model: str | None = None,
     out: Path | None = None,
-    prompt: str = DEFAULTS.prompt,
-    start: str = DEFAULTS.start,
-    epochs: int = DEFAULTS.epochs,
-    batch_size: int = DEFAULTS.batch_size,
-    learning_rate: float = DEFAULTS.learning_rate,
-    max_tokens: int = DEFAULTS.max_tokens,
-    held: float = DEFAULTS.held,
-    seed: int = DEFAULTS.seed,
-) -> None:
-    """Add a task of your own to a model: one new adapter, everything else as it was.
+    prompt: str = "",
+    start: str = "best",
+    epochs: int = 6,
+    batch_size: int = 32,
+    learning_rate: float = 5e-3,
+    max_tokens: int = 256,
+    held: float = 0.2,
+    seed: int = 0,
+) -> ExitStatus:
+    """Add a task of your own to a model by training one new adapter.
+
+    The other weights of the model do not change. The folder OUT.run keeps the record of the
+    training: metrics.jsonl, run.png, bad-rows.jsonl and outcome.json. If the command is killed,
+    the same command continues where it stopped. The exit status is 1 if bad rows were left out.
 
     polyvec train adapter --data mails.csv --task mails --kind classification --out my-model
-
-    Beside the new model, my-model.run holds the record (metrics.jsonl, run.png, bad-rows.jsonl,
-    outcome.json). A run that was killed goes on where it was.
 
     Parameters
     ----------
     data
-        A .parquet, .csv or .jsonl file. For classification it has the columns text and label; for
-        pairs query and positive, and perhaps negatives (texts that look like the positive) and
-        group; for scored text1, text2 and score.
+        A .parquet, .csv or .jsonl file. For classification it has the columns text and label. For
+        pairs it has the columns query and positive, and optionally negatives (texts that resemble
+        the positive) and group. For scored it has the columns text1, text2 and score.
     task
-        The new task's name, as in encode(texts, task="mails").
+        The name of the new task, as in encode(texts, task="mails").
     kind
-        What the rows are.
+        The kind of rows in the data.
     model
-        The model to add to: a folder or a name on the Hugging Face hub; by default the bundled one.
+        A model folder or a name on the Hugging Face hub. The default is the bundled model.
     out
-        The folder of the new model; by default one named after the task.
+        The folder for the new model. The default is a folder with the name of the task.
     prompt
-        An instruction that is put before every text of this task, now and when encoding.
+        An instruction that is put before every text of this task, in training and in use.
     start
-        The task of the model whose adapter the new one starts from: "none" is from nothing, "best"
-        whichever serves a sample of the rows best.
+        The task whose adapter the new adapter starts from. "none" starts from zero. "best" tries
+        each task on a sample of the rows and takes the best one.
     epochs
-        How often every row is read.
+        How often every row is used.
     batch_size
-        Rows in a step.
+        How many rows one training step uses.
     learning_rate
-        The highest rate, reached after a tenth of the run.
+        The highest learning rate. It is reached after a tenth of the run.
     max_tokens
-        Longer texts are cut in training.
+        The length in tokens at which texts are cut in training.
     held
-        The part of the rows that is kept back, to score the model before and after; 0 trains on
-        all of them and scores nothing.
+        The share of the rows that is held out to score the model before and after training. With
+        0, all rows are used for training and there are no scores.
     seed
-        Decides which rows are kept back, their order, and the adapter's first numbers.
+        The seed of every random choice: the rows that are held out, the order of the rows, and the
+        first weights of the adapter.
 
     """
+    import shlex
+
+    from polyvec.encoder import find_model
+    from polyvec.train.new_task import Options, make_adapter
+
     options = Options(
         task=task,
         kind=kind,
@@ -91,23 +122,24 @@ def adapter(
     )
     out = out or Path(task)
     outcome = make_adapter(find_model(model), data, out, options)
-    say = sys.stderr.write
-    for bad in outcome.bad_rows[:SHOWN]:
-        say(f"left out {bad}\n")
-    if len(outcome.bad_rows) > SHOWN:
-        say(f"left out {len(outcome.bad_rows)} rows in all: see {out}.run/bad-rows.jsonl\n")
+    for bad in outcome.bad_rows[:MAX_BAD_ROWS_SHOWN]:
+        note(f"left out {bad}")
+    if len(outcome.bad_rows) > MAX_BAD_ROWS_SHOWN:
+        note(f"left out {len(outcome.bad_rows)} rows in all: see {out}.run/bad-rows.jsonl")
     sys.stdout.write(
         f"{outcome.num_rows:,} rows trained on, starting from {outcome.start}; "
-        f"{outcome.num_held:,} kept back\n"
+        f"{outcome.num_held:,} held out\n"
     )
     if outcome.scores:
-        sys.stdout.write(f"{outcome.measure} on the rows kept back:\n")
+        sys.stdout.write(f"{outcome.measure} on the rows held out:\n")
     for name, score in outcome.scores.items():
         sys.stdout.write(f"  task={name:20} {100 * score:5.1f}\n")
-    where, name = shlex.quote(str(out)), shlex.quote(task)
-    sys.stdout.write(f'try: polyvec embed "some text" --model {where} --task {name}\n')
+    folder, name = shlex.quote(str(out)), shlex.quote(task)
+    sys.stdout.write(f'try: polyvec embed "some text" --model {folder} --task {name}\n')
+    return ExitStatus.INCOMPLETE if outcome.bad_rows else ExitStatus.DONE
 
 
+@train.command
 def negatives(
     data: Path,
     out: Path,
@@ -118,49 +150,58 @@ def negatives(
     num: int = 7,
     margin: float = 0.95,
     lang: str = "lang",
-) -> None:
-    """Find hard negatives for pairs: texts that look like the positive and are none.
+) -> ExitStatus:
+    """Find hard negatives for pairs: texts that resemble the positive but do not answer the query.
+
+    The candidates are the positives of the other pairs. The exit status is 1 if no negative was
+    found.
 
     polyvec train negatives pairs.parquet mined.parquet
 
     Parameters
     ----------
     data
-        A Parquet file with the columns query, positive, a language, and perhaps group.
+        A Parquet file with the columns query, positive, a language, and optionally group.
     out
         The Parquet file to write: the same pairs with their negatives, the hardest first.
     by
-        What ranks the candidates: a model's vectors, BM25, or the two in turn.
+        How candidates are ranked: by the embeddings of a model, by BM25, or alternately by both.
     model
-        A folder or a name on the Hugging Face hub; by default the bundled model.
+        A model folder or a name on the Hugging Face hub. The default is the bundled model.
     num
-        Negatives of each pair, at most.
+        The largest number of negatives per pair.
     margin
-        A candidate with more than this part of the positive's score is taken for an answer that
-        nobody marked.
+        A candidate is left out if its score is above this share of the positive's score, because
+        it may be an unmarked answer.
     lang
-        The column of the language.
+        The name of the language column.
 
     """
+    from polyvec.encoder import Encoder
+    from polyvec.train.data.hard_negatives import alternate, bm25_scores, cosine_scores, mine
+    from polyvec.train.data.pairs import read_pairs, write_pairs
+
     rows = read_pairs(data, lang=lang)
     encoder = Encoder.load(model)
     scores = {"model": cosine_scores, "bm25": bm25_scores}
     names = ["model", "bm25"] if by == "both" else [by]
     mined = [mine(rows, scores[name](encoder, rows), num=num, margin=margin) for name in names]
-    found = alternate(*mined, num=num)
+    chosen = alternate(*mined, num=num)
     groups = [str(group) for group in rows.groups]
     write_pairs(
         out,
         texts=rows.texts,
         partners=rows.partners,
-        negatives=found,
+        negatives=chosen,
         langs=rows.langs,
         groups=groups,
     )
-    count = sum(map(len, found))
+    count = sum(map(len, chosen))
     sys.stdout.write(f"{count:,} negatives for {len(rows):,} pairs in {out}\n")
+    return ExitStatus.DONE if count else ExitStatus.INCOMPLETE
 
 
+@train.command
 def failures(
     out: Path,
     /,
@@ -171,30 +212,34 @@ def failures(
     num_eval: int = 200,
     seed: int = 0,
 ) -> None:
-    """Write examples of what embedding models get wrong: rows to train on, tasks to score with.
+    """Write examples of what embedding models get wrong: rows to train on and tasks to score with.
+
+    The cases are syntax, entities, polar and quality. For each CASE, the verb writes the rows
+    OUT/adapters/retrieval/failures-CASE.parquet and the task folder OUT/eval/failures-CASE/. Rows
+    and tasks share no name, no template and no group of pairs.
 
     polyvec train failures made/ --pairs squad.parquet
-
-    DIR/adapters/retrieval/failures-CASE.parquet and DIR/eval/failures-CASE/ for the cases syntax,
-    entities, polar and quality. The two sides share no name, no template and no group of pairs.
 
     Parameters
     ----------
     out
         The folder to write to.
     pairs
-        A Parquet file with query, positive, a language, and perhaps negatives and group, from
-        which half of the examples are made where it has enough.
+        A Parquet file with the columns query, positive, a language, and optionally negatives and
+        group. Half of the examples are made from it, if it has enough rows.
     lang
-        The column of the language.
+        The name of the language column.
     num
-        Rows to train on, at most, of each case.
+        The largest number of rows to train on, for each case.
     num_eval
-        Questions to score with, at most, of each case.
+        The largest number of questions to score with, for each case.
     seed
-        Decides every choice.
+        The seed of every random choice.
 
     """
+    from polyvec.train.data.failure_cases import CASES, make_examples, write_rows, write_task
+    from polyvec.train.data.pairs import read_pairs
+
     given = None if pairs is None else read_pairs(pairs, lang=lang)
     for case in CASES:
         rows = make_examples(case, "train", num=num, seed=seed, given=given)
@@ -202,26 +247,3 @@ def failures(
         write_rows(out / f"adapters/retrieval/failures-{case}.parquet", rows)
         write_task(out / f"eval/failures-{case}", task)
         sys.stdout.write(f"{case}: {len(rows):,} rows to train on, {len(task):,} questions\n")
-
-
-def recipe(
-    file: Annotated[Path, Parameter(name="RECIPE")],
-    /,
-    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
-) -> None:
-    """Run a training recipe: a Python file, which is trusted like any program.
-
-    polyvec train recipe recipes/debug.py --out runs/debug
-
-    Parameters
-    ----------
-    file
-        The file, such as those in recipes/. In several processes: torchrun RECIPE.
-    options
-        What follows is the recipe's own; its docstring says what it takes.
-
-    """
-    if file.suffix != ".py" or not file.is_file():
-        raise ValueError(f"there is no recipe {file}; name a Python file, as recipes/debug.py")
-    sys.argv = [str(file), *options]
-    runpy.run_path(str(file), run_name="__main__")

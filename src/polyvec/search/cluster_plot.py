@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polyvec.search.clustering import Clusters
+from polyvec.terminal import first_words
 
 SUFFIXES = (".html", ".png")
 
@@ -129,20 +130,6 @@ def render_page(
         name = escape(name_cluster(clusters, number))
         legend.append(f'<li style="--dot:{color(number)}">{name} ({len(members)})</li>')
     return PAGE.format(title=escape(title), dots="\n".join(dots), legend="\n".join(legend))
-
-
-def first_words(text: str, size: int) -> str:
-    """A text's beginning on one line, cut at a word where it has words.
-
-    >>> first_words("one  two three", 9)
-    'one two …'
-    """
-    line = " ".join(text[: 4 * size].split())
-    if len(line) <= size:
-        return line
-    cut = line[: size - 1]
-    head, space, _ = cut.rpartition(" ")
-    return (head if space and 2 * len(head) > size else cut) + " …"
 
 
 def _draw(path: Path, clusters: Clusters, points: Float[np.ndarray, "N 2"], title: str) -> None:

@@ -1,0 +1,83 @@
+"""`polyvec embed`: texts in, vectors out."""
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+
+def embed(
+    *texts: str,
+    input: Annotated[
+        list[Path] | None, Parameter(name=["--input", "-i"], allow_leading_hyphen=True)
+    ] = None,
+    output: Annotated[Path | None, Parameter(name=["--out", "--output", "-o"])] = None,
+    format: Literal["jsonl", "npy", "parquet"] | None = None,
+    task: str | None = None,
+    dim: int | None = None,
+    model: str | None = None,
+) -> None:
+    """Embed texts: write one vector per text.
+
+    The texts are arguments, the rows of files, or the lines of standard input. They are read and
+    written in windows, so memory does not grow with the number of texts.
+
+    polyvec embed "Hello" "Grüß Gott" --task text-matching
+
+    polyvec embed --input notes.txt --out vectors.npy --dim 128
+
+    cat texts.txt | polyvec embed -i - -o vectors.parquet --task retrieval.passage
+
+    Parameters
+    ----------
+    texts
+        The texts. If there are no texts and no --input, each line of standard input is a text.
+    input
+        A file with one text per line. In a .jsonl file, a line is a string or an object with the
+        field "text". A .csv or .tsv file has a column "text". "-" is standard input. Repeat the
+        option to read several files.
+    output
+        The file to write. It appears only when it is complete. The default is JSON lines on
+        standard output, which keep the other fields of the input.
+    format
+        The format of the output. The default is the extension of the output file, or jsonl.
+    task
+        What the vectors are for, for example retrieval.query. `polyvec info` lists the tasks of a
+        model. By default, no adapter and no instruction is used.
+    dim
+        How many numbers a vector has: one of the model's Matryoshka sizes. The default is the
+        largest.
+    model
+        A model folder or a name on the Hugging Face hub. The default is the bundled model.
+
+    """
+    if texts and input:
+        raise ValueError("give texts as arguments or with --input, not both")
+    if not texts and not input and sys.stdin.isatty():
+        raise ValueError('give texts, as in: polyvec embed "some text"; or --input FILE')
+    kind = format or ("jsonl" if output is None else output.suffix[1:])
+    if kind not in ("jsonl", "npy", "parquet"):
+        raise ValueError(f"cannot tell the format from {output}; name it with --format")
+    if output is None and kind != "jsonl":
+        raise ValueError(f"{kind} cannot go to standard output; name a file with --out")
+    from polyvec.encoder import Encoder
+    from polyvec.records import read_records, write_vectors
+
+    records = ({"text": text} for text in texts) if texts else read_records(input or [Path("-")])
+    # Arguments are few, so start-up takes most of the time.
+    encoder = Encoder.load(model, prepack=False if texts else None)
+    dim = dim or encoder.config.width
+    waiting: deque[dict[str, Any]] = deque()
+    vectors = encoder.encode_stream(_feed(records, waiting), task=task, dim=dim)
+    # The encoder reads a window ahead, so the records of its vectors wait in `waiting`.
+    rows = (([waiting.popleft() for _ in part], part) for part in vectors)
+    write_vectors(rows, output, kind, dim)
+
+
+def _feed(records: Iterable[dict[str, Any]], waiting: deque[dict[str, Any]]) -> Iterator[str]:
+    for record in records:
+        waiting.append(record)
+        yield record["text"]
