@@ -108,3 +108,14 @@ def test_an_interrupt_ends_quietly_with_status_130(tiny_model):
     os.kill(run.pid, signal.SIGINT)
     _, err = run.communicate()
     assert (run.returncode, err) == (130, b"")
+
+
+def test_a_hyphen_is_standard_input_beside_other_files(polyvec, tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "stdin").write_text("fox\n")
+    (tmp_path / "in.txt").write_text("dog\n")
+    with (tmp_path / "stdin").open(encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        words = ["embed", "-i", "-", "-i", tmp_path / "in.txt", "--model", tiny_model]
+        code, out, _ = polyvec(*words)
+    assert code == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["fox", "dog"]

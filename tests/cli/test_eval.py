@@ -8,10 +8,12 @@ import pytest
 from scipy.stats import spearmanr
 
 from polyvec import Encoder
-from polyvec.cli.eval import VERBS, EvalOptions
-from polyvec.eval import Score, read_summaries, render_report
+from polyvec.cli import eval as verbs
+from polyvec.cli.eval import BUNDLED, EvalOptions
+from polyvec.eval import Score, models, read_summaries, render_report
 from polyvec.eval.baselines import BASELINES
 from polyvec.eval.results import write_summary
+from polyvec.terminal import ExitStatus
 from tests.eval.synthetic import retrieval_folder, sts_folder, summary, tiny_mteb_encoder
 
 
@@ -20,11 +22,11 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
 ) -> None:
     sts_folder(tmp_path)
     results = tmp_path / "results"
-    where = EvalOptions(tasks=("sts",), data=tmp_path, results=results, device="cpu")
-    VERBS["run"]((str(tiny_model),), where=where)
+    options = EvalOptions(tasks=("sts",), data=tmp_path, results=results, device="cpu")
+    verbs.run((str(tiny_model),), options=options)
     assert "| sts | Spearman | **" in capsys.readouterr().out
-    VERBS["dims"](str(tiny_model), where=where)
-    VERBS["adapters"](str(tiny_model), where=where)
+    verbs.dims(str(tiny_model), options=options)
+    verbs.adapters(str(tiny_model), options=options)
     values = {s.variant: s.tasks["sts"].subsets["en"].value for s in read_summaries(results)}
 
     rows = pq.read_table(tmp_path / "eval/sts/pairs.parquet").to_pylist()[:20]
@@ -45,7 +47,7 @@ def test_a_polyvec_model_scores_as_its_encoder_encodes(
         assert values[variant] == pytest.approx(expected, abs=0.02), variant
     assert len(values) == 1 + 3 + 6
     with pytest.raises(ValueError, match="no folder"):
-        VERBS["run"]((str(tmp_path / "nothing"),), where=where)
+        verbs.run((str(tmp_path / "nothing"),), options=options)
 
 
 def test_comparisons_change_one_thing_and_keep_each_result(
@@ -53,9 +55,9 @@ def test_comparisons_change_one_thing_and_keep_each_result(
 ) -> None:
     retrieval_folder(tmp_path)
     results = tmp_path / "results"
-    where = EvalOptions(tasks=("retrieval",), data=tmp_path, results=results, device="cpu")
+    options = EvalOptions(tasks=("retrieval",), data=tmp_path, results=results, device="cpu")
     for verb in ("prompts", "long", "quantised"):
-        VERBS[verb](str(tiny_model), where=where)
+        getattr(verbs, verb)(str(tiny_model), options=options)
     assert "| bits rescored | " in capsys.readouterr().out
     values = {s.variant: s.tasks["retrieval"].score.value for s in read_summaries(results)}
     assert values.keys() == {
@@ -76,24 +78,23 @@ def test_a_regression_ends_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BASELINES, "tiny", tiny_mteb_encoder)
-    where = EvalOptions(data=sts_folder(tmp_path), results=tmp_path / "results")
-    VERBS["run"](("tiny",), where=where)
+    options = EvalOptions(data=sts_folder(tmp_path), results=tmp_path / "results")
+    verbs.run(("tiny",), options=options)
     path = tmp_path / "results/tiny.json"
-    VERBS["run"](("tiny",), against=path, where=where)
+    verbs.run(("tiny",), against=path, options=options)
     assert "no score fell" in capsys.readouterr().out
     before = read_summaries(tmp_path / "results")[0]
     task = before.tasks["sts"]
     low = Score(task.score.value + 0.02, task.score.value + 0.01, task.score.value + 0.03)
     before.tasks["sts"] = replace(task, score=low)
     write_summary(tmp_path / "before.json", before)
-    with pytest.raises(SystemExit) as end:
-        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
-    assert end.value.code == 1
+    status = verbs.run(("tiny",), against=tmp_path / "before.json", options=options)
+    assert status == ExitStatus.INCOMPLETE
     assert "tiny sts:" in capsys.readouterr().out
     before.tasks["sts"] = replace(task, revision="other")
     write_summary(tmp_path / "before.json", before)
     with pytest.raises(ValueError, match="the data of sts changed"):
-        VERBS["run"](("tiny",), against=tmp_path / "before.json", where=where)
+        verbs.run(("tiny",), against=tmp_path / "before.json", options=options)
 
 
 def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
         write_summary(results / f"{i}.json", summary(*row))
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: start -->\nold\n<!-- results: end -->\nafter\n")
-    VERBS["report"](results=results, out=page, page=tmp_path / "results.html", readme=readme)
+    verbs.report(results=results, out=page, page=tmp_path / "results.html", readme=readme)
     text = page.read_text()
     assert readme.read_text().splitlines()[-4:] == [
         "| other | 61.0 | 61.0 | 61.0 |",
@@ -117,3 +118,23 @@ def test_the_report_is_written_from_the_files_alone(tmp_path: Path) -> None:
     assert "| 32 | 40.0 | 40.0 | 40.0 |" in text
     assert "| sw | 50.0 [49.0, 51.0] |" in text
     assert "polyvec eval run polyvec-mini other" in text
+
+
+def test_the_bundled_model_has_one_name() -> None:
+    assert BUNDLED == models.BUNDLED
+
+
+def test_without_a_data_folder_the_error_says_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("POLYVEC_DATA", raising=False)
+    with pytest.raises(ValueError, match="--data FOLDER or set POLYVEC_DATA"):
+        EvalOptions().select_tasks()
+
+
+def test_the_environment_names_the_data_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("POLYVEC_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no task folder"):
+        EvalOptions().select_tasks()

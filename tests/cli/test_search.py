@@ -3,8 +3,14 @@ import os
 import signal
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
+
+from polyvec.cli.search import search
+from polyvec.search.fusion import By
+from polyvec.search.vectors import Quantise
+from polyvec.terminal import ExitStatus
 
 POLYVEC = [sys.executable, "-m", "polyvec"]
 
@@ -122,3 +128,25 @@ def test_the_help_of_search_shows_examples_and_options(polyvec):
     assert code == 0
     assert 'polyvec search notes/ "how do I stop a nosebleed?"' in out
     assert "--rerank" in out
+
+
+def test_a_search_that_finds_nothing_has_status_1(polyvec, tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    words = ["search", tmp_path, "fox", "--model", tiny_model, "--path", "*.txt"]
+    code, out, _ = polyvec(*words)
+    assert (code, out) == (ExitStatus.INCOMPLETE, "")
+
+
+def test_a_search_that_skips_files_answers_with_status_1(polyvec, tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    (tmp_path / "bad.md").write_bytes(b"caf\xe9")
+    code, out, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
+    assert code == ExitStatus.INCOMPLETE
+    assert "fox.md:1" in out
+    assert "skipped" in err
+
+
+def test_the_choices_are_those_of_the_index():
+    hints = get_type_hints(search)
+    assert set(get_args(Quantise)) <= set(get_args(get_args(hints["quantise"])[0]))
+    assert get_args(hints["by"]) == get_args(By)

@@ -28,9 +28,7 @@ def test_mtebs_own_mock_tasks_pass(tiny_model: Path) -> None:
     assert len(ran) > 20
 
 
-def test_tasks_of_mteb_are_stored_and_reported(
-    tmp_path: Path, tiny_model: Path
-) -> None:
+def test_tasks_of_mteb_are_stored_and_reported(tmp_path: Path, tiny_model: Path) -> None:
     names = ("MockSTSTask", "MockMultilingualRerankingTask", "MockRetrievalTask")
     tasks = [t for t in mteb.mocks.ALL_MOCK_TASK_TEST_GRID if type(t).__name__ in names]
     assert len(tasks) == len(names)

@@ -138,8 +138,8 @@ def run(
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import load_model
     from polyvec.eval.markdown_report import ordered, task_table
+    from polyvec.eval.models import load_model
     from polyvec.eval.results import read_summary, regressions
     from polyvec.eval.runner import evaluate
 
