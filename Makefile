@@ -22,13 +22,11 @@ check: .venv/dev
 	$(BIN)/pyright
 
 bench: .venv/dev
-	$(BIN)/python -m benchmarks.size
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks
 
 docs: .venv/dev
 	$(BIN)/polyvec eval report
+	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 
 # Two sets of packages share one environment: the larger one has what the smaller needs.
 .venv/demo: pyproject.toml

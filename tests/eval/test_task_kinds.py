@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -18,8 +19,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
 
 from polyvec.eval import evaluate, local_tasks
-from polyvec.eval.intervals import match_scores
-from polyvec.eval.task_kinds import COLUMNS, KINDS, METRICS, TRAIN_TEXTS, TaskKind, report_column
+from polyvec.eval.intervals import MAX_STORED_DRAWS, match_scores
+from polyvec.eval.markdown_report import task_table
+from polyvec.eval.task_kinds import (
+    COLUMNS,
+    KINDS,
+    METRICS,
+    TRAIN_TEXTS,
+    Metric,
+    TaskKind,
+    mean_over_queries,
+    report_column,
+)
 from tests.eval.synthetic import (
     WORDS,
     cosines,
@@ -28,6 +39,7 @@ from tests.eval.synthetic import (
     retrieval_folder,
     score_task,
     sts_folder,
+    summary,
     task_folder,
     tiny_mteb_encoder,
 )
@@ -207,3 +219,18 @@ def test_every_task_has_a_column_of_the_report() -> None:
     for mteb_type in get_args(TaskType):
         assert report_column("any", mteb_type) in COLUMNS
     assert report_column("needle-512", "Retrieval") == COLUMNS[-1]
+
+
+def test_a_new_metric_is_one_entry_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = retrieval_folder(tmp_path) / "eval/retrieval/meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": "recall@10"}))
+    recall = Metric("recall@10", partial(mean_over_queries, "recall.10"), "recall@10")
+    monkeypatch.setitem(METRICS, "recall_at_10", recall)
+    task = score_task(tmp_path)
+    assert task.metric == "recall_at_10"
+    assert task.score.low is not None
+    assert len(task.draws) == MAX_STORED_DRAWS
+    row = task_table([replace(summary("a", 0.5), tasks={"new": task})]).splitlines()[2]
+    assert row.startswith("| new | recall@10 | **")

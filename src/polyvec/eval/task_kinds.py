@@ -320,22 +320,23 @@ def _accuracy(data: TestData, predictions: Predictions) -> Draws:
     return bootstrap_mean(correct_EN.mean(0))
 
 
-def _mean_over_queries(measure: str, data: TestData, predictions: Predictions) -> Draws:
+def mean_over_queries(measure: str, data: TestData, predictions: Predictions) -> Draws:
+    """Return the mean over the queries of each resample, for any measure of trec_eval."""
     return bootstrap_mean(query_scores(measure, data["relevant_docs"], predictions))
 
 
 METRICS = {
     "cosine_spearman": Metric("Spearman", _spearman),
     "cosine_ap": Metric("average precision", _average_precision),
-    "ndcg_at_10": Metric("nDCG@10", partial(_mean_over_queries, "ndcg_cut.10")),
+    "ndcg_at_10": Metric("nDCG@10", partial(mean_over_queries, "ndcg_cut.10")),
     # With one relevant document per query, nDCG@1 is the share of queries whose first document is
     # the right one.
-    "ndcg_at_1": Metric("nDCG@1", partial(_mean_over_queries, "ndcg_cut.1"), "accuracy@1"),
+    "ndcg_at_1": Metric("nDCG@1", partial(mean_over_queries, "ndcg_cut.1"), "accuracy@1"),
     "f1": Metric("F1", _bitext_f1),
     "accuracy": Metric("accuracy", _accuracy),
     "v_measure": Metric("V-measure"),
 }
-"""Main scores by mteb's name. `_mean_over_queries` takes the name of any trec_eval measure."""
+"""Main scores by mteb's name."""
 
 RETRIEVAL = TaskKind(
     mteb_type="Retrieval",
