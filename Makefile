@@ -1,9 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench docs
+.PHONY: install demo test check bench docs
 
-# Each answer lies in another file; three questions are in another language than their answer.
+install: .venv/dev
+
+# Each question is answered by a different file. Three questions and their answers are in different
+# languages.
 demo: .venv/demo
 	$(BIN)/polyvec search docs/ "how do I teach the model a task of my own?" --top 1
 	$(BIN)/polyvec search docs/ "how do I deploy the server to Kubernetes?" --top 1
@@ -28,7 +31,7 @@ docs: .venv/dev
 	$(BIN)/polyvec eval report
 	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 
-# Two sets of packages share one environment: the larger one has what the smaller needs.
+# Both sets of packages share one environment. The set for development includes the set for the demo.
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet '.[search]'

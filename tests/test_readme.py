@@ -70,7 +70,7 @@ def test_python_prints_what_the_page_says(code, printed):
 def test_the_tree_names_every_room():
     tree = next(body for _, body in BLOCKS if body.startswith("src/polyvec/"))
     for path in (ROOT / "src" / "polyvec").iterdir():
-        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "models"):
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "models", "py.typed"):
             assert f"  {path.name}{'/' * path.is_dir()} " in tree
 
 
