@@ -99,8 +99,8 @@ def main(
 
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
-    encoder = Encoder.load(model)
     folder = data_folder(data)
+    encoder = Encoder.load(model)
     selected = local_tasks(folder, tasks, whole=whole) if tasks else []
     searches = [*map(read_task, selected), *read_mlqa(folder / "pairs/mlqa_dev.parquet")]
     sparse = encoder.config.sparse_head

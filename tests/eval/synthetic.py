@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from polyvec.eval import MtebEncoder, TaskScore, evaluate, local_tasks
+from polyvec.eval import MtebEncoder, Score, Summary, TaskScore, evaluate, local_tasks
 from polyvec.eval.baselines import model_meta
 
 WORDS = [
