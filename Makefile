@@ -25,14 +25,12 @@ check: .venv/dev
 	$(BIN)/pyright
 
 bench: .venv/dev
-	$(BIN)/python -m benchmarks.size
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks
 
 docs: .venv/dev
 	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 	$(BIN)/polyvec eval report
+	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 
 # Both sets of packages share one environment. The set for development includes the set for the demo.
 .venv/demo: pyproject.toml

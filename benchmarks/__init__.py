@@ -1,1 +1,1 @@
-"""Speed, memory and size, measured; `make bench` rewrites docs/performance.md."""
+"""Benchmarks of speed, memory and size. `make bench` runs those of docs/performance.md."""

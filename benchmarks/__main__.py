@@ -1,7 +1,7 @@
-"""`make bench`: every benchmark in turn; each writes its section of docs/performance.md."""
+"""Run the benchmarks of `make bench` in turn. Each fills its tables in docs/performance.md."""
 
 import subprocess
 import sys
 
-for name in ("size", "speed", "startup"):
+for name in ("size", "startup", "speed", "training"):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -50,16 +50,6 @@ PADDED = (32, 256)
 WARMUP, REPEATS = 2, 5
 PARTS = ["encode", "train"]
 
-ENCODING = f"""Encoding with 24 layers in bf16: tokens per second without padding. In brackets: the
-speed of the first row relative to this one, and the matrix products of the texts as a fraction of
-the roof. `mixed`: 2,048 texts of log-normal length, with a median of 60 tokens and at most 1,024.
-polyvec packs {BATCH_TOKENS:,} tokens. A single task is merged into the weights, and then costs as
-much as none. transformers: SDPA, sorted by length and padded, without adapters."""
-
-TRAINED = """Training: products in bf16, weights in float32, AdamW, dense gradients, and no
-recomputation. The fraction of the roof counts three times the forward products, without padding.
-Lengths are as in `mixed`, and differ between steps."""
-
 Corpora = dict[str, list[int]]
 Texts = list[list[int]]
 Run = Callable[[], object]
@@ -85,26 +75,18 @@ def main() -> None:
     sections = []
     if "encode" in options.parts:
         rows = [*time_encoding(full, corpora, device, roof, options.compile)]
-        sections += [" ".join(ENCODING.split()), table(["", *corpora], rows)]
+        sections.append(table(["tokens per second", *corpora], rows))
     if "train" in options.parts:
         rows = []
         for stage, (config, tokens) in training.items():
             rows += time_training(stage, config, tokens, device, roof, options.compile)
-        header = [
-            "stage",
-            "blocks",
-            "model",
-            "tokens per step",
-            "tokens/s",
-            "of the roof",
-            "memory",
-        ]
-        sections += [" ".join(TRAINED.split()), table(header, rows)]
+        header = ["stage", "blocks", "model", "tokens a step", "tokens/s", "of the roof", "memory"]
+        sections.append(table(header, rows))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "No GPU"
     roofs = f"{name}: a bf16 product of 8,192 x 8,192 matrices runs at {roof / 1e12:.0f} TFLOP/s."
     machine = describe_machine("torch", "transformers", "numpy")
     command = f"`python -m benchmarks.gpu{' --compile' if options.compile else ''}`"
-    body = "\n\n".join(["## GPU", roofs, *sections, f"{machine} {command}"])
+    body = "\n\n".join([roofs, *sections, f"{machine} {command}"])
     sys.stdout.write(f"\n{body}\n")
     if options.write:
         write_section("gpu", body)

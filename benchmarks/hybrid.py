@@ -1,22 +1,23 @@
-"""What each component of `polyvec search` finds alone, and what they find together: nDCG@10.
+"""nDCG@10 of each component of `polyvec search` alone, and of their combinations.
 
-`python -m benchmarks.hybrid`: the public retrieval tasks in ../shared/data/eval, with the bundled
-model, half an hour on a core; `--queries 20 --tasks tydiqa-dev-sw` to try it. Every document is one
-passage of a table such as an index has, and questions go through the code that answers
-`polyvec search`: its candidates, its fusion, its MaxSim. So the adapters are those of a search too,
-in every task.
+    python -m benchmarks.hybrid --data DATA                                      # half an hour
+    python -m benchmarks.hybrid --data DATA --queries 20 --tasks tydiqa-dev-sw   # a trial
 
-    dense, bm25, sparse   one component; sparse judges what the two others have found
-    search                dense and bm25 by scores, with the weights that `polyvec search` has
-    even                  dense and bm25 by scores, alike
-    ranks                 dense and bm25 by ranks, alike: reciprocal rank fusion
-    all                   as `search`, and sparse with a weight of 0.2
-    maxsim                the first 20 of `search`, in the order of MaxSim
+It scores the bundled model on public retrieval tasks (DATA/eval). Every document is one passage of
+a table like that of an index, and queries go through the code of `polyvec search`: its candidates,
+its fusion and its MaxSim. The adapters of all tasks are therefore those of a search.
 
-Two more tasks ask MLQA's questions of passages in seven languages at once: in the language of the
-passage (`mlqa-same`), and in another (`mlqa-cross`), where words mislead. The passage's other
-translations do not count. The bundled model has been trained on some of MLQA: its rows are there
-to compare columns.
+    dense, bm25, sparse   one component; sparse scores the candidates of the other two
+    search                dense and bm25 by scores, with the default weights of `polyvec search`
+    even                  dense and bm25 by scores, with equal weights
+    ranks                 dense and bm25 by ranks, with equal weights (reciprocal rank fusion)
+    all                   `search`, and sparse with a weight of 0.2
+    maxsim                the first 20 results of `search`, sorted by MaxSim
+
+Two more tasks search MLQA's passages in seven languages together: with questions in the language of
+the passage (`mlqa-same`), and in another language (`mlqa-cross`), in which common words are
+misleading. The translations of the right passage do not count. The bundled model was trained on a
+part of MLQA, so only the columns can be compared there.
 """
 
 import json
@@ -37,6 +38,7 @@ from mteb.abstasks import AbsTask
 
 from benchmarks.report import describe_machine, table
 from polyvec import Encoder, Outputs
+from polyvec.data_folder import data_folder
 from polyvec.eval.task_folders import local_tasks
 from polyvec.reranking import rank_candidates, score_candidates
 from polyvec.search.fusion import FusionMethod, fuse
@@ -52,7 +54,7 @@ from polyvec.search.retrieval import (
 from polyvec.search.vectors import pack_sparse, pack_vectors
 
 TASKS = ("tydiqa-dev-*", "needle-256", "needle-512", "passkey-256", "passkey-512")
-"""Retrieval of passages; longer documents are not what a search's passages are."""
+"""Tasks with short documents, as the passages of a search are short."""
 
 RERANKED = 20
 
@@ -67,15 +69,15 @@ FUSIONS: dict[str, tuple[dict[str, float], FusionMethod]] = {
 }
 
 
-class Asked(NamedTuple):
-    """Questions, and which documents answer them."""
+class SearchTask(NamedTuple):
+    """Questions, and the documents that answer them."""
 
     name: str
     documents: Mapping[str, str]
     questions: Mapping[str, str]
     relevant: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, Collection[str]]
-    """Documents that neither answer a question nor fail to."""
+    """Documents that are ignored in the ranking of a question."""
 
 
 def main(
@@ -83,61 +85,62 @@ def main(
     queries: int | None = None,
     whole: bool = False,
     model: str | None = None,
-    data: Path = Path("../shared/data"),
+    data: Path | None = None,
     scores_json: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Score all of them, and print a Markdown table.
+    """Score all combinations, and print a Markdown table.
 
     Args:
         tasks: Names or types of task folders.
-        queries: So many queries of each task; all by default.
-        whole: Do not cut large corpora, as `polyvec eval run` does.
-        model: A folder or a hub name; the bundled model by default.
-        data: The folder that holds `eval/`.
-        scores_json: Where to write the scores, too.
+        queries: Largest number of queries per task; by default all.
+        whole: Keep all documents of large corpora.
+        model: A folder or a hub name; by default the bundled model.
+        data: The folder that contains `eval/`; by default the folder in `POLYVEC_DATA`.
+        scores_json: A JSON file for the scores.
 
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
+    folder = data_folder(data)
     encoder = Encoder.load(model)
-    given = local_tasks(data, tasks, whole=whole) if tasks else []
-    asked = [*map(read_task, given), *read_mlqa(data / "pairs/mlqa_dev.parquet")]
+    selected = local_tasks(folder, tasks, whole=whole) if tasks else []
+    searches = [*map(read_task, selected), *read_mlqa(folder / "pairs/mlqa_dev.parquet")]
     sparse = encoder.config.sparse_head
     shown = [name for name, (weights, _) in FUSIONS.items() if sparse or "sparse" not in weights]
     shown += ["maxsim"] if encoder.config.multi_vector_dim else []
     say = sys.stdout.write
     say(table(["nDCG@10", *shown], []) + "\n")
     scores: dict[str, dict[str, float]] = {}
-    for task in asked:
+    for task in searches:
         scores[task.name] = score_task(task, encoder, shown, queries)
         say(_row(task.name, scores[task.name]))
         sys.stdout.flush()
     means = {name: float(np.mean([row[name] for row in scores.values()])) for name in shown}
     say(_row("mean", means))
-    cut = "" if queries is None else f" {queries} queries a task at most."
+    limit = "" if queries is None else f" At most {queries} queries per task."
     machine = describe_machine("lancedb", "openvino")
-    say(f"\n{model or 'polyvec-mini'}.{cut} {machine} `python -m benchmarks.hybrid`\n")
+    say(f"\n{model or 'polyvec-mini'}.{limit} {machine} `python -m benchmarks.hybrid`\n")
     if scores_json is not None:
-        told = {"model": model or "polyvec-mini", "queries": queries, "ndcg@10": scores}
-        scores_json.write_text(json.dumps(told, indent=1) + "\n")
+        record = {"model": model or "polyvec-mini", "queries": queries, "ndcg@10": scores}
+        scores_json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _row(name: str, scores: Mapping[str, float]) -> str:
     return f"| {name} | {' | '.join(f'{100 * score:.1f}' for score in scores.values())} |\n"
 
 
-def read_task(task: AbsTask) -> Asked:
-    """A retrieval task of mteb's."""
+def read_task(task: AbsTask) -> SearchTask:
+    """Read one of mteb's retrieval tasks."""
     task.load_data()
     assert task.dataset is not None
     split: Any = next(iter(task.dataset.values()))["test"]
     documents = {row["id"]: f"{row['title']}\n{row['text']}".strip() for row in split["corpus"]}
     relevant = split["relevant_docs"]
     questions = {row["id"]: row["text"] for row in split["queries"] if row["id"] in relevant}
-    return Asked(task.metadata.name, documents, dict(sorted(questions.items())), relevant, {})
+    return SearchTask(task.metadata.name, documents, dict(sorted(questions.items())), relevant, {})
 
 
-def read_mlqa(file: Path, groups: int = 60, questions: int = 120) -> Iterator[Asked]:
-    """Questions about the passages of some groups, in the passage's language and in others."""
+def read_mlqa(file: Path, groups: int = 60, questions: int = 120) -> Iterator[SearchTask]:
+    """Yield two tasks: questions in the language of the passage, and in other languages."""
     rows = pq.read_table(file).to_pylist()
     rng = np.random.default_rng(1)
     known = list(dict.fromkeys(row["group"] for row in rows))
@@ -150,7 +153,7 @@ def read_mlqa(file: Path, groups: int = 60, questions: int = 120) -> Iterator[As
     for name, same in (("mlqa-same", True), ("mlqa-cross", False)):
         of_kind = [row for row in rows if (row["query_lang"] == row["positive_lang"]) == same]
         drawn = [of_kind[i] for i in rng.permutation(len(of_kind))[:questions]]
-        yield Asked(
+        yield SearchTask(
             name,
             documents,
             {str(i): row["query"] for i, row in enumerate(drawn)},
@@ -160,9 +163,9 @@ def read_mlqa(file: Path, groups: int = 60, questions: int = 120) -> Iterator[As
 
 
 def score_task(
-    task: Asked, encoder: Encoder, shown: Sequence[str], most: int | None
+    task: SearchTask, encoder: Encoder, shown: Sequence[str], most: int | None
 ) -> dict[str, float]:
-    """The mean nDCG@10 of every column over the first `most` questions."""
+    """Return the mean nDCG@10 of every column over the first `most` questions."""
     documents, relevant = task.documents, task.relevant
     asked = dict(list(task.questions.items())[:most])
     config = encoder.config
@@ -218,7 +221,7 @@ def score_task(
 
 
 def ndcg(order: Sequence[str], relevant: Mapping[str, int], depth: int = 10) -> float:
-    """Normalised discounted cumulative gain of the first `depth`, as trec_eval has it.
+    """Return the normalised discounted cumulative gain at `depth`, as trec_eval computes it.
 
     >>> round(ndcg(["a", "b"], {"b": 1}), 3)
     0.631

@@ -1,10 +1,10 @@
-"""An indexing process is killed again and again, at moments drawn by chance.
+"""Kill an indexing process repeatedly at random times, and check the index each time.
 
-1. Some files are written anew, so that there is always something to do.
-2. A process indexes the folder; after its first file and a random time more, it gets SIGKILL.
-3. The index must open, answer, and hold no passage twice.
-4. In the end one process is let finish: the index holds the passages of the files as they are, each
-   once, with its vector.
+1. Some files are written again, so that there is always something to index.
+2. A process indexes the folder. It gets SIGKILL at a random time after its first file.
+3. The index must open, answer a query, and contain no passage twice.
+4. At the end one process runs to completion. The index must then contain every passage of the files
+   exactly once, with its vector.
 """
 
 import random
@@ -22,10 +22,10 @@ from polyvec.search.files import list_files, read_file
 from polyvec.search.index import TABLE
 from polyvec.search.passages import split_file, texts_with_headings
 
-PASSAGES = 4_000
-"""At most; the model reads them again and again."""
+MAX_PASSAGES = 4_000
+"""The model embeds them many times."""
 
-FILES = 100
+NUM_FILES = 100
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -35,37 +35,39 @@ index.COMMIT_PASSAGES = 32
 target = Index(Path(sys.argv[1]), Encoder.load())
 target.update(lambda path: print(path, flush=True))
 """
-"""Commits are small, so that a kill falls between many."""
+"""Indexes a folder and prints the path of each file when it was read. Commits are small, so that
+kills fall between many commits."""
 
-SAMPLE = 50
-"""Passages of which the vector is made again in the end."""
+NUM_CHECKED_VECTORS = 50
+"""Passages that are embedded again at the end, to compare their vectors."""
 
 
 def kill_often(folder: Path, texts: list[str], encoder: Encoder, kills: int, rate: float) -> str:
-    """What came of it, as a sentence; `rate` is about how many passages are indexed a second.
+    """Kill an indexing process `kills` times, and return a sentence about the result.
 
-    Of `texts`, `FILES` at least, the first `PASSAGES` are indexed in `folder`, which is made.
+    The first `MAX_PASSAGES` of `texts` are written to `folder`, which is created. There must be at
+    least `NUM_FILES` texts. `rate` is the approximate number of passages indexed per second.
 
-    Raises ValueError if the index does not open, or holds other passages than it should.
+    Raises ValueError if the index contains wrong passages.
     """
     folder.mkdir()
-    texts = texts[:PASSAGES]
+    texts = texts[:MAX_PASSAGES]
     chance = random.Random(0)
-    for number in range(FILES):
+    for number in range(NUM_FILES):
         write_file(folder, texts, number, 0)
     index = Index(folder, encoder)
-    # Half of the files are new each time, so this is about what a run that is not killed takes.
-    longest = len(texts) / rate / 2
-    late = 0
+    # Half of the files are new each time, so a complete run takes about this many seconds.
+    max_seconds = len(texts) / rate / 2
+    too_late = 0
     for kill in range(1, kills + 1):
-        for number in chance.sample(range(FILES), FILES // 2):
+        for number in chance.sample(range(NUM_FILES), NUM_FILES // 2):
             write_file(folder, texts, number, kill)
         with run(folder) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(chance.uniform(0, longest))
+            time.sleep(chance.uniform(0, max_seconds))
             process.kill()
-        late += process.returncode == 0
+        too_late += process.returncode == 0
         check_unique(index)
         index.search(texts[0])
     with run(folder) as process:
@@ -74,21 +76,21 @@ def kill_often(folder: Path, texts: list[str], encoder: Encoder, kills: int, rat
         raise ValueError(f"the last run ended with status {process.returncode}")
     count = check_whole(index)
     return (
-        f"An indexing process was killed {kills} times, {late} of them too late. The index opened "
-        f"after each; a last run left {count:,} passages, none twice, none lost, the vectors of a "
-        "sample right."
+        f"An indexing process was killed {kills} times ({too_late} times it had already finished). "
+        f"The index opened each time. After a complete run it contained {count:,} passages; none "
+        "was lost or duplicated, and the vectors of a sample were right."
     )
 
 
 def write_file(folder: Path, texts: list[str], number: int, version: int) -> None:
-    """File `number`, its texts told in this version, some of them left out in odd ones."""
-    own = texts[number :: FILES + version % 2]
-    told = [f"{text} ({version})" for text in own]
-    (folder / f"{number:03}.txt").write_text("\n\n".join(told), encoding="utf-8")
+    """Write file `number` with its texts in this version. Odd versions leave out some texts."""
+    own = texts[number :: NUM_FILES + version % 2]
+    versions = [f"{text} ({version})" for text in own]
+    (folder / f"{number:03}.txt").write_text("\n\n".join(versions), encoding="utf-8")
 
 
 def run(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that indexes the folder and prints each path when it has read it."""
+    """Start a process that runs `SCRIPT` on the folder."""
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder)],
         stdout=subprocess.PIPE,
@@ -97,22 +99,22 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def read_rows(index: Index) -> list[dict]:
-    """All that the index has."""
+    """Return all rows of the index."""
     table = lancedb.connect(index.directory).open_table(TABLE)
     return table.search().limit(None).to_arrow().to_pylist()
 
 
 def check_unique(index: Index) -> None:
-    """Raise ValueError if a passage is there twice, or a file in two versions."""
+    """Raise ValueError if the index contains a passage twice, or two versions of a file."""
     rows = read_rows(index)
     if len({(row["path"], row["start"]) for row in rows}) < len(rows):
-        raise ValueError("a passage is in the index twice")
+        raise ValueError("the index contains a passage twice")
     if len({(row["path"], row["digest"]) for row in rows}) > len({row["path"] for row in rows}):
-        raise ValueError("a file is in the index in two versions")
+        raise ValueError("the index contains two versions of a file")
 
 
 def check_whole(index: Index) -> int:
-    """The number of passages; raises ValueError if they are not those of the files."""
+    """Return the number of passages. Raises ValueError if they are not those of the files."""
     check_unique(index)
     rows = read_rows(index)
     expected = set()
@@ -120,14 +122,15 @@ def check_whole(index: Index) -> int:
         split = split_file(index.folder, read_file(index.folder, path), index.encoder.tokenizer)
         for passage, (text, _) in zip(split.passages, texts_with_headings(split), strict=True):
             expected.add((path, passage.start, text))
-    found = {(row["path"], row["start"], row["text"]) for row in rows}
-    if found != expected:
-        raise ValueError(f"{len(expected - found)} passages lost, {len(found - expected)} too many")
-    some = random.Random(1).sample(rows, SAMPLE)
+    indexed = {(row["path"], row["start"], row["text"]) for row in rows}
+    if indexed != expected:
+        lost, extra = len(expected - indexed), len(indexed - expected)
+        raise ValueError(f"{lost} passages are missing and {extra} are wrong")
+    sample = random.Random(1).sample(rows, NUM_CHECKED_VECTORS)
     again = index.encoder.encode(
-        [row["text"] for row in some], task="retrieval.passage", progress=False
+        [row["text"] for row in sample], task="retrieval.passage", progress=False
     )
-    kept = np.array([row["vector"] for row in some], np.float32)
-    if (again * kept).sum(1).min() < 0.99:
-        raise ValueError("a passage has another's vector")
+    stored = np.array([row["vector"] for row in sample], np.float32)
+    if (again * stored).sum(1).min() < 0.99:
+        raise ValueError("a passage has the vector of another text")
     return len(rows)

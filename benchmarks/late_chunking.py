@@ -1,12 +1,12 @@
-"""What late chunking costs: beside plain encoding of the same text, and on a very long document.
+"""The cost of late chunking, compared with plain encoding, and on a very long document.
 
-`python -m benchmarks.late_chunking`, twenty minutes on two cores; it writes its section of
+`python -m benchmarks.late_chunking` takes twenty minutes on two cores, and writes its tables to
 docs/performance.md.
 
-1. Documents of one window each are encoded whole (`encode`) and in chunks (`encode_chunks`), the
-   two taking turns; the best time of each counts.
-2. A process of its own reads one document of a million tokens in overlapping windows, and says how
-   much memory it ever held; before it, one of a single window.
+1. Documents of one window each are encoded whole (`encode`) and in chunks (`encode_chunks`), in
+   turn. The best time of each counts.
+2. A separate process encodes one document of a million tokens in overlapping windows, and reports
+   its peak memory. Before that it encodes a document of a single window.
 """
 
 import resource
@@ -34,13 +34,14 @@ def main(
     write: bool = True,
     alone: bool = False,
 ) -> None:
-    """Measure, and write the section; `alone` only reads the long document, in this process.
+    """Measure, and write the tables. `alone` only encodes the long document, in this process.
 
-    `window` is of the long document, where attention takes most of the time in larger ones.
+    `window` is the window of the long document, in tokens. In larger windows attention takes most
+    of the time.
     """
     encoder = Encoder.load()
     if alone:
-        read_long(encoder, long, window)
+        encode_long(encoder, long, window)
         return
     text = make_text(encoder, tokens)
     texts = [f"{number} {text}" for number in range(documents)]
@@ -61,13 +62,10 @@ def main(
         rows.append([str(size), *(f"{s:,.0f}" for s in speed), f"{speed[0] / speed[1]:.0%}"])
     command = [sys.executable, "-m", "benchmarks.late_chunking", "--alone"]
     command += ["--long", str(long), "--window", str(window)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    long_table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     body = [
-        "## Late chunking",
-        f"Tokens a second over {documents} documents of {tokens:,} tokens, the bundled model: in "
-        "chunks of some size, and as one vector each.",
-        table(["chunk", "`encode_chunks`", "`encode`", ""], rows),
-        found.strip(),
+        table(["tokens per chunk", "`encode_chunks`", "`encode`", "relative speed"], rows),
+        long_table.strip(),
         f"{describe_machine('openvino')} `python -m benchmarks.late_chunking`",
     ]
     text = "\n\n".join(body)
@@ -77,29 +75,34 @@ def main(
 
 
 def make_text(encoder: Encoder, tokens: int) -> str:
-    """About so many tokens of this project's documentation, again and again."""
+    """Return about this many tokens of text. It repeats this project's documentation."""
     lines = [line for page in sorted(TEXT.glob("*.md")) for line in page.read_text().splitlines()]
     per_line = encoder.tokenizer.count("\n".join(lines)) / len(lines)
     return "\n".join(islice(cycle(lines), int(tokens / per_line)))
 
 
-def read_long(encoder: Encoder, tokens: int, window: int) -> None:
-    """Say how long the chunks of one long document took, and the most memory ever held."""
+def encode_long(encoder: Encoder, tokens: int, window: int) -> None:
+    """Encode the chunks of one long document, and print the time and the peak memory."""
     encoder.encode_chunks(make_text(encoder, window), task=TASK, chunks=512, window=window)
-    first = find_peak()
+    one_window_peak = peak_memory()
     text = make_text(encoder, tokens)
     start = time.perf_counter()
-    found = encoder.encode_chunks(text, task=TASK, chunks=512, window=window)
+    chunks = encoder.encode_chunks(text, task=TASK, chunks=512, window=window)
     seconds = time.perf_counter() - start
-    sys.stdout.write(
-        f"One document of {encoder.tokenizer.count(text):,} tokens, in {len(found.vectors):,} "
-        f"chunks of 512, read in windows of {window:,}: {seconds:,.0f} s. At most "
-        f"{find_peak():,.0f} MB of memory; {first:,.0f} MB for a first window alone.\n"
-    )
+    numbers = [
+        f"{encoder.tokenizer.count(text):,}",
+        f"{len(chunks.vectors):,}",
+        f"{window:,}",
+        f"{seconds:,.0f} s",
+        f"{peak_memory():,.0f} MB",
+        f"{one_window_peak:,.0f} MB",
+    ]
+    header = ["tokens", "chunks of 512", "window", "time", "peak memory", "of one window"]
+    sys.stdout.write(table(header, [numbers]) + "\n")
 
 
-def find_peak() -> float:
-    """The most memory this process has ever held, in megabytes."""
+def peak_memory() -> float:
+    """Return the peak memory of this process so far, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

@@ -1,7 +1,7 @@
-"""Everyone who is timed: a function that loads a model and returns how to embed token ids.
+"""The libraries that are timed: each function loads a model and returns a function of token ids.
 
-The peers do what sentence-transformers does with them: sort by length, pad batches of 32, mean
-over the tokens, scale to length 1. They run the bare encoder, without adapters.
+The other libraries work as in sentence-transformers: texts are sorted by length, batches of 32 are
+padded, states are averaged over the tokens, and vectors are normalised. They run without adapters.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,14 @@ from polyvec.engines.openvino import OpenVINOEngine
 from polyvec.outputs import truncate_and_normalise
 
 Embed = Callable[[list[list[int]]], np.ndarray]
-BATCH = 32
+PADDED_BATCH_TEXTS = 32
 
 
 def load_polyvec(folder: Path, threads: int, *, tasks: str = "none", int8: bool = False) -> Embed:
-    """polyvec; `tasks` is "none", "mixed" (all five in turn), or "merged" (one, in the weights).
+    """Load polyvec.
 
-    `int8` is what `polyvec export --int8` makes of the model.
+    `tasks` is "none", "mixed" (all five in turn) or "merged" (one, merged into the weights).
+    `int8` uses the weights that `polyvec export --int8` writes.
     """
     config, weights = load_checkpoint(folder)
     if int8:
@@ -47,7 +48,7 @@ def load_polyvec(folder: Path, threads: int, *, tasks: str = "none", int8: bool 
 
 
 def load_transformers(folder: Path, threads: int, *, dtype: torch.dtype) -> Embed:
-    """transformers' native class."""
+    """Load the class of transformers."""
     torch.set_num_threads(threads)
     model = JinaEmbeddingsV3Model.from_pretrained(folder, dtype=dtype).eval()
 
@@ -60,7 +61,7 @@ def load_transformers(folder: Path, threads: int, *, dtype: torch.dtype) -> Embe
 
 
 def load_onnx(folder: Path, threads: int, *, int8: bool) -> Embed:
-    """ONNX Runtime over the graph that `export_onnx` wrote."""
+    """Load ONNX Runtime with a graph that `export_onnx` wrote."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     path = folder / "onnx" / ("int8.onnx" if int8 else "model.onnx")
@@ -73,7 +74,7 @@ def load_onnx(folder: Path, threads: int, *, int8: bool) -> Embed:
 
 
 def export_onnx(folder: Path) -> None:
-    """Write model.onnx and its dynamically quantised int8.onnx, unless they are there."""
+    """Write model.onnx and the dynamically quantised int8.onnx, unless they exist."""
     target = folder / "onnx"
     if (target / "int8.onnx").exists():
         return
@@ -91,7 +92,7 @@ def export_onnx(folder: Path) -> None:
         dynamo=False,
         opset_version=17,
     )
-    # The settings of sentence-transformers' export for AVX2.
+    # These are the settings of sentence-transformers' export for AVX2.
     quantize_dynamic(
         target / "model.onnx",
         target / "int8.onnx",
@@ -103,7 +104,7 @@ def export_onnx(folder: Path) -> None:
 
 
 class _Hidden(torch.nn.Module):
-    """Only the hidden states, for the exporter."""
+    """A module that returns only the hidden states, for the exporter."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -116,9 +117,9 @@ class _Hidden(torch.nn.Module):
 def _in_padded_batches(hidden: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Embed:
     def embed(texts: list[list[int]]) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        found: dict[int, np.ndarray] = {}
-        for first in range(0, len(order), BATCH):
-            members = order[first : first + BATCH]
+        mean_of: dict[int, np.ndarray] = {}
+        for first in range(0, len(order), PADDED_BATCH_TEXTS):
+            members = order[first : first + PADDED_BATCH_TEXTS]
             longest = max(len(texts[i]) for i in members)
             ids = np.ones((len(members), longest), np.int64)
             mask = np.zeros_like(ids)
@@ -127,8 +128,8 @@ def _in_padded_batches(hidden: Callable[[np.ndarray, np.ndarray], np.ndarray]) -
                 mask[place, : len(texts[i])] = 1
             states = hidden(ids, mask)
             means = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
-            found.update(zip(members, means, strict=True))
-        means = np.stack([found[i] for i in range(len(texts))]).astype(np.float32)
+            mean_of.update(zip(members, means, strict=True))
+        means = np.stack([mean_of[i] for i in range(len(texts))]).astype(np.float32)
         return truncate_and_normalise(means, means.shape[1])
 
     return embed
@@ -144,4 +145,4 @@ PEERS: dict[str, Callable[[Path, int], Embed]] = {
     "ONNX Runtime float32": lambda f, t: load_onnx(f, t, int8=False),
     "ONNX Runtime dynamic int8": lambda f, t: load_onnx(f, t, int8=True),
 }
-"""In the order of the report."""
+"""Functions that take a folder and a number of threads, in the order of the table."""

@@ -1,8 +1,11 @@
-"""What searching many passages costs: indexing, answering, and the index's size in each form.
+"""The cost of search over many passages: indexing, answering, and the size of each index.
 
-`python -m benchmarks.search`: 100,000 passages in many languages with the bundled model, and 20
-kills of an indexing process; `--passages 400 --kills 3 --no-write` to try it. The model reads each
-passage once: the index of floats is copied, and its vectors are made smaller.
+    python -m benchmarks.search --data DATA                          # writes docs/performance.md
+    python -m benchmarks.search --passages 400 --kills 3 --no-write  # a trial
+
+It indexes 100,000 passages in many languages with the bundled model, and kills an indexing process
+20 times. Without a data folder, the passages are sentences of the example notes. Each passage is
+embedded once: the index of floats is copied, and then its vectors are quantised.
 """
 
 import json
@@ -18,7 +21,7 @@ import lancedb
 import numpy as np
 import tyro
 
-from benchmarks.corpora import read_passages, read_questions
+from benchmarks.corpora import optional_data, read_passages, read_questions
 from benchmarks.kills import kill_often
 from benchmarks.report import describe_machine, table, write_section
 from polyvec import Encoder
@@ -28,16 +31,18 @@ from polyvec.search.vectors import Quantise
 
 FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
 
+QUERY_COLUMNS = ("hybrid p50, p95", "dense p50, p95", "BM25 p50, p95")
+
 
 def main(
     passages: int = 100_000,
     questions: int = 200,
     kills: int = 20,
-    data: Path = Path("../shared/data"),
+    data: Path | None = None,
     write: bool = True,
 ) -> None:
-    """Measure, and write the section of docs/performance.md."""
-    encoder = Encoder.load()
+    """Measure, and write the tables to docs/performance.md."""
+    encoder, data = Encoder.load(), optional_data(data)
     asked = read_questions(data, questions)
     with tempfile.TemporaryDirectory() as root:
         folder, first = Path(root) / "texts", Path(root) / "float"
@@ -61,16 +66,9 @@ def main(
         tried = "" if not kills else kill_often(Path(root) / "killed", texts, encoder, kills, rate)
     text = "\n\n".join(
         [
-            "## Search",
-            f"{update.passages:,} passages in one folder, vectors of {index.dim} numbers; indexed "
-            f"at {rate:,.0f} passages/s. A question's time includes embedding it: by all that the "
-            "model has as `polyvec search` weighs it, by meaning alone, and by words alone. The "
-            "index's size includes the passages' texts and the index of their words; `again` is an "
-            "update that finds nothing new, or that makes the vectors of `float` smaller.",
-            table(
-                ["", "size", "bytes/passage", "all p50, p95", "meaning p50, p95", "words", "again"],
-                rows,
-            ),
+            f"{update.passages:,} passages with vectors of {index.dim} numbers, indexed at "
+            f"{rate:,.0f} passages per second.",
+            table(["vectors", "size", "bytes/passage", *QUERY_COLUMNS, "update"], rows),
             *([tried] if tried else []),
             f"{describe_machine('lancedb', 'openvino')} `python -m benchmarks.search`",
         ]
@@ -81,7 +79,7 @@ def main(
 
 
 def write_rows(folder: Path, passages: list[str]) -> None:
-    """Files of 1,000 passages each, a line of JSON a passage."""
+    """Write files of 1,000 passages each, with one line of JSON per passage."""
     folder.mkdir()
     for first in range(0, len(passages), 1000):
         lines = [json.dumps(text, ensure_ascii=False) + "\n" for text in passages[first:][:1000]]
@@ -91,8 +89,8 @@ def write_rows(folder: Path, passages: list[str]) -> None:
 def measure(
     form: str, index: Index, passages: int, questions: list[str], changing: float
 ) -> list[str]:
-    """A row of the table."""
-    # Older states of the table are kept for an hour; they are not what an index needs.
+    """Return a row of the table."""
+    # LanceDB keeps earlier versions of the table for an hour. They do not count.
     lancedb.connect(index.directory).open_table(TABLE).optimize(
         cleanup_older_than=timedelta(milliseconds=1)
     )
@@ -110,7 +108,7 @@ def measure(
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that it takes."""
+    """Return the seconds that `action` takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

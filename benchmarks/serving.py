@@ -1,16 +1,17 @@
-"""What serving costs beside the library, and how the server bears load.
+"""The cost of serving compared with the library, and the throughput of the server under load.
 
-`python -m benchmarks.serving`, ten minutes on two cores; it writes its section of docs/serving.md.
+`python -m benchmarks.serving` takes ten minutes on two cores. With `--write` it writes its table to
+docs/serving.md.
 
 1. The library embeds texts in this process: one at a time, and all at once.
-2. `polyvec serve` answers the same texts, one at a time in turns with the library, so that both
-   meet the machine in the same state: the difference of their medians is what serving costs.
-3. It answers 1, 16 and 128 clients that send one short text after another, and one request of
-   2,048 texts.
-4. With `--peer`, an infinity_emb executable, Infinity does the same with a model of the same
-   size: XLM-RoBERTa with random weights, for it cannot read ours.
+2. `polyvec serve` embeds the same texts one at a time, in turn with the library, so that both run
+   under the same conditions. The difference of their medians is the cost of serving.
+3. The server answers 1, 16 and 128 clients that send one short text after another, and one request
+   of 2,048 texts.
+4. With `--peer`, which names an infinity_emb executable, Infinity does the same with a model of the
+   same size: XLM-RoBERTa with random weights, because it cannot load polyvec's model.
 
-The client runs on the same cores and costs about 0.1 ms a request.
+The client runs on the same cores and takes about 0.1 ms per request.
 """
 
 import asyncio
@@ -36,28 +37,28 @@ from benchmarks.load import (
     running,
     serve_command,
 )
-from benchmarks.report import describe_machine, table, write_section
+from benchmarks.report import ROOT, describe_machine, table, write_section
 from polyvec import Encoder
 from polyvec.encoder import find_model
 
-PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
+PAGE = ROOT / "docs" / "serving.md"
 CLIENTS = (1, 16, 128)
-MANY = 2_048
+LARGE_REQUEST_TEXTS = 2_048
 
 
 @dataclass(slots=True)
 class Measured:
-    """What one server did under one load."""
+    """Measurements of one server under one load."""
 
     latencies: list[float] = field(default_factory=list)
     """Seconds of each request."""
     num_texts: int = 0
     seconds: float = 0.0
     busy: float | None = None
-    """The share of the time in which the engine worked."""
+    """Fraction of the time in which the engine worked; None if it is unknown."""
 
     def row(self, name: str, load: str, library: float) -> list[str]:
-        """A line of the table; `library` is its texts a second."""
+        """Return a row of the table. `library` is the speed of the library in texts per second."""
         milliseconds = 1e3 * np.array(self.latencies)
         return [
             name,
@@ -72,10 +73,9 @@ class Measured:
 
 
 def main(seconds: float = 20.0, peer: Path | None = None, write: bool = False) -> None:
-    """Measure for so many seconds a load; `write` puts the result into docs/serving.md."""
+    """Measure each load for `seconds`. `write` writes the table to docs/serving.md."""
     encoder = Encoder.load()
-    short, many = make_texts(512), make_texts(MANY)
-    tokens = [len(text.ids) for text in encoder.tokenizer.encode(many, [""] * MANY)]
+    short, many = make_texts(512), make_texts(LARGE_REQUEST_TEXTS)
     library = Measured()
     encoder.encode(many[:64])
     while library.seconds < seconds:
@@ -83,28 +83,24 @@ def main(seconds: float = 20.0, peer: Path | None = None, write: bool = False) -
         encoder.encode(many, progress=False)
         library.latencies.append(time.perf_counter() - began)
         library.seconds += library.latencies[-1]
-        library.num_texts += MANY
-    # The best of several: the machine's other work only ever takes away.
-    speed = MANY / min(library.latencies)
-    rows = [library.row("library", f"{MANY:,} texts at once", speed)]
+        library.num_texts += len(many)
+    # The best run counts, because other work on the machine can only make a run slower.
+    speed = len(many) / min(library.latencies)
+    rows = [library.row("library", f"{len(many):,} texts at once", speed)]
     port = free_port()
     with running(serve_command(port), port):
         server, alone, cost = asyncio.run(time_idle(port, encoder, short, seconds))
         rows.append(alone.row("library", "1 text after another", speed))
-        rows.append(server.row("polyvec serve", "1 text, in turns with the library", speed))
+        rows.append(server.row("polyvec serve", "1 text, in turn with the library", speed))
         rows += measure("polyvec serve", port, "polyvec-mini", short, many, seconds, speed)
     if peer is not None:
         rows += measure_infinity(peer, encoder, short, many, seconds, speed)
-    names = ["", "load", "requests/s", "p50 ms", "p99 ms", "texts/s", "of the library", "engine"]
+    header = ["", "load", "requests/s", "p50 ms", "p99 ms", "texts/s", "of the library", "engine"]
     body = "\n\n".join(
         [
-            f"The bundled model; {MANY:,} sentences in ten languages, {np.mean(tokens):.0f} tokens "
-            "each on average; clients, server and engine on the same cores.",
-            table(names, rows),
-            f"**Idle, the server takes {cost * 1e3:.2f} ms longer than the library at p50** (the "
-            "median over pairs of the same text, taken in turns). `of the library` is texts a "
-            f"second beside {speed:,.0f} of the library, which had all {MANY:,} at once; `engine` "
-            "is the share of the time in which the engine worked.",
+            table(header, rows),
+            f"**Without other load, the server takes {cost * 1e3:.2f} ms longer than the library** "
+            "(the median difference over requests for the same text, in turn).",
             f"{describe_machine('openvino', 'uvicorn')} `python -m benchmarks.serving`",
         ]
     )
@@ -116,7 +112,7 @@ def main(seconds: float = 20.0, peer: Path | None = None, write: bool = False) -
 async def time_idle(
     port: int, encoder: Encoder, texts: list[str], seconds: float
 ) -> tuple[Measured, Measured, float]:
-    """Server and library in turns, and the median of their differences in seconds."""
+    """Measure server and library in turn, and return the median difference in seconds."""
     connection, server, library = Connection(port), Measured(), Measured()
     requests = [make_request(PATH, {"model": "polyvec-mini", "input": text}) for text in texts]
     for request in requests[:20]:
@@ -148,34 +144,34 @@ def measure(
     library: float,
     path: str = PATH,
 ) -> list[list[str]]:
-    """Lines of the table, for a server that runs."""
+    """Return the rows of the table for a running server."""
     loads = [(f"{n} clients, 1 text each", n, [[text] for text in short]) for n in CLIENTS]
     loads[0] = ("1 client, 1 text", *loads[0][1:])
     rows = []
     for load, num_clients, inputs in [*loads, (f"1 request of {len(many):,} texts", 1, [many])]:
         requests = [make_request(path, {"model": model, "input": texts}) for texts in inputs]
-        asyncio.run(bear(port, requests[:1], 1, 0, 1))
-        measured = asyncio.run(bear(port, requests, num_clients, seconds, len(inputs[0])))
+        asyncio.run(send_load(port, requests[:1], 1, 0, 1))
+        measured = asyncio.run(send_load(port, requests, num_clients, seconds, len(inputs[0])))
         rows.append(measured.row(name, load, library))
     return rows
 
 
-async def bear(
+async def send_load(
     port: int, requests: list[bytes], num_clients: int, seconds: float, num_texts: int
 ) -> Measured:
-    """Clients that ask, each one request after another, until the time is up."""
+    """Send requests from `num_clients` clients, each one after another, for `seconds`."""
     measured = Measured()
     began = time.perf_counter()
-    before = await asyncio.to_thread(find_busy, port)
+    before = await asyncio.to_thread(busy_seconds, port)
 
     async def client(number: int) -> None:
         connection = Connection(port)
         while True:
-            asked = time.perf_counter()
+            sent = time.perf_counter()
             status, body = await connection.ask(requests[number % len(requests)])
             if status != 200:
                 raise RuntimeError(f"{status}: {body[:200]!r}")
-            measured.latencies.append(time.perf_counter() - asked)
+            measured.latencies.append(time.perf_counter() - sent)
             measured.num_texts += num_texts
             number += num_clients
             if time.perf_counter() - began >= seconds:
@@ -184,14 +180,14 @@ async def bear(
 
     await asyncio.gather(*(client(number) for number in range(num_clients)))
     measured.seconds = time.perf_counter() - began
-    after = await asyncio.to_thread(find_busy, port)
+    after = await asyncio.to_thread(busy_seconds, port)
     if before is not None and after is not None:
         measured.busy = (after - before) / measured.seconds
     return measured
 
 
-def find_busy(port: int) -> float | None:
-    """Seconds that polyvec's engine has worked; None for another server."""
+def busy_seconds(port: int) -> float | None:
+    """Return the seconds in which polyvec's engine has worked, or None for another server."""
     return read_metric(port, "polyvec_engine_busy_seconds_total") or None
 
 
@@ -203,7 +199,7 @@ def measure_infinity(
     seconds: float,
     library: float,
 ) -> list[list[str]]:
-    """Infinity's lines of the table."""
+    """Return the rows of the table for Infinity."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         make_peer_model(Path(folder) / "peer", encoder)
@@ -211,7 +207,7 @@ def measure_infinity(
             "--engine torch --device cpu --dtype float32 --no-bettertransformer --batch-size 32"
         )
         command = [str(executable), "v2", "--model-id", f"{folder}/peer", "--port", str(port)]
-        # It would send usage reports and look for the model on a hub.
+        # Otherwise it sends usage reports and looks for the model on a hub.
         os.environ |= {
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
@@ -222,7 +218,7 @@ def measure_infinity(
 
 
 def make_peer_model(folder: Path, encoder: Encoder) -> None:
-    """XLM-RoBERTa of the bundled model's size, with random weights and the same tokenizer."""
+    """Write an XLM-RoBERTa of the bundled model's size, with random weights and its tokenizer."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = encoder.config
@@ -239,7 +235,7 @@ def make_peer_model(folder: Path, encoder: Encoder) -> None:
     ).save_pretrained(folder)
     tokenizer = find_model(None) / "tokenizer.json"
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    # As transformers 4 reads it, which Infinity needs.
+    # This is the form of transformers 4, which Infinity needs.
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

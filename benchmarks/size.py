@@ -1,7 +1,7 @@
-"""Build the full-size model with random weights and count its parameters to the last digit.
+"""Build the full-size model with random weights, and count its parameters.
 
-`python -m benchmarks.size` writes build/full, 1.15 GB in bf16, which the other benchmarks load.
-`--layers 2` makes a short one of the same width, for trying things out.
+`python -m benchmarks.size` writes build/full, 1.15 GB in bf16, which other benchmarks load. With
+`--layers 2` the model has two layers of the same width, for trials.
 """
 
 import json
@@ -15,21 +15,21 @@ import tokenizers
 import tyro
 from tokenizers import models, processors
 
-from benchmarks.report import describe_machine, write_section
+from benchmarks.report import describe_machine, table, write_section
 from polyvec.checkpoint import Weights, save_checkpoint, weight_shapes
 from polyvec.config import ModelConfig
 
-PUBLISHED = 572_310_396
-"""Parameters of jina-embeddings-v3 with its five adapters and its unused pooler."""
+PUBLISHED_PARAMETERS = 572_310_396
+"""Parameters of jina-embeddings-v3, including its five adapters and its unused pooler."""
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Numbers in a model of this shape, adapters and pooler included."""
+    """Return the number of parameters of a model, including its adapters and its pooler."""
     return sum(int(np.prod(shape)) for shape in weight_shapes(config).values())
 
 
 def make_weights(config: ModelConfig) -> Weights:
-    """Random bf16 weights that keep activations in a trained model's range."""
+    """Return random bf16 weights that keep activations in the range of a trained model."""
     rng = np.random.default_rng(0)
     weights: Weights = {}
     for name, shape in weight_shapes(config).items():
@@ -37,7 +37,7 @@ def make_weights(config: ModelConfig) -> Weights:
             weights[name] = np.ones(shape, ml_dtypes.bfloat16)
             continue
         array = np.empty(int(np.prod(shape)), ml_dtypes.bfloat16)
-        # In pieces, since float32 of everything would take twice the model's memory.
+        # In pieces, because float32 of everything would take twice the memory of the model.
         for piece in np.array_split(array, max(1, array.size // 2**22)):
             piece[:] = rng.standard_normal(piece.size, np.float32) * 0.02
         weights[name] = array.reshape(shape)
@@ -59,22 +59,21 @@ def write_model(folder: Path, layers: int) -> None:
 
 
 def main(folder: Path = Path("build/full"), layers: int = 24) -> None:
-    """Write the model and the section of docs/performance.md, or fail on another count."""
+    """Write the model, and the table in docs/performance.md.
+
+    Exits with 1 if the full-size model has another number of parameters than published.
+    """
     write_model(folder, layers)
     config = json.loads((folder / "config.json").read_text())
     count = count_parameters(replace(ModelConfig(), num_layers=config["num_hidden_layers"]))
     stored = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    text = f"{count:,} parameters, {stored / 1e9:.3f} GB of safetensors in bf16"
-    sys.stdout.write(f"{folder}: {text}\n")
+    sizes = table(["parameters", "safetensors in bf16"], [[f"{count:,}", f"{stored / 1e9:.3f} GB"]])
+    sys.stdout.write(f"{folder}\n{sizes}\n")
     if layers == 24:
-        if count != PUBLISHED:
-            sys.exit(f"expected {PUBLISHED:,} parameters")
-        write_section(
-            "size",
-            "## Size\n\nThe full-size model, built with random weights: "
-            f"**{text}**, the count published for jina-embeddings-v3.\n\n"
-            f"{describe_machine('polyvec')} `python -m benchmarks.size`",
-        )
+        if count != PUBLISHED_PARAMETERS:
+            sys.exit(f"expected {PUBLISHED_PARAMETERS:,} parameters")
+        machine = describe_machine("polyvec")
+        write_section("size", f"{sizes}\n\n{machine} `python -m benchmarks.size`")
 
 
 if __name__ == "__main__":

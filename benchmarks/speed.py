@@ -1,11 +1,11 @@
-"""Tokens a second of polyvec and its peers, at full size, on one machine in one run.
+"""Tokens per second of polyvec and other libraries, at full size, on one machine in one run.
 
 1. `python -m benchmarks.size` writes the model: build/full.
-2. `python -m benchmarks.speed` times every peer, each in a process of its own, and the machine's
-   matrix products beside them; about half an hour on two cores.
+2. `python -m benchmarks.speed` times every library in its own process, and the matrix products of
+   the machine as well. It takes about half an hour on two cores.
 
-Results gather in FOLDER/speed.json as they come, so a run that was stopped goes on where it was;
-`--fresh` starts anew. `--folder build/short` with a model of few layers is for trying things out.
+Results are added to FOLDER/speed.json one by one, so a run that was stopped can be resumed.
+`--fresh` starts again. `--folder build/short` with a model of few layers is for trials.
 """
 
 import json
@@ -27,7 +27,7 @@ from polyvec.config import ModelConfig
 POLYVEC = "polyvec"
 
 BF16, BF16_ROOF = "transformers bf16", "bf16"
-"""A processor without bf16 would emulate it, an order of magnitude slower: it is not asked."""
+"""bf16 is not timed on a processor without it, where emulation is ten times as slow."""
 
 OURS = (POLYVEC, "polyvec, five tasks mixed", "polyvec, one task merged")
 INT8 = "polyvec, int8 weights"
@@ -35,14 +35,16 @@ FLOAT32 = "transformers float32"
 ONNX = ("ONNX Runtime float32", "ONNX Runtime dynamic int8")
 NAMES = (*OURS, INT8, FLOAT32, BF16, *ONNX)
 MIXING = "mixing"
-"""The step that times a batch of five tasks and merged weights in turns, since a ratio of two runs
-minutes apart is at the mercy of what else the machine did."""
+"""The step that times a batch of five tasks and merged weights in turn. The ratio of two separate
+runs would depend on the other load of the machine."""
 
-ROUNDS = 15
-"""Turns of it."""
+MIXING_ROUNDS = 15
 
-ONLY_POLYVEC = "1 x 8192"
-"""Minutes for one text, so only polyvec and transformers float32 are asked for it."""
+LONG_CORPUS = "1 x 8192"
+"""One text takes minutes, so only polyvec and transformers float32 are timed on it."""
+
+MAX_REPEATS, MAX_SECONDS = 3, 120
+"""Repetitions of each measurement, of which the best counts, and when to stop repeating."""
 
 
 def main(
@@ -52,14 +54,14 @@ def main(
     fresh: bool = False,
     peer: str | None = None,
 ) -> None:
-    """Time everyone (or, with `peer`, one) and write the section of docs/performance.md."""
+    """Time all libraries (or, with `peer`, one) and write the tables of docs/performance.md."""
     if peer is not None:
         time_peer(folder, threads, texts, peer)
         return
     results = folder / "speed.json"
     if fresh:
         results.unlink(missing_ok=True)
-    # The export comes late: it needs most memory, and what is timed before it is kept.
+    # The export needs most memory. It runs late, so that earlier results are kept if it fails.
     for name in ("roof", *OURS, MIXING, INT8, FLOAT32, BF16, "export", *ONNX):
         if name == BF16 and BF16_ROOF not in json.loads(results.read_text())["roof"]:
             continue
@@ -74,19 +76,19 @@ def main(
 
 
 def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
-    """Time one peer on each corpus, and add what is not there yet to FOLDER/speed.json."""
+    """Time one library on each corpus that is not in FOLDER/speed.json, and add the results."""
     results = folder / "speed.json"
-    found = json.loads(results.read_text()) if results.exists() else {}
-    mine = found.setdefault(name, {})
+    speeds = json.loads(results.read_text()) if results.exists() else {}
+    own = speeds.setdefault(name, {})
 
     def record(what: str, value: float) -> None:
-        mine[what] = value
-        results.write_text(json.dumps(found, indent=1))
+        own[what] = value
+        results.write_text(json.dumps(speeds, indent=1))
         sys.stdout.write(f"{name} | {what} | {value:.4g}\n")
         sys.stdout.flush()
 
     if name == "roof":
-        if not mine:
+        if not own:
             for precision, flops in measure_roofs(threads).items():
                 record(precision, flops)
         return
@@ -97,22 +99,21 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
         return
     config, _ = load_checkpoint(folder)
     if name == MIXING:
-        if not mine:
+        if not own:
             ids = make_ids(make_corpora(num_texts)["8 x 128"], config.vocab_size)
             for peer, share in time_mixing({p: PEERS[p](folder, threads) for p in OURS}, ids):
                 record(peer, share)
         return
     embed = None
     for corpus, lengths in make_corpora(num_texts).items():
-        asked = corpus != ONLY_POLYVEC or name in (POLYVEC, INT8, FLOAT32)
-        if corpus in mine or not asked:
+        selected = corpus != LONG_CORPUS or name in (POLYVEC, INT8, FLOAT32)
+        if corpus in own or not selected:
             continue
         embed = embed or PEERS[name](folder, threads)
         ids = make_ids(lengths, config.vocab_size)
         embed([ids[0][:16]])
         seconds = []
-        # The best of three, or one where that takes minutes.
-        while len(seconds) < 3 and sum(seconds) < 120:
+        while len(seconds) < MAX_REPEATS and sum(seconds) < MAX_SECONDS:
             start = time.perf_counter()
             embed(ids)
             seconds.append(time.perf_counter() - start)
@@ -122,11 +123,11 @@ def time_peer(folder: Path, threads: int, num_texts: int, name: str) -> None:
 def time_mixing(
     embeds: dict[str, Callable[[list[list[int]]], np.ndarray]], ids: list[list[int]]
 ) -> list[tuple[str, float]]:
-    """Each peer's speed as a share of the last one's: medians over turns."""
-    seconds = np.empty((ROUNDS, len(embeds)))
+    """Return the speed of each function relative to the last one's, the median over rounds."""
+    seconds = np.empty((MIXING_ROUNDS, len(embeds)))
     for embed in embeds.values():
         embed(ids)
-    for turn in range(ROUNDS):
+    for turn in range(MIXING_ROUNDS):
         for number, embed in enumerate(embeds.values()):
             start = time.perf_counter()
             embed(ids)
@@ -135,7 +136,10 @@ def time_mixing(
 
 
 def measure_roofs(threads: int) -> dict[str, float]:
-    """FLOP/s of a large matrix product by the best library here, in each precision the CPU has."""
+    """Return FLOP/s of a large matrix product in each precision that the CPU has.
+
+    The faster of OpenVINO and PyTorch counts.
+    """
     import openvino as ov
     import torch
     from openvino import opset13 as ops
@@ -162,7 +166,7 @@ def measure_roofs(threads: int) -> dict[str, float]:
         node = ops.parameter([tokens, inputs], np.float32)
         products = [ops.matmul(node, ops.constant(weight), False, True) for weight in weights]
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        # The stubs describe another class of this name.
+        # The type stubs describe another class of this name.
         model = ov.Model(products, [node], "roof")  # pyright: ignore[reportGeneralTypeIssues]
         compiled = core.compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
@@ -175,45 +179,47 @@ def measure_roofs(threads: int) -> dict[str, float]:
 
 
 def make_report(
-    found: dict[str, dict[str, float]], layers: int, threads: int, num_texts: int
+    speeds: dict[str, dict[str, float]], layers: int, threads: int, num_texts: int
 ) -> str:
-    """What docs/performance.md says of speed."""
+    """Return the tables of docs/performance.md, from the tokens per second of each peer."""
     config = replace(ModelConfig(), num_layers=layers)
     corpora = make_corpora(num_texts)
-    roof = max(found["roof"].values())
     rows = []
-    for name in [name for name in NAMES if name in found]:
+    for name in [name for name in NAMES if name in speeds]:
         row = [name]
         for corpus in corpora:
-            speed = found[name].get(corpus)
-            ratio = found[POLYVEC][corpus] / speed if speed else 0
+            speed = speeds[name].get(corpus)
+            ratio = speeds[POLYVEC][corpus] / speed if speed else 0
             row.append(f"{speed:,.0f} ({ratio:.2f})" if speed else "")
         rows.append(row)
+    ratios = [
+        [f"{name}, relative to {FLOAT32}, on `mixed`", f"{speeds[name]['mixed'] / slowest:.2f}"]
+        for name in (POLYVEC, INT8)
+        if (slowest := speeds[FLOAT32]["mixed"])
+    ]
+    roofs = [
+        [f"matrix products of this machine in {name}", f"{flops / 1e9:.0f} GFLOP/s"]
+        for name, flops in speeds["roof"].items()
+    ]
     shares = []
     for corpus, lengths in corpora.items():
-        flops = count_flops(config, lengths) / sum(lengths) * found[POLYVEC][corpus]
-        shares.append(f"{corpus}: {flops / roof:.0%}")
-    times = " and ".join(
-        f"{found[name]['mixed'] / found[FLOAT32]['mixed']:.2f} times ({name})"
-        for name in (POLYVEC, INT8)
-    )
-    mixing = found[MIXING]["polyvec, five tasks mixed"]
-    roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in found["roof"].items())
+        flops = count_flops(config, lengths) / sum(lengths) * speeds[POLYVEC][corpus]
+        share = flops / max(speeds["roof"].values())
+        shares.append([f"{POLYVEC}, share of the fastest of these, on `{corpus}`", f"{share:.0%}"])
+    mixing = f"{speeds[MIXING]['polyvec, five tasks mixed']:.0%}"
     versions = ("openvino", "torch", "transformers", "onnxruntime", "numpy")
     return "\n\n".join(
         [
-            "## Speed",
-            f"Tokens a second of a full-width model of {layers} layers, threads: {threads}, and "
-            "in brackets how many times that polyvec reaches. Tokens are counted without padding, "
-            "and tokenising is left out for all. Peers: batches of 32 sorted by length and padded, "
-            f"no adapters. `mixed`: {num_texts} texts of log-normal length, median 60 tokens, up "
-            "to 1,024.",
-            table(["", *corpora], rows),
-            f"On `mixed`, polyvec reaches {times} the speed of {FLOAT32}.",
-            f"Matrix-product roof of this machine, measured in the same run: {roofs}. polyvec's "
-            f"share of the highest, end to end: {', '.join(shares)}.",
-            f"A batch that mixes all five tasks runs at {mixing:.0%} of the speed of one task "
-            f"merged into the weights (on `8 x 128`; the median of {ROUNDS} pairs, in turns).",
+            table(["tokens per second", *corpora], rows),
+            table(
+                ["measured in the same run", ""],
+                [
+                    *ratios,
+                    *roofs,
+                    *shares,
+                    ["five tasks mixed, relative to one task merged, on `8 x 128`", mixing],
+                ],
+            ),
             f"{describe_machine(*versions)} "
             f"`python -m benchmarks.speed --threads {threads} --texts {num_texts}`",
         ]

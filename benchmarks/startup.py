@@ -1,7 +1,7 @@
-"""What starting costs: the command line on the bundled model, the full-size model, the install.
+"""Start-up time and memory of the command line and of the full-size model, and the install size.
 
-`python -m benchmarks.startup`, after `python -m benchmarks.size`; two minutes. It installs the
-package into a fresh environment, which needs a package index.
+Run `python -m benchmarks.size` first, and then `python -m benchmarks.startup`, which takes two
+minutes. It installs the package into a fresh environment, which needs a package index.
 """
 
 import os
@@ -28,10 +28,10 @@ Encoder.load(Path(sys.argv[1]), device="cpu", merge=merge).encode(["A text."], t
 
 
 def main(folder: Path = Path("build/full"), runs: int = 5, install: bool = True) -> None:
-    """Measure, and write the section of docs/performance.md."""
+    """Measure, and write the tables to docs/performance.md."""
     embed = [sys.executable, "-m", "polyvec", "embed", "A text."]
     load = [sys.executable, "-c", LOAD, str(folder)]
-    # Not what `benchmarks.speed` leaves in other sub-folders.
+    # Other sub-folders can contain files of `benchmarks.speed`.
     files = [*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
     stored = sum(file.stat().st_size for file in files)
     rows = []
@@ -40,17 +40,12 @@ def main(folder: Path = Path("build/full"), runs: int = 5, install: bool = True)
         (f"load {folder.name} ({stored / 1e9:.2f} GB in bf16) and embed one text", load),
         ("the same, one task merged into the weights", [*load, "retrieval.passage"]),
     ):
-        # The first run may read from a cold disk; it is not counted.
+        # The first run is not counted, because it may read from a cold disk.
         measured = [run(command) for _ in range(runs + 1)][1:]
         seconds, peak = median(m[0] for m in measured), max(m[1] for m in measured)
-        ratio = f"{peak / stored:.2f} of the file" if command[1] == "-c" else ""
+        ratio = f"{peak / stored:.2f}" if command[1] == "-c" else ""
         rows.append([name, f"{seconds:.2f} s", f"{peak / 1e6:,.0f} MB", ratio])
-    body = [
-        "## Start-up and memory",
-        f"Wall time (median of {runs}) and peak resident memory, memory-mapped pages of the file "
-        "included.",
-        table(["", "time", "peak memory", ""], rows),
-    ]
+    body = [table(["", f"time, median of {runs}", "peak memory", "memory / file size"], rows)]
     if install:
         body.append(install_fresh())
     body.append(f"{describe_machine('openvino', 'tokenizers')} `python -m benchmarks.startup`")
@@ -61,10 +56,10 @@ def main(folder: Path = Path("build/full"), runs: int = 5, install: bool = True)
 
 
 def run(command: list[str]) -> tuple[float, int]:
-    """Seconds of wall time and peak resident bytes of a process."""
+    """Run a process, and return its seconds of wall time and its peak resident bytes."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    # Unlike the whole family's usage, wait4 gives that of this one child.
+    # wait4 returns the usage of this child alone, and not that of all children.
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
@@ -73,7 +68,7 @@ def run(command: list[str]) -> tuple[float, int]:
 
 
 def install_fresh() -> str:
-    """Install the package into an empty environment; a table of what came, and its size."""
+    """Install the package into an empty environment, and return a sentence about its size."""
     with tempfile.TemporaryDirectory() as place:
         venv.create(place, with_pip=True)
         python = Path(place) / "bin" / "python"
@@ -86,11 +81,11 @@ def install_fresh() -> str:
             if path.name not in before and path.is_dir()
         }
     if "torch" in sizes:
-        sys.exit("the core install brings PyTorch")
+        sys.exit("the core install contains PyTorch")
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:6]
     listed = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in largest)
     total = sum(sizes.values()) / 1e6
-    return f"`pip install .` in a fresh environment: **{total:.0f} MB**, no PyTorch ({listed}; MB)."
+    return f"`pip install .` in a fresh environment: **{total:.0f} MB** (largest: {listed}; MB)."
 
 
 if __name__ == "__main__":

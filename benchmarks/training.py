@@ -96,13 +96,9 @@ def main(steps: int = 12, batch: int = 64, threads: int = 2, write: bool = True)
     header = ["lengths", "precision", *PEERS, "ratio"]
     body = "\n\n".join(
         [
-            "## Training",
-            "Tokens per second of stage 2 (InfoNCE over the batch, AdamW) at polyvec-mini's size, "
-            f"with batches of {batch} pairs and {threads} threads. Tokens are counted without "
-            "padding. Mixed lengths are log-normal between 4 and 256 tokens, like those of "
-            "sentences and paragraphs. Equal lengths are 64 tokens, so that there is no padding.",
             table(header, rows),
-            describe_machine("torch", "transformers", "sentence-transformers"),
+            f"{describe_machine('torch', 'transformers', 'sentence-transformers')} "
+            f"`python -m benchmarks.training --batch {batch} --threads {threads}`",
         ]
     )
     sys.stdout.write(body + "\n")

@@ -1,4 +1,4 @@
-"""mteb's own tasks go through our encoder; what cannot be reached is a clear error."""
+"""mteb's own tasks run with our encoder, and unreachable data is a clear error."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import pytest
 
 from polyvec.cli.eval import EvalOptions
 from polyvec.eval import MtebEncoder, evaluate
+from polyvec.eval.markdown_report import render_report
 from polyvec.eval.models import BUNDLED, encoder_embed, encoder_meta, load_encoder
 from polyvec.eval.mteb_tasks import benchmark_tasks, load_task
-from polyvec.eval.report import render_report
 from polyvec.eval.results import read_summaries
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-"""mteb's mock tasks are so small that scikit-learn warns of them."""
+"""mteb's mock tasks are so small that scikit-learn warns about them."""
 
 
 def tiny_encoder(folder: Path) -> MtebEncoder:
@@ -28,15 +28,15 @@ def test_mtebs_own_mock_tasks_pass(tiny_model: Path) -> None:
     assert len(ran) > 20
 
 
-def test_tasks_that_are_not_folders_are_kept_and_reported(tmp_path: Path, tiny_model: Path) -> None:
+def test_tasks_of_mteb_are_stored_and_reported(tmp_path: Path, tiny_model: Path) -> None:
     names = ("MockSTSTask", "MockMultilingualRerankingTask", "MockRetrievalTask")
     tasks = [t for t in mteb.mocks.ALL_MOCK_TASK_TEST_GRID if type(t).__name__ in names]
     assert len(tasks) == len(names)
     summary = evaluate(tiny_encoder(tiny_model), tasks, results=tmp_path, progress=False)
     for task in tasks:
         (path,) = (tmp_path / "mteb").rglob(f"{task.metadata.name}.json")
-        whole = mteb.TaskResult.from_disk(path).get_score()
-        assert summary.tasks[task.metadata.name].score.value == pytest.approx(whole)
+        expected = mteb.TaskResult.from_disk(path).get_score()
+        assert summary.tasks[task.metadata.name].score.value == pytest.approx(expected)
     page = render_report(read_summaries(tmp_path))
     assert "reranking" in page
 

@@ -17,7 +17,7 @@ from polyvec.eval.baselines import model_meta
 from polyvec.eval.models import encoder_embed, encoder_meta
 from polyvec.eval.results import TaskScore
 from polyvec.tasks import TASKS
-from tests.eval.test_runner import retrieval, sts
+from tests.eval.synthetic import retrieval_folder, sts_folder
 from tests.processes import start_server
 
 # What transformers says when PEFT asks it.
@@ -33,8 +33,8 @@ PROMPTS = {task.name: task.prompt for task in TASKS}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks, which three adapters read."""
     root = tmp_path_factory.mktemp("data")
-    sts(root)
-    retrieval(root)
+    sts_folder(root)
+    retrieval_folder(root)
     return root
 
 

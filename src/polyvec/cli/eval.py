@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 BUNDLED = "polyvec-mini"
 """The name of the bundled model in results."""
 
-RESULTS = Path("docs/results")
-REPORT = Path("docs/results.md")
-PAGE = Path("docs/results.html")
+RESULTS = Path("results")
+REPORT = Path("results/README.md")
+PAGE = Path("results/results.html")
 README = Path("README.md")
 
 ABLATION_TASKS = (
@@ -61,10 +61,9 @@ class EvalOptions:
     """Options of every verb that scores: the tasks, their data, and the folder for the scores."""
 
     tasks: tuple[str, ...] = ()
-    """A name of task folders (`tydiqa-*`), a type of them (sts, retrieval, bitext, classification,
-    clustering, pair_classification, longdoc), or the name of one of mteb's own tasks, which mteb
-    downloads. Repeat the option to name several. By default, `run` scores all task folders, and a
-    comparison scores some small ones."""
+    """A name of task folders (`tydiqa-*`), a type of them (for example sts or retrieval), or the
+    name of one of mteb's own tasks, which mteb downloads. Repeat the option to name several. By
+    default, `run` scores all task folders, and a comparison scores some small ones."""
 
     benchmark: str = ""
     """The name of one of mteb's benchmarks, for example "MTEB(eng, v2)", "MTEB(Multilingual, v2)"
@@ -121,7 +120,7 @@ def run(
 
     polyvec eval run polyvec-mini all-MiniLM-L6-v2 tf-idf bm25 --data data/
 
-    polyvec eval run path/to/model --data data/ --against docs/results/polyvec-mini.json
+    polyvec eval run path/to/model --data data/ --against results/polyvec-mini.json
 
     Parameters
     ----------
@@ -139,9 +138,9 @@ def run(
         The options that all verbs share.
 
     """
+    from polyvec.eval.markdown_report import ordered, task_table
     from polyvec.eval.models import load_model
-    from polyvec.eval.report import ordered, task_table
-    from polyvec.eval.results import falls, read_summary
+    from polyvec.eval.results import read_summary, regressions
     from polyvec.eval.runner import evaluate
 
     # Read first, because this run may replace the file.
@@ -156,7 +155,7 @@ def run(
     if before is None:
         return ExitStatus.DONE
     chosen = {task.metadata.name for task in tasks}
-    worse = [line for summary in summaries for line in falls(before, summary, chosen)]
+    worse = [line for summary in summaries for line in regressions(before, summary, chosen)]
     sys.stdout.write("\n".join(worse) + "\n" if worse else f"no score fell below {against}\n")
     return ExitStatus.INCOMPLETE if worse else ExitStatus.DONE
 
@@ -178,17 +177,12 @@ def dims(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import (
-        encoder_embed,
-        encoder_meta,
-        load_encoder,
-        remembered,
-        truncated,
-    )
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
     from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import cached, truncated
 
     encoder = load_encoder(model, options.device)
-    embed = remembered(encoder_embed(encoder))
+    embed = cached(encoder_embed(encoder))
     cuts = {
         str(dim): MtebEncoder(truncated(embed, dim), encoder_meta(model))
         for dim in encoder.config.dims
@@ -213,11 +207,12 @@ def adapters(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> Non
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder, remembered
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
     from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import cached
 
     # The paper's choice is always one of the other adapters, whose vectors are kept.
-    embed = remembered(encoder_embed(load_encoder(model, options.device)))
+    embed = cached(encoder_embed(load_encoder(model, options.device)))
     meta = encoder_meta(model)
     fixed = {name: MtebEncoder(embed, meta, choose=_choose(name)) for name in get_args(Adapter)}
     compare("adapter", fixed, options, ABLATION_TASKS)
@@ -240,13 +235,9 @@ def prompts(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import (
-        encoder_embed,
-        encoder_meta,
-        load_encoder,
-        without_instructions,
-    )
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
     from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import without_instructions
 
     encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     variants = {
@@ -276,8 +267,9 @@ def long(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import at_base, encoder_meta, load_encoder
+    from polyvec.eval.models import encoder_meta, load_encoder
     from polyvec.eval.protocol import MtebEncoder
+    from polyvec.eval.variants import at_base
 
     encoder, meta = load_encoder(model, options.device), encoder_meta(model)
     variants = {
@@ -303,12 +295,12 @@ def quantised(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> No
         The options that all verbs share.
 
     """
-    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder, remembered
+    from polyvec.eval.models import encoder_embed, encoder_meta, load_encoder
     from polyvec.eval.protocol import MtebEncoder
-    from polyvec.eval.quantised import as_binary, as_int8, rescore
+    from polyvec.eval.variants import as_binary, as_int8, cached, rescore
 
     encoder, meta = load_encoder(model, options.device), encoder_meta(model)
-    embed = remembered(encoder_embed(encoder))
+    embed = cached(encoder_embed(encoder))
     variants = {
         "float32": MtebEncoder(embed, meta),
         "int8": MtebEncoder(as_int8(embed), meta),
@@ -351,15 +343,15 @@ def late_chunking(
         The options that all verbs share.
 
     """
-    from polyvec.eval.chunk_search import ChunkSearch, Cut
+    from polyvec.eval.chunk_search import Chunking, ChunkSearch
     from polyvec.eval.models import encoder_meta, load_encoder
 
     encoder, meta = load_encoder(model, options.device), encoder_meta(model)
-    cuts = {"whole": Cut(tokens=None)}
+    cuts = {"whole": Chunking(tokens=None)}
     for size in sizes:
-        cuts[f"naive-{size}"] = Cut(tokens=size, late=False)
-        cuts[f"late-{size}"] = Cut(tokens=size)
-        cuts[f"long-{size}"] = Cut(tokens=size, window=window)
+        cuts[f"naive-{size}"] = Chunking(tokens=size, late=False)
+        cuts[f"late-{size}"] = Chunking(tokens=size)
+        cuts[f"long-{size}"] = Chunking(tokens=size, window=window)
     choose = _choose(adapter)
     variants = {name: ChunkSearch(encoder, meta, cut, choose) for name, cut in cuts.items()}
     what = "chunks" if adapter == "paper" else f"chunks by {adapter}"
@@ -420,7 +412,7 @@ def report(
 
     """
     from polyvec.eval.html_report import render_page
-    from polyvec.eval.report import fill_summary, render_report
+    from polyvec.eval.markdown_report import fill_summary, render_report
     from polyvec.eval.results import read_summaries
 
     summaries = read_summaries(results)
@@ -436,7 +428,7 @@ def compare(
     what: str, variants: Mapping[str, "Model"], options: EvalOptions, tasks: Sequence[str]
 ) -> None:
     """Score variants of one model, keep each as a result of its own, and print a table."""
-    from polyvec.eval.report import variant_table
+    from polyvec.eval.markdown_report import variant_table
     from polyvec.eval.runner import evaluate
 
     selected = options.select_tasks(tasks)

@@ -1,6 +1,6 @@
-"""A running embeddings server as a model: OpenAI's request, with the task as Jina's API has it.
+"""A running embeddings server as a model: OpenAI's API, with the task of Jina's API.
 
-mteb's own OpenAI wrapper can name no task, and counts tokens with a vocabulary that it downloads.
+mteb's own OpenAI wrapper cannot send a task, and counts tokens with a vocabulary that it downloads.
 
 Axes in this file: B texts, D width.
 """
@@ -16,49 +16,55 @@ from jaxtyping import Float32
 from polyvec.eval.baselines import model_meta
 from polyvec.eval.protocol import ChooseAdapter, MtebEncoder, paper_adapter
 
-BATCH_TEXTS = 64
-TIMEOUT = 600
-"""Seconds: a batch of long texts takes minutes on a processor."""
+TEXTS_PER_REQUEST = 64
+TIMEOUT_SECONDS = 600
+"""A request of long texts takes minutes on a CPU."""
+
+MAX_ERROR_CHARACTERS = 300
 
 
 def load_server(url: str, *, choose: ChooseAdapter = paper_adapter) -> MtebEncoder:
-    """The first model of the server at `url`, which ends in `/v1`.
+    """Return the first model of the server at `url`, which ends in `/v1`.
 
-    Adapters are asked for as `task`; where `choose` gives None the request is OpenAI's own. A key
-    is taken from OPENAI_API_KEY, where OpenAI's client looks for it. Raises ValueError if there
-    is no such server, or it refuses.
+    The adapter is sent as `task`. If `choose` returns None, the request is plain OpenAI. The
+    API key is read from OPENAI_API_KEY, as in OpenAI's client. Raises ValueError if no server
+    answers, or if it refuses a request.
     """
     url = url.rstrip("/")
-    models = _ask(f"{url}/models")["data"]
+    models = _request(f"{url}/models")["data"]
     if not models:
         raise ValueError(f"{url} serves no model")
     name = models[0]["id"]
 
     def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
-        rows = []
-        for start in range(0, len(texts), BATCH_TEXTS):
-            body: dict[str, object] = {"model": name, "input": texts[start : start + BATCH_TEXTS]}
+        embeddings = []
+        for start in range(0, len(texts), TEXTS_PER_REQUEST):
+            body: dict[str, object] = {
+                "model": name,
+                "input": texts[start : start + TEXTS_PER_REQUEST],
+            }
             if adapter is not None:
-                # Jina's API refuses long texts unless told to cut them, as `Encoder` does.
+                # Jina's API rejects long texts unless `truncate` is set; `Encoder` truncates them.
                 body |= {"task": adapter, "truncate": True}
-            items = sorted(_ask(f"{url}/embeddings", body)["data"], key=lambda item: item["index"])
-            rows += [item["embedding"] for item in items]
-        vectors = np.array(rows, np.float32)
+            answer = _request(f"{url}/embeddings", body)
+            items = sorted(answer["data"], key=lambda item: item["index"])
+            embeddings += [item["embedding"] for item in items]
+        vectors = np.array(embeddings, np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     return MtebEncoder(embed, model_meta(f"{name.rpartition('/')[2]}-served", "1"), choose=choose)
 
 
-def _ask(url: str, body: dict[str, object] | None = None) -> dict:
+def _request(url: str, body: dict[str, object] | None = None) -> dict:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(Request(url, data, headers), timeout=TIMEOUT) as answer:
+        with urlopen(Request(url, data, headers), timeout=TIMEOUT_SECONDS) as answer:
             return json.load(answer)
     except HTTPError as error:
-        words = error.read().decode(errors="replace")[:300]
-        raise ValueError(f"{url} answered {error.code}: {words}") from error
+        message = error.read().decode(errors="replace")[:MAX_ERROR_CHARACTERS]
+        raise ValueError(f"{url} answered {error.code}: {message}") from error
     except URLError as error:
         raise ValueError(f"no server answers at {url}: {error.reason}") from error

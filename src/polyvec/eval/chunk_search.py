@@ -1,4 +1,4 @@
-"""Retrieval by chunks: a document scores what its best chunk scores.
+"""Retrieval by chunks: the score of a document is the score of its best chunk.
 
 Axes in this file: B queries, S chunks of all documents, D width.
 """
@@ -20,42 +20,43 @@ from mteb.types import (
 
 from polyvec.encoder import Encoder
 from polyvec.eval.protocol import ChooseAdapter, paper_adapter
-from polyvec.eval.task_folders import Rows
+from polyvec.eval.task_kinds import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """How documents become vectors."""
+class Chunking:
+    """How documents are cut into chunks and embedded."""
 
     tokens: int | None
-    """Of a chunk; None keeps a document whole, up to the model's longest text."""
+    """Tokens of a chunk. None embeds each document whole, up to the model's longest text."""
 
     late: bool = True
-    """Whether a chunk has seen the rest of its window (Günther et al. 2024), or only itself."""
+    """Whether a chunk is pooled from the states of its whole window (late chunking, Günther et al.
+    2024) or embedded by itself."""
 
     window: int | None = None
-    """Tokens that are read together; None for the model's longest text."""
+    """Tokens of one forward pass. None is the model's longest text."""
 
 
 class ChunkSearch:
-    """An encoder as mteb's `SearchProtocol` wants it, over chunks."""
+    """An encoder that implements mteb's `SearchProtocol` over chunks."""
 
     def __init__(
         self,
         encoder: Encoder,
         meta: ModelMeta,
-        cut: Cut,
+        chunking: Chunking,
         choose: ChooseAdapter = paper_adapter,
     ) -> None:
-        """Cut every document as `cut` says; `choose` says which adapter reads a side."""
+        """Search with `encoder`; `choose` returns the adapter for queries and for documents."""
         self.encoder = encoder
         self.mteb_model_meta = meta
-        self.cut = cut
+        self.chunking = chunking
         self.choose = choose
-        self.names: list[str] = []
+        self.document_ids: list[str] = []
         self.chunks: Float32[np.ndarray, "S D"] = np.empty((0, encoder.config.width), np.float32)
         self.starts: Int[np.ndarray, " _documents"] = np.empty(0, np.int64)
-        """The first chunk of each document."""
+        """Position of the first chunk of each document."""
 
     def index(
         self,
@@ -67,16 +68,16 @@ class ChunkSearch:
         encode_kwargs: EncodeKwargs,
         num_proc: int | None,
     ) -> None:
-        """Read all documents."""
+        """Embed the chunks of all documents."""
         adapter = self.choose(task_metadata, PromptType.document)
         rows: Rows = corpus.to_list()
-        self.names = [str(row["id"]) for row in rows]
+        self.document_ids = [str(row["id"]) for row in rows]
         texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
-        if self.cut.tokens is None:
+        if self.chunking.tokens is None:
             vectors = [self.encoder.encode(texts, task=adapter, progress=False)]
             self.starts = np.arange(len(texts))
         else:
-            vectors = [self._cut(text, adapter, self.cut.tokens) for text in texts]
+            vectors = [self._embed_chunks(text, adapter, self.chunking.tokens) for text in texts]
             counts = [len(part) for part in vectors]
             self.starts = np.cumsum([0, *counts[:-1]])
         self.chunks = np.concatenate(vectors)
@@ -93,23 +94,25 @@ class ChunkSearch:
         top_ranked: TopRankedDocumentsType | None = None,
         num_proc: int | None,
     ) -> RetrievalOutputType:
-        """For each query the `top_k` documents, by their best chunks."""
+        """Return the `top_k` best documents for each query, with their scores."""
         adapter = self.choose(task_metadata, PromptType.query)
         rows: Rows = queries.to_list()
-        asked = self.encoder.encode([row["text"] for row in rows], task=adapter, progress=False)
-        scores = np.maximum.reduceat(asked @ self.chunks.T, self.starts, axis=1)
-        found: RetrievalOutputType = {}
-        for row, line in zip(rows, scores, strict=True):
-            best = np.argsort(-line, kind="stable")[:top_k]
-            found[str(row["id"])] = {self.names[i]: float(line[i]) for i in best}
-        return found
+        vectors = self.encoder.encode([row["text"] for row in rows], task=adapter, progress=False)
+        scores = np.maximum.reduceat(vectors @ self.chunks.T, self.starts, axis=1)
+        results: RetrievalOutputType = {}
+        for row, own in zip(rows, scores, strict=True):
+            best = np.argsort(-own, kind="stable")[:top_k]
+            results[str(row["id"])] = {self.document_ids[i]: float(own[i]) for i in best}
+        return results
 
-    def _cut(self, text: str, adapter: str | None, tokens: int) -> Float32[np.ndarray, "_S D"]:
+    def _embed_chunks(
+        self, text: str, adapter: str | None, tokens: int
+    ) -> Float32[np.ndarray, "_S D"]:
         return self.encoder.encode_chunks(
             text,
             task=adapter,
             chunks=tokens,
-            late=self.cut.late,
-            window=self.cut.window,
+            late=self.chunking.late,
+            window=self.chunking.window,
             progress=False,
         ).vectors

@@ -1,6 +1,6 @@
-"""The report as one HTML file: the Markdown page's tables, and plots drawn as SVG inside it.
+"""The report as one HTML file: the tables of the Markdown page, and plots as inline SVG.
 
-Nothing is fetched when it is opened. The same results give the same file, byte for byte.
+The file loads nothing from elsewhere. The same results always give the same file, byte for byte.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,10 @@ import matplotlib as mpl
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from polyvec.eval.published import PAPER_DIMS, PAPER_SIZES
-from polyvec.eval.report import COLUMNS, comparisons, group, ordered, render_report
+from polyvec.eval.markdown_report import comparisons, render_report, unchanged_models
+from polyvec.eval.paper_scores import PAPER_DIMS, PAPER_SIZES
 from polyvec.eval.results import Summary
+from polyvec.eval.task_kinds import COLUMNS, report_column
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -27,25 +28,28 @@ figure { margin: 1.5rem 0; overflow-x: auto }
 pre { background: #f3f6f9; padding: .6rem 1rem; overflow-x: auto }
 """
 
-LENGTHS = ("passkey", "needle")
+LENGTH_TASKS = ("passkey", "needle")
 """Tasks whose names end in the length of a document, in tokens."""
 
-ADAPTER_ROWS = ("text-matching", "retrieval", "classification", "separation", "none", "paper")
-"""In the order of `COLUMNS`: where each adapter wins its own kind, the best cells run downwards."""
+ADAPTER_ORDER = ("text-matching", "retrieval", "classification", "separation", "none", "paper")
+"""Rows of the adapter plot, in the order of `COLUMNS`: if each adapter is the best for its own kind
+of task, the best cells form a diagonal."""
 
-MARKERS = {"STS": "x", "retrieval": "+"}
-"""Of the paper's lines, which are all grey."""
+PAPER_MARKERS = {"STS": "x", "retrieval": "+"}
+"""Point markers of the paper's lines, which are all grey."""
 
-MOST_LABELS = 40
-"""More bars than these need small letters."""
+MAX_LARGE_LABELS = 40
+"""A plot with more bars has labels in small letters."""
 
 
 def render_page(summaries: Sequence[Summary]) -> str:
-    """The whole page: plots of what there is first, then every table of docs/results.md."""
+    """Return the whole page: first the plots, then all tables of the Markdown page."""
     title, _, rest = render_report(summaries).partition("\n")
     tables = MarkdownIt("commonmark").enable("table").render(rest)
     tables = tables.replace("<table>", '<div class="table"><table>')
     tables = tables.replace("</table>", "</table></div>")
+    # This page needs no link to itself.
+    tables = tables.replace('<a href="results.html">results.html</a>', "this page")
     plots = [f"<figure>{as_svg(figure)}</figure>" for figure in figures(summaries)]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -57,17 +61,17 @@ def render_page(summaries: Sequence[Summary]) -> str:
 
 
 def figures(summaries: Sequence[Summary]) -> list[Figure]:
-    """A plot for each question that the results can answer."""
-    whole = ordered([summary for summary in summaries if not summary.variant])
-    based = [summary for summary in summaries if summary.variant.startswith("base ")]
-    drawn = [PLOTS[word](variants) for word, variants in comparisons(summaries) if word in PLOTS]
-    if curves := length_curves([*whole, *based]):
-        drawn.append(plot_lengths(curves))
-    return drawn + plot_languages(whole[0])
+    """Return all plots for which the results contain scores."""
+    models = unchanged_models(summaries)
+    rotary_bases = [summary for summary in summaries if summary.variant.startswith("base ")]
+    plots = [PLOTS[word](variants) for word, variants in comparisons(summaries) if word in PLOTS]
+    if curves := length_curves([*models, *rotary_bases]):
+        plots.append(plot_lengths(curves))
+    return plots + plot_languages(models[0])
 
 
 def as_svg(figure: Figure) -> str:
-    """The `<svg>` element alone, without a date or random names in it."""
+    """Return the `<svg>` element of a figure, without a date and without random names."""
     text = StringIO()
     with mpl.rc_context({"svg.hashsalt": "polyvec", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -75,19 +79,18 @@ def as_svg(figure: Figure) -> str:
 
 
 def plot_dims(variants: Sequence[Summary]) -> Figure:
-    """Each kind's mean score against the Matryoshka dim."""
+    """Plot the mean score of each kind of task against the Matryoshka dim."""
     figure = Figure((8, 4), layout="constrained")
     axes = figure.subplots()
-    dims = {int(s.variant.removeprefix("dim ")): kind_means(s) for s in variants}
-    for kind in COLUMNS:
-        points = [(dim, means[kind]) for dim, means in sorted(dims.items()) if kind in means]
+    dims = {int(s.variant.removeprefix("dim ")): column_means(s) for s in variants}
+    for column in COLUMNS:
+        points = [(dim, means[column]) for dim, means in sorted(dims.items()) if column in means]
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=kind)
-    for kind, values in PAPER_DIMS.items():
-        label = f"{kind}: jina-embeddings-v3, other tasks"
-        axes.plot(
-            PAPER_SIZES, values, linestyle=":", color="grey", marker=MARKERS[kind], label=label
-        )
+            axes.plot(*zip(*points, strict=True), marker="o", label=column)
+    for column, values in PAPER_DIMS.items():
+        label = f"{column}: jina-embeddings-v3, other tasks"
+        marker = PAPER_MARKERS[column]
+        axes.plot(PAPER_SIZES, values, ":", color="grey", marker=marker, label=label)
     axes.set_xscale("log", base=2)
     ticks = sorted({*dims, *PAPER_SIZES})
     axes.set_xticks(ticks, [str(dim) for dim in ticks])
@@ -98,9 +101,9 @@ def plot_dims(variants: Sequence[Summary]) -> Figure:
 
 
 def length_curves(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[int, float]]]:
-    """Scores by kind of task, model and length; a model needs two lengths to make a curve."""
+    """Return scores by task, model and length, for models with scores at two lengths or more."""
     curves: dict[str, dict[str, dict[int, float]]] = {}
-    for kind in LENGTHS:
+    for kind in LENGTH_TASKS:
         for summary in summaries:
             points = {
                 int(name.removeprefix(f"{kind}-")): 100 * task.score.value
@@ -114,7 +117,7 @@ def length_curves(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[int,
 
 
 def plot_lengths(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
-    """Score against the length of the documents, a panel for passkeys and one for needles."""
+    """Plot scores against the length of the documents, with one panel per task."""
     figure = Figure((10, 4), layout="constrained")
     for axes, (kind, lines) in zip(
         figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
@@ -126,21 +129,21 @@ def plot_lengths(curves: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Fig
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
         axes.set(
-            title=f"Length: {kind}", xlabel="tokens a document", ylabel="nDCG@1", ylim=(0, 103)
+            title=f"Length: {kind}", xlabel="tokens per document", ylabel="nDCG@1", ylim=(0, 103)
         )
     _finish(figure)
     return figure
 
 
 def plot_adapters(variants: Sequence[Summary]) -> Figure:
-    """A heat map: rows are adapters, columns kinds of task, colours relative to the column."""
-    found = {s.variant.removeprefix("adapter "): kind_means(s) for s in variants}
-    means = {name: found[name] for name in sorted(found, key=_adapter_order)}
+    """Plot a heat map of adapters by kinds of task, with colours relative to each kind's best."""
+    scores = {s.variant.removeprefix("adapter "): column_means(s) for s in variants}
+    means = {name: scores[name] for name in sorted(scores, key=_adapter_order)}
     kinds = [kind for kind in COLUMNS if all(kind in row for row in means.values())]
     figure = Figure((1.2 * len(kinds) + 3, 0.5 * len(means) + 1.5), layout="constrained")
     axes = figure.subplots()
     best = {kind: max(row[kind] for row in means.values()) for kind in kinds}
-    # Kinds differ more from one another than adapters do: what counts is the loss to the best.
+    # Kinds of task differ more than adapters do, so colours show the distance to the best adapter.
     losses = [[row[kind] - best[kind] for kind in kinds] for row in means.values()]
     image = axes.imshow(losses, cmap="viridis", vmin=-10, vmax=0, aspect="auto")
     for y, row in enumerate(means.values()):
@@ -161,12 +164,12 @@ PLOTS: dict[str, Callable[[Sequence[Summary]], Figure]] = {
     "dim": plot_dims,
     "adapter": plot_adapters,
 }
-"""By the word that names a comparison."""
+"""Plots of comparisons, by the comparison's name."""
 
 
 def plot_languages(summary: Summary) -> list[Figure]:
-    """Bars by language, the best first, for each task of several languages."""
-    drawn = []
+    """Plot bars by language, the best first, for each task with at least three languages."""
+    plots = []
     for name, task in summary.tasks.items():
         if len(task.subsets) < 3:
             continue
@@ -175,30 +178,31 @@ def plot_languages(summary: Summary) -> list[Figure]:
         axes = figure.subplots()
         values = [100 * score.value for _, score in scores]
         axes.bar(range(len(scores)), values, color="#4878a8")
-        letters = 9 if len(scores) <= MOST_LABELS else 6
+        font_size = 9 if len(scores) <= MAX_LARGE_LABELS else 6
         labels = [language.removesuffix("-en") for language, _ in scores]
-        axes.set_xticks(range(len(scores)), labels, rotation=90, fontsize=letters)
+        axes.set_xticks(range(len(scores)), labels, rotation=90, fontsize=font_size)
         axes.margins(x=0.005)
         axes.set(title=f"{name} by language: {summary.model}", ylabel="score")
-        drawn.append(figure)
-    return drawn
+        plots.append(figure)
+    return plots
 
 
-def kind_means(summary: Summary) -> dict[str, float]:
-    """The mean score of each kind of task, times 100."""
+def column_means(summary: Summary) -> dict[str, float]:
+    """Return the mean score of each column of the report, times 100."""
     scores: dict[str, list[float]] = {}
     for name, task in summary.tasks.items():
-        scores.setdefault(group(name, task), []).append(100 * task.score.value)
-    return {kind: mean(values) for kind, values in scores.items()}
+        column = report_column(name, task.kind)
+        scores.setdefault(column, []).append(100 * task.score.value)
+    return {column: mean(values) for column, values in scores.items()}
 
 
 def _adapter_order(name: str) -> tuple[bool, int, str]:
-    known = name in ADAPTER_ROWS
-    return (not known, ADAPTER_ROWS.index(name) if known else 0, name)
+    known = name in ADAPTER_ORDER
+    return (not known, ADAPTER_ORDER.index(name) if known else 0, name)
 
 
 def _finish(figure: Figure) -> None:
-    """A grid, and one legend under all panels, where it hides no line."""
+    """Add a grid, and one legend below all panels, so that it hides no line."""
     lines = {}
     for axes in figure.axes:
         axes.grid(alpha=0.3)

@@ -1,24 +1,21 @@
-"""The models that mteb can score, by name.
-
-Axes in this file: B texts, D width.
-"""
+"""The models that mteb can score, by name."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import Encoder, find_model
 from polyvec.eval.api_model import load_server
-from polyvec.eval.baselines import BASELINES, fingerprint, load_sentence_transformer, model_meta
+from polyvec.eval.baselines import (
+    BASELINES,
+    load_sentence_transformer,
+    model_meta,
+    weights_fingerprint,
+)
 from polyvec.eval.protocol import ChooseAdapter, Embed, Model, MtebEncoder, paper_adapter
-from polyvec.outputs import truncate_and_normalise
-from polyvec.tasks import Task
 
 BUNDLED = "polyvec-mini"
 
@@ -29,15 +26,16 @@ OPENNESS = {
     "public_training_data": "docs/training.md",
     "adapted_from": "intfloat/multilingual-e5-small",
 }
-"""Of mteb's six points the bundled model has five; the sixth is a paper of its own."""
+"""The facts on mteb's leaderboard about the bundled model's openness. Of mteb's six criteria it
+meets five; the sixth is a paper about the model."""
 
 
 def load_model(name: str, *, choose: ChooseAdapter = paper_adapter, device: str = "auto") -> Model:
-    """The model called `name`.
+    """Load a model by its name.
 
-    `polyvec-mini` is the bundled model; those of `BASELINES` are baselines;
-    `st:FOLDER` is any sentence-transformers model on disk, `http://HOST/v1` a running server of
-    OpenAI's form; everything else goes to `Encoder.load`.
+    `polyvec-mini` is the bundled model and the names in `BASELINES` are baselines. `st:FOLDER` is a
+    sentence-transformers model on disk. `http://HOST/v1` is a running server with OpenAI's
+    embeddings API. `Encoder.load` loads every other name.
     """
     if name in BASELINES:
         return BASELINES[name]()
@@ -49,15 +47,15 @@ def load_model(name: str, *, choose: ChooseAdapter = paper_adapter, device: str 
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
-    """`polyvec-mini` is the bundled model; other names are folders or hub names."""
+    """Load the bundled model (`polyvec-mini`), a model folder, or a model of the hub."""
     return Encoder.load(None if name == BUNDLED else name, device=device)
 
 
 def encoder_meta(name: str) -> ModelMeta:
-    """What mteb files a model's results under, and what its leaderboard says of the model.
+    """Return the metadata under which mteb stores a model's results.
 
-    The revision is a fingerprint of the weights. What the bundled model's openness consists of is
-    said of it alone: of other folders it is not known.
+    The revision is a fingerprint of the weights. Openness is only stated for the bundled model,
+    because it is unknown for other folders.
     """
     folder = find_model(None if name == BUNDLED else name)
     config, weights = load_checkpoint(folder)
@@ -70,44 +68,10 @@ def encoder_meta(name: str) -> ModelMeta:
         "n_parameters": sum(math.prod(weight.shape) for weight in weights.values()),
     }
     openness = OPENNESS if name == BUNDLED else {}
-    return model_meta(Path(name).name, fingerprint(folder)).model_copy(update=known | openness)
+    meta = model_meta(Path(name).name, weights_fingerprint(folder))
+    return meta.model_copy(update=known | openness)
 
 
 def encoder_embed(encoder: Encoder) -> Embed:
-    """`encoder` as a function of texts and an adapter."""
+    """Return `encoder` as a function of texts and an adapter."""
     return lambda texts, adapter: encoder.encode(texts, task=adapter, progress=False)
-
-
-def truncated(embed: Embed, dim: int) -> Embed:
-    """The first `dim` coordinates of what `embed` gives, at length 1."""
-    return lambda texts, adapter: truncate_and_normalise(embed(texts, adapter), dim)
-
-
-def at_base(encoder: Encoder, base: float) -> Embed:
-    """`encoder`, its rotary positions turning at another base than the model's."""
-    plain = encoder_embed(encoder)
-
-    def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
-        encoder.engine.rope_base = base
-        return plain(texts, adapter)
-
-    return embed
-
-
-def without_instructions(encoder: Encoder) -> Encoder:
-    """`encoder` with its adapters, but no words before the text."""
-    tasks = tuple(Task(task.name) for task in encoder.config.tasks)
-    return Encoder(replace(encoder.config, tasks=tasks), encoder.tokenizer, encoder.engine)
-
-
-def remembered(embed: Embed) -> Embed:
-    """`embed`, never asked twice for the same text: for trying every dim of one model."""
-    vectors: dict[tuple[str | None, str], Float32[np.ndarray, " D"]] = {}
-
-    def recall(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
-        if new := [text for text in texts if (adapter, text) not in vectors]:
-            for text, vector in zip(new, embed(new, adapter), strict=True):
-                vectors[adapter, text] = vector
-        return np.stack([vectors[adapter, text] for text in texts])
-
-    return recall

@@ -8,9 +8,9 @@ from mteb.abstasks import AbsTask
 
 
 def benchmark_tasks(name: str) -> list[AbsTask]:
-    """The tasks of one of mteb's benchmarks: `MTEB(eng, v2)`, `MTEB(Multilingual, v2)` ...
+    """Return the tasks of one of mteb's benchmarks, such as `MTEB(eng, v2)` or `LongEmbed`.
 
-    `LongEmbed` is as mteb has it. Raises ValueError if mteb knows no such benchmark.
+    Raises ValueError if mteb has no such benchmark.
     """
     try:
         return list(mteb.get_benchmark(name).tasks)
@@ -20,23 +20,26 @@ def benchmark_tasks(name: str) -> list[AbsTask]:
 
 
 def registered_tasks(names: Sequence[str]) -> dict[str, AbsTask]:
-    """Those of `names` that mteb has a task for."""
-    found = {}
+    """Return the tasks that mteb has under any of `names`, by name."""
+    tasks = {}
     for name in names:
         try:
-            found[name] = mteb.get_task(name)
+            tasks[name] = mteb.get_task(name)
         except KeyError:
             continue
-    return found
+    return tasks
 
 
 def is_local(task: AbsTask) -> bool:
-    """Whether the task was made from a folder here."""
+    """Tell whether `task_folders` made the task."""
     return task.metadata.dataset["path"].startswith("local/")
 
 
 def load_task(task: AbsTask) -> None:
-    """Have the task's data in memory. Raises ValueError where the hub cannot be reached."""
+    """Load the task's data into memory.
+
+    Raises ValueError if the data is neither in the cache nor reachable.
+    """
     if task.data_loaded:
         return
     try:

@@ -1,4 +1,4 @@
-"""The encoder side of mteb's protocol: which adapter reads a text, and how vectors are compared.
+"""The encoder side of mteb's protocol: which adapter embeds a text, and how embeddings compare.
 
 Axes in this file: B texts, C texts on the other side, D width.
 """
@@ -14,61 +14,56 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta, SearchProtocol
 from mteb.types import PromptType
 
+from polyvec.eval.task_kinds import find_kind, is_long_context
+
 Embed = Callable[[list[str], str | None], Float[np.ndarray, "B D"]]
-"""Texts and one adapter's name (None for none) to vectors of length 1, or 0 if a text says nothing
-that the model knows."""
+"""Embeds texts with one adapter, by its name or None. The vectors have length 1, or length 0 for a
+text of which the model knows nothing."""
 
 Compare = Callable[[Float[np.ndarray, "B D"], Float[np.ndarray, "C D"]], Float[np.ndarray, "B C"]]
+"""Scores every text of one side with every text of the other side."""
 
 ChooseAdapter = Callable[[TaskMetadata, PromptType | None], str | None]
+"""Returns the adapter for one side of a task, by its name or None."""
 
-CHUNK_CHARACTERS = 200_000
-"""Texts go to the model in chunks of about this size, so that a progress bar moves."""
+PROGRESS_CHARACTERS = 200_000
+"""About how many characters are embedded between two updates of the progress bar."""
 
-SYMMETRIC = ("ArguAna*", "CQADupstack*", "Quora*", "LEMB*", "needle-*", "passkey-*", "qmsum-*")
-"""Retrieval whose two sides the paper reads alike: both are arguments or questions, or the
-task is of LongEmbed's (sections 6.2 and A.6)."""
-
-ADAPTERS = {
-    "Classification": "classification",
-    "MultilabelClassification": "classification",
-    "PairClassification": "classification",
-    "STS": "text-matching",
-    "BitextMining": "text-matching",
-    "Summarization": "text-matching",
-    "Clustering": "separation",
-    "Reranking": "separation",
-    "InstructionReranking": "separation",
-}
-"""mteb's task types and the paper's adapters; the other types are asymmetric retrieval."""
+SYMMETRIC = ("ArguAna*", "CQADupstack*", "Quora*")
+"""Retrieval tasks whose queries and documents are of the same form: arguments, or questions
+(arXiv:2409.10173, section 6.2)."""
 
 
 def paper_adapter(task: TaskMetadata, side: PromptType | None) -> str | None:
-    """The adapter with which the paper evaluates `task` (arXiv:2409.10173, section 6)."""
-    if task.type in ADAPTERS:
-        return ADAPTERS[task.type]
-    if any(fnmatch(task.name, pattern) for pattern in SYMMETRIC):
+    """Return the adapter with which the paper evaluates `task` (arXiv:2409.10173, section 6).
+
+    Symmetric retrieval and the tasks of LongEmbed (section A.6) use the text-matching adapter.
+    """
+    kind = find_kind(task.type)
+    if kind is not None and kind.adapter is not None:
+        return kind.adapter
+    if is_long_context(task.name) or any(fnmatch(task.name, pattern) for pattern in SYMMETRIC):
         return "text-matching"
     return retrieval_adapter(task, side)
 
 
 def retrieval_adapter(task: TaskMetadata, side: PromptType | None) -> str | None:
-    """The query adapter for queries, the passage adapter for anything else."""
+    """Return the query adapter for queries and the passage adapter for all other texts."""
     return "retrieval.query" if side is PromptType.query else "retrieval.passage"
 
 
 def always(adapter: str | None) -> ChooseAdapter:
-    """The same adapter for every text."""
+    """Return a function that chooses the same adapter for every text."""
     return lambda task, side: adapter
 
 
 def cosines(a: Float[np.ndarray, "B D"], b: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "B C"]:
-    """Cosines of every row of `a` with every row of `b`."""
+    """Return the cosine of every row of `a` with every row of `b`."""
     return a @ b.T
 
 
 class MtebEncoder:
-    """An embedding function as mteb's `EncoderProtocol` wants it."""
+    """An embedding function that implements mteb's `EncoderProtocol`."""
 
     def __init__(
         self,
@@ -79,19 +74,18 @@ class MtebEncoder:
         prepare: Callable[[AbsTask], None] | None = None,
         compare: Compare | None = None,
     ) -> None:
-        """Give `embed` to mteb under the name in `meta`.
+        """Wrap `embed` for mteb, under the name in `meta`.
 
-        `choose` says which adapter reads a text. `prepare` is shown each task, its data loaded,
-        before mteb runs it. `compare` scores every document for every query, where cosines would
-        not do.
+        `choose` returns the adapter for each text. `prepare` is called with each task after its
+        data is loaded and before mteb runs it. `compare` replaces the cosine in retrieval.
         """
         self.embed = embed
         self.mteb_model_meta = meta
         self.choose = choose
         self.prepare = prepare
         self.compare = compare or cosines
-        self.encoded: Callable[[int], object] = lambda characters: None
-        """Told how many characters were just encoded."""
+        self.report_progress: Callable[[int], object] = lambda characters: None
+        """Called with the number of characters that were embedded since the last call."""
 
     def encode(
         self,
@@ -104,27 +98,30 @@ class MtebEncoder:
         batch_size: int = 32,
         show_progress_bar: bool = False,
     ) -> Float[np.ndarray, "B D"]:
-        """One vector a text. Equal texts are encoded once; `batch_size` is the model's affair."""
+        """Return one vector per text.
+
+        Equal texts are embedded once. `batch_size` is ignored, because models choose their own.
+        """
         texts = [text for batch in inputs for text in batch["text"]]
         adapter = self.choose(task_metadata, prompt_type)
         unique = sorted(set(texts), key=len, reverse=True)
-        row = {text: i for i, text in enumerate(unique)}
+        position = {text: i for i, text in enumerate(unique)}
         parts = []
-        for chunk in _chunks(unique):
-            parts.append(self.embed(chunk, adapter))
-            self.encoded(sum(map(len, chunk)))
-        self.encoded(sum(map(len, texts)) - sum(map(len, unique)))
-        return np.concatenate(parts)[[row[text] for text in texts]]
+        for part in _progress_parts(unique):
+            parts.append(self.embed(part, adapter))
+            self.report_progress(sum(map(len, part)))
+        self.report_progress(sum(map(len, texts)) - sum(map(len, unique)))
+        return np.concatenate(parts)[[position[text] for text in texts]]
 
     def similarity(
         self,
         a: Float[np.ndarray | torch.Tensor, "*B D"],
         b: Float[np.ndarray | torch.Tensor, "*C D"],
     ) -> Float[np.ndarray, "..."]:
-        """Every row of `a` with every row of `b`.
+        """Compare every row of `a` with every row of `b`.
 
-        mteb's reranking makes tensors of what it got; its summarisation asks for two single rows,
-        and wants a single number.
+        mteb's reranking passes tensors. Its summarisation passes two single vectors and expects a
+        single number.
         """
         one, two = np.asarray(a), np.asarray(b)
         scores = self.compare(np.atleast_2d(one), np.atleast_2d(two))
@@ -135,22 +132,22 @@ class MtebEncoder:
         a: Float[np.ndarray | torch.Tensor, "*B D"],
         b: Float[np.ndarray | torch.Tensor, "*B D"],
     ) -> Float[np.ndarray, "*B"]:
-        """Cosines of row i of `a` with row i of `b`."""
+        """Return the cosine of row i of `a` with row i of `b`."""
         return (np.asarray(a) * np.asarray(b)).sum(-1)
 
 
 Model = MtebEncoder | SearchProtocol
-"""What `evaluate` takes: an encoder, or something that can only search."""
+"""A model that `evaluate` accepts: an encoder, or a model that can only search."""
 
 
-def _chunks(texts: list[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
+def _progress_parts(texts: list[str]) -> Iterator[list[str]]:
+    part: list[str] = []
     size = 0
     for text in texts:
-        if chunk and size + len(text) > CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(text)
+        if part and size + len(text) > PROGRESS_CHARACTERS:
+            yield part
+            part, size = [], 0
+        part.append(text)
         size += len(text)
-    if chunk:
-        yield chunk
+    if part:
+        yield part

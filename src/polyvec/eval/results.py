@@ -1,15 +1,19 @@
-"""Scores on disk: one small JSON a model, for people, reports and comparisons."""
+"""Scores on disk: one small JSON file per model or variant of a model."""
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+ALLOWED_DROP = 0.01
+"""Decrease that is no regression, for scores without an interval."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score in 0..1 and its 95 % interval, if there is one."""
+    """A score in 0..1, with its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
@@ -18,7 +22,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """One model on one task."""
+    """The scores of one model on one task."""
 
     kind: str
     """mteb's task type."""
@@ -34,26 +38,30 @@ class TaskScore:
     """The mean over the subsets."""
 
     subsets: dict[str, Score]
-    """By language, or pair of languages."""
+    """Scores by language, or by pair of languages."""
 
     draws: tuple[int, ...] = ()
-    """Scores times 10,000 of the first resamples behind the interval. Every model's draws are of
-    the same items, so two models can be compared draw by draw; empty where a score has none."""
+    """Scores of the first bootstrap resamples, times `intervals.DRAW_SCALE`. All models are scored
+    on the same resampled items, so two models can be compared draw by draw. Empty if the score has
+    no interval."""
 
 
 @dataclass(slots=True)
 class Summary:
-    """One model on all the tasks it was run on."""
+    """The scores of one model on all tasks that it was run on."""
 
     model: str
+    """Display name."""
+
     variant: str
-    """What was changed for a comparison (`dim 64`, `adapter none`); empty for the model as is."""
+    """The change that was made for a comparison (`dim 64`, `adapter none`). Empty for the model
+    itself."""
 
     revision: str
     """Fingerprint of the weights."""
 
     mteb: str
-    """mteb's version."""
+    """Version of mteb."""
 
     machine: str
     date: str
@@ -61,52 +69,57 @@ class Summary:
 
 
 def summary_path(results: Path, model: str, variant: str) -> Path:
-    """Where a model's summary lies.
+    """Return the file of a model's summary. Its name has no spaces and no commas.
 
     >>> summary_path(Path("results"), "polyvec-mini", "dim 64").as_posix()
     'results/polyvec-mini.dim.64.json'
+    >>> summary_path(Path("results"), "my model, second", "").as_posix()
+    'results/my-model-second.json'
     """
-    return results / f"{'.'.join([model, *variant.split()])}.json"
+    stem = re.sub(r"[\s,]+", "-", model)
+    return results / f"{'.'.join([stem, *variant.split()])}.json"
 
 
 def read_summaries(results: Path) -> list[Summary]:
-    """Every summary in a folder of results, by file name.
+    """Return every summary in a folder of results, sorted by file name.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     paths = sorted(results.glob("*.json"))
     if not paths:
-        raise ValueError(f"{results} holds no results; `polyvec eval` writes them")
+        raise ValueError(f"{results} contains no results; `polyvec eval run` writes them")
     return [read_summary(path) for path in paths]
 
 
 def read_summary(path: Path) -> Summary:
-    """What `write_summary` wrote."""
+    """Read a file that `write_summary` wrote."""
     data = json.loads(path.read_text())
     tasks = {name: _task_score(task) for name, task in data.pop("tasks").items()}
     return Summary(**data, tasks=tasks)
 
 
-def falls(before: Summary, after: Summary, tasks: Collection[str]) -> list[str]:
-    """A sentence for each of `tasks` whose score is below its interval of before.
+def regressions(before: Summary, after: Summary, tasks: Collection[str]) -> list[str]:
+    """Return a sentence for each of `tasks` whose score fell below its earlier interval.
 
-    Where there is no interval, a point is allowed. Raises ValueError if no task is in both, or if
-    a task's data is not the same, since then nothing can be said.
+    A score without an interval may fall by `ALLOWED_DROP`. Raises ValueError if the summaries have
+    no task in common, or if the data of a task changed, because then scores cannot be compared.
     """
-    both = [name for name in before.tasks if name in tasks and name in after.tasks]
-    if not both:
+    common = [name for name in before.tasks if name in tasks and name in after.tasks]
+    if not common:
         raise ValueError(f"{before.model} and {after.model} have no task in common to compare")
     sentences = []
-    for name in both:
+    for name in common:
         old, new = before.tasks[name], after.tasks[name]
         if old.revision != new.revision:
-            raise ValueError(f"{name} has other data or cuts than before: score it again")
+            raise ValueError(
+                f"the data of {name} changed after the earlier result: score that model again"
+            )
         value, low = new.score.value, old.score.low
-        least = old.score.value - 0.01 if low is None else low
-        if value < least:
+        lowest = old.score.value - ALLOWED_DROP if low is None else low
+        if value < lowest:
             sentences.append(
-                f"{after.model} {name}: {100 * value:.1f}, was {100 * old.score.value:.1f} and not "
-                f"below {100 * least:.1f}"
+                f"{after.model} {name}: {100 * value:.1f} is below {100 * lowest:.1f}, the lowest "
+                f"accepted score (it was {100 * old.score.value:.1f})"
             )
     return sentences
 
@@ -114,9 +127,9 @@ def falls(before: Summary, after: Summary, tasks: Collection[str]) -> list[str]:
 def write_summary(path: Path, summary: Summary) -> None:
     """Replace `path` in one step, so that a killed run leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(_rounded(asdict(summary)), indent=1, ensure_ascii=False) + "\n")
-    whole.replace(path)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(_rounded(asdict(summary)), indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
 
 
 def _task_score(data: dict[str, Any]) -> TaskScore:
@@ -128,7 +141,7 @@ def _task_score(data: dict[str, Any]) -> TaskScore:
 
 def _rounded(value: object) -> object:
     if isinstance(value, tuple):
-        # One line of a file and not two hundred.
+        # Draws take one line of the file instead of two hundred.
         return " ".join(map(str, value))
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}

@@ -1,10 +1,10 @@
-"""Run tasks through mteb and keep the scores.
+"""Run tasks through mteb and store the scores.
 
     RESULTS/NAME.json            the summary, written after every task
-    RESULTS/mteb/results/...     mteb's own files, as leaderboards accept them
+    RESULTS/mteb/results/...     mteb's own files, in the form that leaderboards accept
 
-A run that was killed goes on with the task it was in. A task is scored again when its data or
-the model's weights have changed.
+A run that was killed resumes with the task that was interrupted. A task is scored again if its data
+or the model's weights changed.
 """
 
 import json
@@ -29,7 +29,7 @@ from mteb.models import MTEBModels
 from mteb.results import TaskResult
 from tqdm import tqdm
 
-from polyvec.eval.intervals import DRAWS, KEPT_DRAWS, interval
+from polyvec.eval.intervals import DRAW_SCALE, MAX_STORED_DRAWS, interval
 from polyvec.eval.mteb_tasks import is_local, load_task
 from polyvec.eval.protocol import Model, MtebEncoder
 from polyvec.eval.results import (
@@ -41,6 +41,10 @@ from polyvec.eval.results import (
     write_summary,
 )
 from polyvec.eval.task_folders import task_texts
+from polyvec.eval.task_kinds import METRICS
+
+CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
+"""Instruction sets that decide the speed of a CPU: Linux's flag, and the name in reports."""
 
 
 def evaluate(
@@ -51,11 +55,11 @@ def evaluate(
     variant: str = "",
     progress: bool | None = None,
 ) -> Summary:
-    """The model's scores on `tasks`, beside those kept in `results` from runs before.
+    """Score `model` on `tasks` and return all its scores, including those already in `results`.
 
-    `variant` names a change made for a comparison; its mteb files are not kept. A model that can
-    only search (BM25) skips tasks that are not retrieval. `progress` None shows a bar on
-    terminals: it counts characters, and gives the time left.
+    `variant` names the change that was made for a comparison. mteb's own files are not stored for
+    variants. A model that can only search (BM25) skips tasks that are not retrieval. `progress`
+    shows a bar that counts characters and estimates the time left; by default only on a terminal.
     """
     meta = model.mteb_model_meta
     name = str(meta.name).rpartition("/")[2]
@@ -64,33 +68,32 @@ def evaluate(
     if summary is None or summary.revision != meta.revision:
         today = date.today().isoformat()
         summary = Summary(name, variant, str(meta.revision), version("mteb"), machine(), today)
-    waiting = [task for task in tasks if _can_run(model, task) and not _is_done(task, summary)]
-    for task in filter(is_local, waiting):
+    pending = [task for task in tasks if _can_run(model, task) and not _is_done(task, summary)]
+    for task in filter(is_local, pending):
         load_task(task)
-    work = [_characters(task) if is_local(task) else 0 for task in waiting]
+    characters = [_estimate_characters(task) if is_local(task) else 0 for task in pending]
     cache = None if variant else mteb.ResultCache(results / "mteb")
-    # tqdm's own None means: not unless standard error is a terminal.
+    # If `disable` is None, tqdm hides the bar unless standard error is a terminal.
     hidden = None if progress is None else not progress
     with tqdm(
-        total=sum(work), unit="char", unit_scale=True, disable=hidden, file=sys.stderr
+        total=sum(characters), unit="char", unit_scale=True, disable=hidden, file=sys.stderr
     ) as bar:
         if isinstance(model, MtebEncoder):
-            model.encoded = bar.update
-        for i, task in enumerate(waiting):
+            model.report_progress = bar.update
+        for i, task in enumerate(pending):
             bar.set_description(f"{path.stem} {task.metadata.name}")
             load_task(task)
             summary.tasks[task.metadata.name] = _score(model, task, cache)
             write_summary(path, summary)
-            # `work` is an estimate where mteb draws its training texts at random.
-            bar.update(sum(work[: i + 1]) - bar.n)
+            # The counts are estimates for tasks whose training texts mteb samples at random.
+            bar.update(sum(characters[: i + 1]) - bar.n)
     return summary
 
 
 def machine() -> str:
-    """The machine in generic words: cores, and the instructions that decide CPU speed."""
+    """Describe this machine by its cores and the instruction sets that decide CPU speed."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else ()
-    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
-    words = [platform.machine(), *(word for flag, word in known.items() if flag in flags)]
+    words = [platform.machine(), *(word for flag, word in CPU_FLAGS.items() if flag in flags)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} CPU core{'s' * (cores != 1)} ({', '.join(words)})"
 
@@ -99,24 +102,24 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
     start = monotonic()
     if isinstance(model, MtebEncoder) and model.prepare:
         model.prepare(task)
-    # mteb draws from a generator that a task keeps: every model must see the same draws.
+    # mteb samples with a generator that the task keeps. Every model must get the same samples.
     task.rng_state, task.np_rng = random.Random(task.seed), np.random.default_rng(task.seed)
-    # mteb and datasets draw bars of their own on stderr, which nothing turns off.
-    with TemporaryDirectory() as predictions, redirect_stderr(StringIO()):
+    # mteb and datasets show progress bars of their own on stderr, which no option turns off.
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         result = mteb.evaluate(
             cast(MTEBModels, model),
             task,
             cache=cache,
-            # Half a task is not continued: what mteb samples depends on what it sampled before.
+            # An interrupted task starts again, because mteb's samples depend on earlier samples.
             overwrite_strategy="always",
-            prediction_folder=Path(predictions),
+            prediction_folder=Path(folder),
             show_progress_bar=False,
             co2_tracker=False,
         )
         # Some of mteb's own tasks write no predictions.
-        path = Path(predictions) / task.prediction_file_name
-        predicted = json.loads(path.read_text()) if path.exists() else {}
-    score, subsets, draws = _with_intervals(task, result.task_results[0], predicted)
+        path = Path(folder) / task.prediction_file_name
+        predictions = json.loads(path.read_text()) if path.exists() else {}
+    score, subsets, draws = _with_intervals(task, result.task_results[0], predictions)
     return TaskScore(
         kind=task.metadata.type,
         metric=task.metadata.main_score,
@@ -124,38 +127,37 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
         seconds=monotonic() - start,
         score=score,
         subsets=subsets,
-        draws=tuple(round(10_000 * draw) for draw in draws[:KEPT_DRAWS]),
+        draws=tuple(round(DRAW_SCALE * draw) for draw in draws[:MAX_STORED_DRAWS]),
     )
 
 
 def _with_intervals(
-    task: AbsTask, result: TaskResult, predicted: dict[str, dict]
+    task: AbsTask, result: TaskResult, predictions: dict[str, dict]
 ) -> tuple[Score, dict[str, Score], Sequence[float]]:
-    """The main score with its interval: the mean over subsets, each subset's, and the draws."""
+    """Return the mean over the subsets, the score of each subset, and the draws of the mean."""
     if not is_local(task):
-        # mteb's own tasks hold their data in many forms, of which the intervals know one.
+        # mteb's own tasks hold their data in many forms, and `METRICS` supports one of them.
         return Score(float(result.get_score())), _subset_means(result), ()
     assert task.dataset is not None
-    draw = DRAWS.get(task.metadata.type)
+    bootstrap = METRICS[task.metadata.main_score].bootstrap
     subsets: dict[str, Score] = {}
     draws = []
     for scores in sorted(result.scores["test"], key=lambda scores: scores["hf_subset"]):
         name, value = scores["hf_subset"], scores["main_score"]
-        if draw is None:
+        if bootstrap is None:
             subsets[name] = Score(value)
         else:
-            data, prediction = task.dataset[name]["test"], predicted[name]["test"]
-            draws.append(draw(task.metadata.main_score, data, prediction))
+            draws.append(bootstrap(task.dataset[name]["test"], predictions[name]["test"]))
             subsets[name] = Score(value, *interval(draws[-1]))
     mean = float(np.mean([score.value for score in subsets.values()]))
     if not draws:
         return Score(mean), subsets, ()
-    whole = np.mean(draws, axis=0)
-    return Score(mean, *interval(whole)), subsets, whole.tolist()
+    draws_of_mean = np.mean(draws, axis=0)
+    return Score(mean, *interval(draws_of_mean)), subsets, draws_of_mean.tolist()
 
 
 def _subset_means(result: TaskResult) -> dict[str, Score]:
-    """Each subset's main score, the mean over the task's splits."""
+    """Return the main score of each subset, averaged over the task's splits."""
     values: dict[str, list[float]] = {}
     for subsets in result.scores.values():
         for scores in subsets:
@@ -172,18 +174,18 @@ def _is_done(task: AbsTask, summary: Summary) -> bool:
     return score is not None and score.revision == task.metadata.dataset["revision"]
 
 
-def _characters(task: AbsTask) -> int:
-    """About how many characters mteb will have encoded."""
+def _estimate_characters(task: AbsTask) -> int:
+    """Estimate how many characters mteb will ask a model to embed."""
     if not isinstance(task, AbsTaskClassification):
         texts = list(task_texts(task))
-        most = getattr(task, "max_document_to_embed", None) or len(texts)
-        return int(sum(map(len, texts)) * min(1, most / len(texts)))
+        max_texts = getattr(task, "max_document_to_embed", None) or len(texts)
+        return int(sum(map(len, texts)) * min(1, max_texts / len(texts)))
     assert task.dataset is not None
     total = 0.0
     for parts in task.dataset.values():
         labels = len(set(parts["train"]["label"]))
-        drawn = min(1, task.samples_per_label * labels / len(parts["train"]))
-        share = 1 - (1 - drawn) ** task.n_experiments
+        sampled = min(1, task.samples_per_label * labels / len(parts["train"]))
+        share = 1 - (1 - sampled) ** task.n_experiments
         total += share * sum(map(len, parts["train"]["text"]))
         total += sum(map(len, parts["test"]["text"]))
     return int(total)

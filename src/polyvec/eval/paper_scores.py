@@ -1,10 +1,9 @@
-"""What jina-embeddings-v3 scored in its paper (arXiv:2409.10173), times 100, for comparison.
+"""Scores of jina-embeddings-v3 from its paper (arXiv:2409.10173), times 100, for comparison.
 
-Table A3 by task and table 5 for LongEmbed, under mteb's names. Where other copies of these tables
-differ, the paper's figure stands.
+The scores by task come from table A3, and those of LongEmbed from table 5. Task names are mteb's.
 """
 
-PUBLISHED = {
+PAPER_SCORES = {
     "AmazonCounterfactualClassification": 89.49,
     "AmazonPolarityClassification": 95.38,
     "AmazonReviewsClassification": 49.77,
@@ -53,13 +52,14 @@ PUBLISHED = {
 }
 
 PAPER_TASKS = {
-    "stsb-dev": ("STSBenchmark", "en", "its test part"),
-    "banking77-dev": ("Banking77Classification", "en", "its test part"),
+    "stsb-dev": ("STSBenchmark", "en", "test split of the same data"),
+    "banking77-dev": ("Banking77Classification", "en", "test split of the same data"),
     "needle-256": ("LEMBNeedleRetrieval", "en", "nDCG@10, other needles"),
     "passkey-256": ("LEMBPasskeyRetrieval", "en", "nDCG@10, other passkeys"),
-    "qmsum-val": ("LEMBQMSumRetrieval", "en", "its test part"),
+    "qmsum-val": ("LEMBQMSumRetrieval", "en", "test split of the same data"),
 }
-"""Local tasks that have one of the paper's beside them: its name, the language, how it differs."""
+"""Task folders that resemble one of the paper's tasks: its name, the language that is compared, and
+how the two differ."""
 
 PAPER_SIZES = (32, 64, 128, 256, 512, 768, 1024)
 
@@ -67,4 +67,4 @@ PAPER_DIMS = {
     "retrieval": (52.54, 58.54, 61.64, 62.72, 63.16, 63.30, 63.35),
     "STS": (76.35, 77.03, 77.43, 77.56, 77.59, 77.59, 77.58),
 }
-"""Table 7: means over its tasks at each of `PAPER_SIZES` dims."""
+"""Table 7: mean scores at each of the dims in `PAPER_SIZES`, by column of our report."""
