@@ -13,7 +13,7 @@ from tests.eval.synthetic import summary
 def test_a_summary_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     write_summary(tmp_path / "a.json", summary("a", 0.5))
     assert read_summaries(tmp_path) == [summary("a", 0.5)]
-    with pytest.raises(ValueError, match="holds no results"):
+    with pytest.raises(ValueError, match="contains no results"):
         read_summaries(tmp_path / "none")
 
 
