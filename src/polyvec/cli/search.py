@@ -22,8 +22,8 @@ from polyvec.search import BusyError, Hit, Index, Update, find_duplicates
 from polyvec.search.cluster_plot import (
     check_plot_path,
     cluster_title,
+    first_words,
     list_cluster_ids,
-    shorten,
     write_plot,
 )
 from polyvec.search.clustering import Clusters, Item, Layout, cluster_items, plot_points, read_items
@@ -409,7 +409,7 @@ def _classify_records(
                 sys.stdout.write(json_line(record | found))
             else:
                 head = "   -" if label is None else f"{scores[label]:.2f}  {label}"
-                line = f"{head}  {shorten(record['text'], LINE)}".rstrip()
+                line = f"{head}  {first_words(record['text'], LINE)}".rstrip()
                 sys.stdout.write(plain(line) + "\n")
 
 
@@ -431,7 +431,7 @@ def _show_clusters(found: Clusters, items: list[Item], folder: Path, top: int) -
         members = found.members(number)
         lines.append(f"{cluster_title(found, number)}  ({len(members)})")
         for place in members[:top]:
-            text = shorten(items[place].text, LINE)
+            text = first_words(items[place].text, LINE)
             score = f"{found.scores[place]:.2f}" if number >= 0 else "    "
             lines.append(f"    {score}  {folder / _place(items[place])}  {text}")
         lines.append("")

@@ -119,7 +119,9 @@ def render_page(
     for cluster_id in list_cluster_ids(clusters)[::-1]:
         for member in clusters.members(cluster_id):
             x, y = points[member] * 1000
-            tooltip = escape(f"{locations[member]}\n{shorten(texts[member], TOOLTIP_CHARACTERS)}")
+            tooltip = escape(
+                f"{locations[member]}\n{first_words(texts[member], TOOLTIP_CHARACTERS)}"
+            )
             dots.append(
                 f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="9" '
                 f'fill="{cluster_colour(cluster_id)}"><title>{tooltip}</title></circle>'
@@ -135,10 +137,10 @@ def render_page(
     return PAGE.format(title=escape(title), dots="\n".join(dots), legend="\n".join(legend))
 
 
-def shorten(text: str, size: int) -> str:
-    """The beginning of a text on one line, about `size` characters; it ends with a whole word.
+def first_words(text: str, size: int) -> str:
+    """A text's beginning on one line, cut at a word where it has words.
 
-    >>> shorten("one  two three", 9)
+    >>> first_words("one  two three", 9)
     'one two …'
     """
     line = " ".join(text[: 4 * size].split())
