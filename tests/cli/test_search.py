@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from polyvec.cli.search import search
-from polyvec.search.fusion import By
+from polyvec.search.fusion import FusionMethod
 from polyvec.search.vectors import Quantise
 from polyvec.terminal import ExitStatus
 
@@ -149,4 +149,4 @@ def test_a_search_that_skips_files_answers_with_status_1(polyvec, tiny_model, tm
 def test_the_choices_are_those_of_the_index():
     hints = get_type_hints(search)
     assert set(get_args(Quantise)) <= set(get_args(get_args(hints["quantise"])[0]))
-    assert get_args(hints["by"]) == get_args(By)
+    assert get_args(hints["by"]) == get_args(FusionMethod)

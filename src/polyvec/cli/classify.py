@@ -45,8 +45,8 @@ def classify(
     texts
         The texts. If there are no texts and no --input, each line of standard input is a text.
     input
-        A file with one text per line. In a .jsonl file, a line is a string or an object with the
-        field "text". A .csv or .tsv file has a column "text". "-" is standard input. Repeat the
+        A file with one text per line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file
+        whose rows have a column "text". "-" is standard input with one text per line. Repeat the
         option to read several files.
     labels
         The name of a label: a word or a description. Repeat the option, to give at least two.

@@ -34,8 +34,8 @@ def rerank(
     query
         The question or text that the candidates are compared with.
     file
-        The candidates, one per line. In a .jsonl file, a line is a string or an object with the
-        field "text". A .csv or .tsv file has a column "text". "-" is standard input.
+        A file with one candidate per line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file
+        whose rows have a column "text". "-" is standard input with one candidate per line.
     by
         The score: the cosine of the embeddings (dense), the weights of shared tokens (sparse),
         MaxSim of one embedding per token (multi_vector), or a combination of the three (hybrid).
