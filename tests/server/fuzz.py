@@ -61,7 +61,7 @@ def parse_body(body):
             assert error.status == 422 and error.errors
             assert len(to_json(DEFAULT_ERROR_FORM.body(error, "id"))) < 100_000
             continue
-        to_json(request.model_to_json())
+        to_json(request.model_dump())
         if isinstance(request, SegmentRequest):
             answer = segment_text(request, tokenizer)
             assert (
