@@ -41,14 +41,12 @@ from polyvec import Encoder, Outputs
 from polyvec.data_folder import data_folder
 from polyvec.eval.task_folders import local_tasks
 from polyvec.reranking import rank_candidates, score_candidates
-from polyvec.search.fusion import FusionMethod, fuse
+from polyvec.search.fusion import WEIGHTS, FusionMethod, choose_weights, fuse
 from polyvec.search.lexical import WORD_INDEX
 from polyvec.search.retrieval import (
     MIN_CANDIDATES,
     PASSAGE,
     QUERY,
-    WEIGHTS,
-    choose_weights,
     find_candidates,
 )
 from polyvec.search.vectors import pack_sparse, pack_vectors

@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from polyvec.encoder import Encoder
-
-TASK = "classification"
+from polyvec.tasks import CLASSIFICATION
 
 TEMPERATURE = 0.05
 """Cosines are divided by it before the softmax: the temperature of contrastive training."""
@@ -46,7 +45,10 @@ class Classifier:
 
 
 def from_names(
-    names: Sequence[str], vectors: Float32[np.ndarray, "L dim"], *, task: str | None = TASK
+    names: Sequence[str],
+    vectors: Float32[np.ndarray, "L dim"],
+    *,
+    task: str | None = CLASSIFICATION,
 ) -> Classifier:
     """A zero-shot classifier; `vectors` are the embeddings of the labels' names.
 
@@ -56,7 +58,10 @@ def from_names(
 
 
 def from_examples(
-    labels: Sequence[str], vectors: Float32[np.ndarray, "N dim"], *, task: str | None = TASK
+    labels: Sequence[str],
+    vectors: Float32[np.ndarray, "N dim"],
+    *,
+    task: str | None = CLASSIFICATION,
 ) -> Classifier:
     """A few-shot classifier; `vectors` are the embeddings of the examples, one per label given.
 
@@ -82,7 +87,9 @@ def from_examples(
     return Classifier(names, weights.astype(np.float32), biases.astype(np.float32), task)
 
 
-def learn_names(encoder: Encoder, names: Sequence[str], *, task: str = TASK) -> Classifier:
+def learn_names(
+    encoder: Encoder, names: Sequence[str], *, task: str = CLASSIFICATION
+) -> Classifier:
     """A zero-shot classifier for labels whose names are words or descriptions, in any language.
 
     Raises ValueError for fewer than two names, for an empty name, and for a repeated name.
@@ -97,7 +104,7 @@ def learn_names(encoder: Encoder, names: Sequence[str], *, task: str = TASK) -> 
 
 
 def learn_examples(
-    encoder: Encoder, texts: Sequence[str], labels: Sequence[str], *, task: str = TASK
+    encoder: Encoder, texts: Sequence[str], labels: Sequence[str], *, task: str = CLASSIFICATION
 ) -> Classifier:
     """A few-shot classifier learned from texts and the label of each.
 

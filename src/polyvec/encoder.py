@@ -433,7 +433,9 @@ def _split_into_blocks(
     characters = 0
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"text {number} (counted from 0) is a {type(text).__name__}, not str")
+            raise ValueError(
+                f"text {number} (counted from 0) must be a str, not {type(text).__name__}"
+            )
         own_task = list(islice(tasks, 1))
         if not own_task:
             raise ValueError(f"there are more texts than the {number} tasks")

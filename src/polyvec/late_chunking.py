@@ -81,7 +81,7 @@ def join_chunks(chunks: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     for number, chunk in enumerate(chunks):
         if not isinstance(chunk, str):
             raise ValueError(
-                f"chunk {number} (counted from 0) is a {type(chunk).__name__}, not str"
+                f"chunk {number} (counted from 0) must be a str, not {type(chunk).__name__}"
             )
         spans.append((start, start + len(chunk)))
         start += len(chunk) + 1

@@ -17,13 +17,14 @@ from jaxtyping import Float32
 
 from polyvec.encoder import Encoder
 from polyvec.heads import Outputs, maxsim
+from polyvec.tasks import PASSAGE, QUERY
 
 Kind = Literal["dense", "sparse", "multi_vector"]
 
 HYBRID: dict[Kind, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
 """All three kinds of score, with the weights of BGE-M3 (arXiv:2402.03216)."""
 
-RETRIEVAL = ("retrieval.query", "retrieval.passage")
+RETRIEVAL = (QUERY, PASSAGE)
 """The tasks of a query and of the passages that may answer it."""
 
 

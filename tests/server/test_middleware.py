@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from polyvec.server.api_keys import ApiKeys, hash_keys
 from polyvec.server.limits import Limits
 from polyvec.server.middleware import PUBLIC_PATHS
-from polyvec.server.quotas import ApiKeys, hash_keys
 from polyvec.server.routes import ENDPOINTS
 from tests.processes import wait_for
 from tests.server.conftest import MODEL, check_error, serving

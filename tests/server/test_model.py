@@ -7,8 +7,8 @@ import pytest
 
 from polyvec import rerank
 from polyvec.server import model as model_module
+from polyvec.server.api_keys import ApiKey
 from polyvec.server.model import HIDDEN
-from polyvec.server.quotas import ApiKey
 from tests.server.conftest import MODEL, TEXTS
 
 

@@ -69,7 +69,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise ValueError(f"there is no model folder {folder}")
     path = find_file(folder, "config.json")
     if path is None:
-        raise ValueError(f"{folder} has no config.json, so it is not a model")
+        raise ValueError(f"{folder} is not a model folder: config.json is missing")
     data = read_json(path)
     try:
         return config_from_json(data), data

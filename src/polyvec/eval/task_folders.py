@@ -3,11 +3,11 @@
 `task_kinds` describes the folders and their tables. The languages of a folder become mteb's
 subsets: each is scored separately, and the score of the task is the mean over its languages.
 
-Large tables are shortened (`FolderFormat.max_rows`, `TRAIN_TEXTS`), and the tasks with the longest
-documents only run if they are named (`MAX_CHARACTERS`). With these limits all tasks run in minutes
-on two CPU cores. A hash of the content decides which rows are kept, so every model sees the same
-rows. The task's description in mteb's metadata lists what was left out, and its revision changes
-with it.
+Large tables are shortened (`FolderFormat.max_rows`, `TRAIN_TEXTS`). Tasks whose documents exceed
+`MAX_CHARACTERS` run only if they are requested by name. With these limits all tasks run in
+minutes on two CPU cores. Rows are chosen by a hash of their content, so every model sees the same
+rows. The description in the task's mteb metadata lists what was left out, and the task's revision
+changes whenever that choice changes.
 """
 
 import hashlib

@@ -12,6 +12,10 @@ from typing import Literal
 
 FusionMethod = Literal["ranks", "scores"]
 
+WEIGHTS = {"dense": 1.0, "bm25": 0.25, "sparse": 0.0}
+"""The default weight of each component, chosen with benchmarks/hybrid.py. A higher weight of bm25
+finds more if all files have one language, and less across languages."""
+
 RANK_OFFSET = 60
 """The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009). The larger it is, the
 less a rank matters."""
@@ -32,6 +36,26 @@ class Part:
 
     share: float
     """The amount that is added to the passage's score."""
+
+
+def choose_weights(weights: Mapping[str, float], has_sparse: bool) -> dict[str, float]:
+    """The weights of the components that count: `weights`, and else the default weights.
+
+    Raises ValueError for an unknown component, for one whose head the model lacks, for a weight
+    that is not a number from 0 on, and if every weight is 0.
+    """
+    defaults = {name: weight for name, weight in WEIGHTS.items() if name != "sparse" or has_sparse}
+    for name, weight in weights.items():
+        if name not in WEIGHTS:
+            raise ValueError(f"there is no component {name!r}, only {', '.join(WEIGHTS)}")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of {name} is {weight}, must be 0 or more")
+        if name not in defaults and weight:
+            raise ValueError("this model has no sparse head: leave out the weight of sparse")
+    chosen = {name: weight for name, weight in (defaults | dict(weights)).items() if weight}
+    if not chosen:
+        raise ValueError("every weight is 0; at least one component must have a weight")
+    return chosen
 
 
 def fuse(

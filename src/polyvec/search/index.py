@@ -29,7 +29,7 @@ from lancedb.table import Table
 
 from polyvec.encoder import Encoder
 from polyvec.search.files import list_files, read_file
-from polyvec.search.fusion import FusionMethod, Part, fuse, total
+from polyvec.search.fusion import FusionMethod, Part, choose_weights, fuse, total
 from polyvec.search.lexical import WORD_INDEX
 from polyvec.search.passages import SplitFile, split_file, texts_with_headings
 from polyvec.search.retrieval import (
@@ -37,7 +37,6 @@ from polyvec.search.retrieval import (
     PASSAGE,
     QUERY,
     Hit,
-    choose_weights,
     find_candidates,
     make_hit,
     question_outputs,
@@ -199,7 +198,7 @@ class Index:
     ) -> list[Hit]:
         """The `top` passages that answer the question best, the best first.
 
-        `weights` are the weights of the components dense, bm25 and sparse; `retrieval.WEIGHTS` has
+        `weights` are the weights of the components dense, bm25 and sparse; `fusion.WEIGHTS` has
         the defaults. `by` is the method that fuses their rankings (`fusion.fuse`). With `rerank`,
         the first `rerank` passages, but at least `top`, are sorted by MaxSim instead.
         `path` is a pattern of paths in which `*` stands for any characters and `?` for one; `since`

@@ -1,13 +1,13 @@
-"""An engine in a process of its own, so that a crash or a hang of it does not end the server.
+"""Run an engine in a separate process, so that the server survives if the engine crashes or hangs.
 
-Messages are arrays after a header of fixed size, never pickles:
-
-- to the engine: the counts B, T, S as int64, then int32 token ids [T], lengths [B], adapter
-  ids [B], span starts [S] and span ends [S];
-- from the engine: one status byte and three bytes of padding, then float32 vectors [S, D] or an
-  error message in UTF-8.
+A message is a header of fixed size and raw arrays behind it, never a pickle.
 
 Axes in this file: B texts, T tokens in the batch, S spans, D width.
+
+- To the engine: a header with B, T and S (int64); then, in int32, token ids [T], lengths [B],
+  adapter ids [B], span starts [S] and span ends [S].
+- From the engine: a header with one status byte and three bytes of padding; then float32 vectors
+  [S, D], or an error message in UTF-8.
 """
 
 import multiprocessing

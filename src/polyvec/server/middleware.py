@@ -14,10 +14,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polyvec.server.api_keys import ApiKey, ApiKeys
 from polyvec.server.errors import ApiError, ErrorCode, ErrorForm, unavailable
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics, log_event
-from polyvec.server.quotas import ApiKey, ApiKeys
 from polyvec.server.serialise import to_json
 
 PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health"})

@@ -16,12 +16,12 @@ from polyvec.config import ModelConfig
 from polyvec.heads import Outputs, Sparse, gather_weights, multi_vectors, own_states, sparse_entries
 from polyvec.late_chunking import find_token_spans, join_chunks
 from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
+from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
 from polyvec.server.inputs import token_spans, tokenise, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.quotas import ApiKey
 from polyvec.server.scheduler import EngineText, Scheduler
 from polyvec.server.serialise import truncate_means
 from polyvec.tasks import TaskChoice, choose_task

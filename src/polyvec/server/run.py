@@ -18,13 +18,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model
 from polyvec.heads import select_heads
+from polyvec.server.api_keys import ApiKeys, hash_keys, read_key_file
 from polyvec.server.app import make_app
-from polyvec.server.batch_worker import answer_batch_jobs
+from polyvec.server.batch_job_worker import answer_batch_jobs
 from polyvec.server.engine_process import EngineFactory, load_engine
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.model import ServedModel
-from polyvec.server.quotas import ApiKeys, hash_keys, read_key_file
 from polyvec.server.routes import ENDPOINTS
 from polyvec.server.scheduler import Scheduler
 from polyvec.server.service import Service
@@ -122,9 +122,10 @@ def make_service(
     limits: Limits | None = None,
     make_engine: EngineFactory | None = None,
 ) -> Service:
-    """Models that are ready to be served; their engines start with the application.
+    """Load models and return a service for them. Its engines start when the application starts.
 
-    `make_engine` replaces the models' own engines, for example by one that fails on purpose.
+    If `make_engine` is given, it creates the engines, for example engines that fail on purpose in
+    tests.
     Raises ValueError if a model does not exist or is damaged, or if two models have the same name.
     """
     limits, metrics, traces = limits or Limits(), Metrics(), None

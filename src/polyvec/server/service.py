@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from polyvec.server.api_keys import ApiKey, ApiKeys
 from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError, ErrorCode, ErrorForm
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.middleware import ServerLoad
 from polyvec.server.model import ServedModel
-from polyvec.server.quotas import ApiKey, ApiKeys
 from polyvec.server.serialise import to_json
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers

@@ -38,7 +38,7 @@ from polyvec.records import BadRow, Record, read_rows
 from polyvec.tasks import Task, adapter_index
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.data.batches import plan_epochs
-from polyvec.train.data.streams import check_files
+from polyvec.train.data.shuffling import check_files
 from polyvec.train.data.tokens import tokenise
 from polyvec.train.loop import Settings, StepFn, train
 from polyvec.train.objectives import embed

@@ -4,7 +4,7 @@ To add a dialect, write one file and add it to `ENDPOINTS`. Route files do not i
 """
 
 from polyvec.server.routes import (
-    batch,
+    batch_jobs,
     classify,
     cohere,
     embeddings,
@@ -22,7 +22,7 @@ ENDPOINTS = [
     *rerank.ENDPOINTS,
     *classify.ENDPOINTS,
     *segment.ENDPOINTS,
-    *batch.ENDPOINTS,
+    *batch_jobs.ENDPOINTS,
     *tei.ENDPOINTS,
     *cohere.ENDPOINTS,
 ]

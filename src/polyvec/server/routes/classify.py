@@ -14,13 +14,14 @@ from jaxtyping import Float32
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from polyvec.classification import TASK, from_names
+from polyvec.classification import from_names
 from polyvec.server.errors import ApiError, ErrorCode, invalid_input
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import truncate_means
 from polyvec.server.service import Endpoint, RequestContext, json_response
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.server.wire import Label, StrictModel, Texts
+from polyvec.tasks import CLASSIFICATION
 
 MAX_TEXTS = 512
 """Maximum number of texts to classify, or of examples, in a request."""
@@ -96,7 +97,11 @@ async def _zero_shot(
     context: RequestContext, request: ClassifyRequest
 ) -> tuple[list[dict[str, Any]], int]:
     model = context.service.choose_model(request.model or "")
-    choice, labels, api_key = model.choose_task_or_none(TASK), request.labels, context.api_key
+    choice, labels, api_key = (
+        model.choose_task_or_none(CLASSIFICATION),
+        request.labels,
+        context.api_key,
+    )
     groups = labels if isinstance(labels, dict) else {"": labels or []}
     names = [label for group in groups.values() for label in group]
     # The scheduler puts both into one batch.
@@ -135,7 +140,7 @@ async def _few_shot(
     store, user = _get_store(context), user_id(context.api_key.name)
     stored = await asyncio.to_thread(store.use, user, key)
     model = context.service.choose_model(stored.model)
-    choice = model.choose_task_or_none(TASK)
+    choice = model.choose_task_or_none(CLASSIFICATION)
     texts = await model.encode(request.input, choice, ["dense"], context.api_key, truncate=True)
 
     def predict() -> list[dict[str, Any]]:
@@ -160,7 +165,7 @@ async def train(context: RequestContext) -> Response:
     labels = [item.label for item in request.items]
     examples = await model.encode(
         [item.text for item in request.items],
-        model.choose_task_or_none(TASK),
+        model.choose_task_or_none(CLASSIFICATION),
         ["dense"],
         context.api_key,
         truncate=True,

@@ -10,12 +10,13 @@ from polyvec.server.errors import AnyError, ErrorForm
 from polyvec.server.serialise import ENCODINGS, pack_bits, to_json, truncate_means
 from polyvec.server.service import Endpoint, RequestContext
 from polyvec.server.wire import CohereEncoding, Dimensions, StrictModel, Texts
+from polyvec.tasks import CLASSIFICATION, PASSAGE, QUERY, SEPARATION
 
 TASKS = {
-    "search_document": "retrieval.passage",
-    "search_query": "retrieval.query",
-    "classification": "classification",
-    "clustering": "separation",
+    "search_document": PASSAGE,
+    "search_query": QUERY,
+    "classification": CLASSIFICATION,
+    "clustering": SEPARATION,
 }
 """The task for each `input_type`."""
 

@@ -23,6 +23,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from polyvec.encoder import Encoder
+from polyvec.tasks import PASSAGE, QUERY
 from polyvec.train.data.pairs import Pairs
 
 Score = Callable[[int, int], Float32[np.ndarray, "N M"]]
@@ -84,7 +85,7 @@ def cosine_scores(
     encoder: Encoder,
     pairs: Pairs,
     *,
-    tasks: tuple[str | None, str | None] = ("retrieval.query", "retrieval.passage"),
+    tasks: tuple[str | None, str | None] = (QUERY, PASSAGE),
     progress: bool | None = None,
 ) -> Score:
     """Cosines of a model's embeddings. `tasks` are those of queries and candidates."""

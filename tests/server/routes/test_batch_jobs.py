@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from polyvec.server.quotas import ApiKey, ApiKeys, hash_key
+from polyvec.server.api_keys import ApiKey, ApiKeys, hash_key
 from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
 

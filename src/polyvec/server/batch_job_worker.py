@@ -8,9 +8,9 @@ import asyncio
 import json
 from typing import Any
 
+from polyvec.server.api_keys import ApiKey
 from polyvec.server.errors import ApiError
 from polyvec.server.metrics import log_event
-from polyvec.server.quotas import ApiKey
 from polyvec.server.serialise import to_json
 from polyvec.server.service import Endpoint, RequestContext, Service
 from polyvec.server.stores.batch_jobs import BatchJob, BatchJobs

@@ -1,6 +1,6 @@
 """POST /v1/batch/embeddings and related routes: requests whose answers are fetched later.
 
-`polyvec.server.batch_worker` answers the jobs.
+`polyvec.server.batch_job_worker` answers the jobs.
 """
 
 import asyncio

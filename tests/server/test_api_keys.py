@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polyvec.server import quotas
-from polyvec.server.quotas import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys, read_key_file
+from polyvec.server import api_keys
+from polyvec.server.api_keys import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys, read_key_file
 from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine
 
@@ -14,7 +14,7 @@ from tests.server.faults import SLOW, faulty_engine
 def test_every_key_is_compared_in_constant_time(monkeypatch):
     """The comparison does not stop at the first key that matches."""
     compared = []
-    monkeypatch.setattr(quotas.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    monkeypatch.setattr(api_keys.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
     clients = ApiKeys(hash_keys(["one", "two", "three"]))
     assert clients.authenticate("Bearer one").name == "key-1" and len(compared) == 3
 
@@ -34,8 +34,8 @@ def test_keys_are_read_from_a_file_of_digests(tmp_path):
 def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):
     """Quotas refill over time, and a clock that jumps changes nothing."""
     now = [100.0]
-    monkeypatch.setattr(quotas.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(quotas.time, "time", lambda: 0.0)
+    monkeypatch.setattr(api_keys.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(api_keys.time, "time", lambda: 0.0)
     client = ApiKey("a", requests=TokenBucket(size=2.0), tokens=TokenBucket(size=100.0))
     client.admit()
     client.admit()

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from polyvec.records import BadRow, Block, Columns, as_text
-from polyvec.train.data.streams import check_files, group_rows, shuffle_files, shuffle_rows
+from polyvec.train.data.shuffling import check_files, group_rows, shuffle_files, shuffle_rows
 
 COLUMNS = Columns(needed={"text": as_text})
 NUM_ROWS = 5_000
