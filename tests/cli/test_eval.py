@@ -16,5 +16,5 @@ def test_without_a_data_folder_the_error_says_how_to_get_one(monkeypatch):
 
 def test_the_environment_names_the_data_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("POLYVEC_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no task folder"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no task folder"):
         EvalOptions().select_tasks()

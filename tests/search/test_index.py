@@ -213,7 +213,7 @@ def test_a_search_encodes_its_question_once(
         )
 
     spy_on_engine("pool")
-    spy_on_engine("read")
+    spy_on_engine("hidden_and_pool")
     encode_all = Encoder.encode_all
 
     def spy(self, texts, **options):

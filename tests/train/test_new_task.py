@@ -280,11 +280,11 @@ def test_rows_from_which_nothing_can_be_learnt_are_refused(
 
 
 def test_no_text_is_on_both_sides_and_every_class_is_on_both() -> None:
-    kind = ROW_FORMATS["classification"]
+    row_format = ROW_FORMATS["classification"]
     rows = [{"text": f"Text {i // 3}", "label": str(i // 3 % 4)} for i in range(300)]
     rows[1]["text"] = " text  0"
     seen, held = hold_out(rows, row_format, 0.2, seed=0)
-    assert not {kind.key(row) for row in seen} & {kind.key(row) for row in held}
+    assert not {row_format.key(row) for row in seen} & {row_format.key(row) for row in held}
     assert len(seen) + len(held) == 300
     counts = np.unique([row["label"] for row in held], return_counts=True)[1]
     assert counts.tolist() == [15] * 4
@@ -376,7 +376,7 @@ def test_the_command_line_reports_bad_rows_and_scores(
     words = ["--data", data, "--task", "mails", "--kind", "classification", "--epochs", 1]
     code, out, err = polyvec("train", "adapter", *words, "--model", compact_model)
     assert code == 1, err
-    assert f"left out {data}, row 42: text is empty" in err
+    assert f"left out {data}, line 42: text is empty" in err
     assert "left out 7 rows in all: see mails.run/bad-rows.jsonl" in err
     assert "34 rows trained on, starting from" in out
     assert "6 held out" in out
