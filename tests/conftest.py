@@ -1,6 +1,5 @@
 """Shared by all tests: a tiny seeded model with a tiny tokenizer, and each engine for it."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,10 +27,6 @@ SENTENCES = (
     "敏捷的棕色狐狸跳过懒狗。",
     "Шустрая бурая лиса прыгает через ленивого пса.",
 )
-
-# Workers, and the processes that tests start, inherit it. If the threads of two workers wait for
-# each other on two cores, training in tests takes three to eight times as long.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeEngine = Callable[..., Engine]
 
