@@ -144,9 +144,9 @@ def test_odd_texts_have_vectors(encoder: Encoder, text: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "task", "message"),
     [
-        (["a", 7], None, "text 1 .* is a int"),
-        (["a", None], None, "text 1 .* is a NoneType"),
-        ([b"a"], None, "text 0 .* is a bytes"),
+        (["a", 7], None, "text 1 .* not int"),
+        (["a", None], None, "text 1 .* not NoneType"),
+        ([b"a"], None, "text 0 .* not bytes"),
         (["a"], "retrieval", "unknown task 'retrieval'"),
         (["a", "b"], ["separation"], "more texts than the 1 tasks"),
         (["a"], ["separation", None], "more tasks than texts"),

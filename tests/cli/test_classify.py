@@ -1,8 +1,8 @@
 from inspect import signature
 
-from polyvec.classification import TASK
 from polyvec.cli.classify import classify
+from polyvec.tasks import CLASSIFICATION
 
 
 def test_the_default_task_is_that_of_the_room():
-    assert signature(classify).parameters["task"].default == TASK
+    assert signature(classify).parameters["task"].default == CLASSIFICATION
