@@ -30,7 +30,6 @@ bench: .venv/dev
 docs: .venv/dev
 	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 	$(BIN)/polyvec eval report
-	$(BIN)/python -m polyvec.cli.reference > docs/cli.md
 
 # Both sets of packages share one environment. The set for development includes the set for the demo.
 .venv/demo: pyproject.toml

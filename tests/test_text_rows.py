@@ -1,9 +1,11 @@
 """Rows of text files: delimiters, and rows of other lengths than the header."""
 
 import io
+from pathlib import Path
 
 import pytest
 
+from polyvec.records import read_records
 from polyvec.text_rows import SAMPLE_LINES, find_delimiter, newline_mode, parse_text
 
 
@@ -40,3 +42,26 @@ def test_no_cell_of_a_table_is_lost() -> None:
         (3, {"a": "6"}),
     ]
     assert all("cells, the header 4" in row.flaw for row in rows)
+
+
+@pytest.mark.parametrize("name", ["array.json", "lines.jsonl", "table.csv", "texts.txt"])
+def test_an_undecodable_byte_is_refused_in_every_format(tmp_path: Path, name: str) -> None:
+    """The good row before it is read, and the byte never becomes another character."""
+    contents = {
+        "array.json": b'[{"text": "good"}, {"text": "caf\xe9"}]',
+        "lines.jsonl": b'{"text": "good"}\n{"text": "caf\xe9"}\n',
+        "table.csv": b"text\ngood\ncaf\xe9\n",
+        "texts.txt": b"good\ncaf\xe9\n",
+    }
+    path = tmp_path / name
+    path.write_bytes(contents[name])
+    flaws = []
+    assert [row["text"] for row in read_records([path], report=flaws.append)] == ["good"]
+    assert [flaw.reason for flaw in flaws] == ["is not UTF-8"]
+
+
+def test_the_header_of_a_table_is_its_first_line_that_is_not_blank() -> None:
+    lines = io.StringIO("\n\ntext,label\na,b\n", newline=newline_mode(".csv"))
+    assert [(row.number, row.record) for row in parse_text(lines, ".csv")] == [
+        (4, {"text": "a", "label": "b"})
+    ]

@@ -187,7 +187,8 @@ def _parse_table(
     rows = csv.reader(chain(sample, lines), delimiter=find_delimiter(sample, preferred))
     if sample and _names_delimiter(sample[0]):
         next(rows)
-    names = [name.strip() for name in next(rows, [])]
+    header = next((cells for cells in rows if cells), [])
+    names = [name.strip() for name in header]
     check_columns(needed, names)
     while True:
         first = rows.line_num + 1
@@ -245,12 +246,18 @@ def _parse_json(lines: Iterable[str]) -> Iterator[ParsedRow]:
     if not "".join(start).lstrip().startswith("["):
         yield from _parse_json_lines(lines)
         return
+    content = "".join(lines)
     try:
-        values = json.loads("".join(lines))
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from None
+    is_decoded = is_utf8(content)
     for number, value in enumerate(values, 1):
-        yield ParsedRow(number, _as_record(value))
+        # Only a file with an undecoded byte needs a look at each of its rows.
+        if is_decoded or is_utf8(json.dumps(value, ensure_ascii=False)):
+            yield ParsedRow(number, _as_record(value))
+        else:
+            yield ParsedRow(number, None, "is not UTF-8")
 
 
 def _as_record(value: Any) -> Record:
