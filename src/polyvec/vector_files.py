@@ -48,7 +48,8 @@ def _write_jsonl(windows: Windows, file: BinaryIO, dim: int) -> None:
             # Parquet has values, such as dates, that JSON has not.
             fields = json.dumps({**record, "embedding": []}, ensure_ascii=False, default=str)
             # numpy writes the fewest digits that give the float32 back, json those of a float64.
-            line = fields.removesuffix("]}") + ", ".join(vector.astype(str)) + "]}\n"
+            # A list, since an interrupt is lost while Python iterates over an array of strings.
+            line = fields.removesuffix("]}") + ", ".join(vector.astype(str).tolist()) + "]}\n"
             # A JSON string may hold half of a surrogate pair, which UTF-8 cannot.
             file.write(line.encode("utf-8", "replace"))
 
