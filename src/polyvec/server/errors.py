@@ -97,9 +97,14 @@ class ErrorCode(Enum):
         "Internal error, or the model cannot encode one of the texts",
         "Leave out the text that the message names. Other texts of the batch are not affected.",
     )
+    SERVICE_ENGINE_CRASHED = (
+        503,
+        "The engine crashed while it encoded the texts, and is restarting",
+        "Wait `Retry-After` seconds and try again.",
+    )
     SERVICE_UNAVAILABLE = (
         503,
-        "An engine crashed and is restarting, or the server is shutting down",
+        "No engine is running, or the server is shutting down",
         "Wait `Retry-After` seconds and try again.",
     )
     SERVICE_TIMEOUT = (
@@ -245,6 +250,15 @@ def queue_full(seconds: float) -> ApiError:
 def unavailable(message: str) -> ApiError:
     """503: the server cannot answer at the moment; the request is not at fault."""
     return ApiError(ErrorCode.SERVICE_UNAVAILABLE, message, headers={"Retry-After": "1"})
+
+
+def engine_crashed() -> ApiError:
+    """503: an engine died while it encoded the request, which may or may not be the reason."""
+    return ApiError(
+        ErrorCode.SERVICE_ENGINE_CRASHED,
+        "the engine crashed and is restarting; try again",
+        headers={"Retry-After": "1"},
+    )
 
 
 def not_finite(position: int) -> ApiError:

@@ -1,38 +1,63 @@
-"""Limits of one request and of the whole server. Each field is an option of `polyvec serve`."""
+"""Limits of one request and of the whole server: the only list of limits.
 
-from dataclasses import dataclass
+To add a limit, add a field to `Limits`. It becomes an option of `polyvec serve`, and a row of the
+table in docs/serving.md, which is generated from this list.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _limit(default: int | float, answer: str) -> Any:
+    """A field with its default, and what a client gets that exceeds the limit."""
+    return field(default=default, metadata={"answer": answer})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits of one request and of the whole server."""
 
-    body_bytes: int = 8_000_000
+    body_bytes: int = _limit(8_000_000, "413")
     """Largest request body, in bytes. 300,000 tokens are a few million bytes in any script."""
 
-    items: int = 2_048
+    items: int = _limit(2_048, "400")
     """Maximum number of texts in a request."""
 
-    request_tokens: int = 300_000
+    request_tokens: int = _limit(300_000, "400")
     """Maximum number of tokens in a request, after truncation."""
 
-    queue_tokens: int = 1_000_000
-    """Maximum number of tokens in the queue; a request beyond it is answered with 429."""
+    queue_tokens: int = _limit(1_000_000, "429")
+    """Maximum number of tokens in the queue."""
 
-    requests: int = 1_024
-    """Maximum number of requests in progress; a request beyond it is answered with 429."""
+    requests: int = _limit(1_024, "429")
+    """Maximum number of requests in progress."""
 
-    inflight_bytes: int = 256_000_000
+    inflight_bytes: int = _limit(256_000_000, "429")
     """Maximum total size of the request bodies in progress, in bytes."""
 
-    read_seconds: float = 30.0
+    read_seconds: float = _limit(30.0, "408")
     """Time limit for a client to send its request."""
 
-    request_seconds: float = 300.0
+    request_seconds: float = _limit(300.0, "504")
     """Time limit for the answer to a request."""
 
-    engine_seconds: float = 30.0
-    """Time limit for every 1,000 tokens of a batch; an engine that exceeds it is restarted."""
+    engine_seconds: float = _limit(30.0, "503, and the engine is restarted")
+    """Time limit for every 1,000 tokens of a batch."""
 
-    drain_seconds: float = 30.0
+    drain_seconds: float = _limit(30.0, "the connection is closed")
     """Time limit for the requests in progress when the server is told to stop."""
+
+
+def limits_table() -> str:
+    """The Markdown table of all limits, for docs/serving.md."""
+    from docstring_parser import parse_from_object
+
+    about = {param.arg_name: param.description or "" for param in parse_from_object(Limits).params}
+    rows = [
+        f"| `--{limit.name.replace('_', '-')}` | {limit.default:,.15g} | {about[limit.name]} "
+        f"| {limit.metadata['answer']} |"
+        for limit in fields(Limits)
+    ]
+    return "\n".join(
+        ["| option | default | limit | answer beyond it |", "|---|---|---|---|", *rows]
+    )

@@ -33,7 +33,14 @@ from polyvec.server.engine_process import (
     EngineOutOfMemory,
     EngineProcess,
 )
-from polyvec.server.errors import ApiError, ErrorCode, not_finite, queue_full, unavailable
+from polyvec.server.errors import (
+    ApiError,
+    ErrorCode,
+    engine_crashed,
+    not_finite,
+    queue_full,
+    unavailable,
+)
 from polyvec.server.metrics import Metrics, log_event
 
 TURN_TOKENS = 256
@@ -302,9 +309,7 @@ class Scheduler:
                 enough_memory = await self._run_batch(engine, thread, batch)
             except EngineDied:
                 for queued in batch:
-                    queued.request.fail(
-                        unavailable("the engine crashed and is restarting; try again")
-                    )
+                    queued.request.fail(engine_crashed())
                 raise
             finally:
                 self.num_busy -= 1
