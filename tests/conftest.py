@@ -156,15 +156,20 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def run_verb(tiny_model, monkeypatch, capfd):
-    """Run a verb with the tiny model: exit status, standard output, standard error."""
+def polyvec(monkeypatch, capfd):
+    """Run a command line in this process: exit status, standard output, standard error."""
 
-    def run(verb: str, *words: object) -> tuple[object, str, str]:
-        line = ["polyvec", verb, *map(str, words), "--model", str(tiny_model)]
-        monkeypatch.setattr(sys, "argv", line)
+    def run(*words: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polyvec", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             cli.main()
         said = capfd.readouterr()
         return end.value.code, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def run_verb(tiny_model, polyvec):
+    """Run a verb with the tiny model."""
+    return lambda verb, *words: polyvec(verb, *words, "--model", tiny_model)

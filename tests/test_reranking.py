@@ -2,12 +2,13 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from polyvec import Encoder, ModelConfig, Outputs, cli, maxsim, rerank
+from polyvec import Encoder, ModelConfig, Outputs, maxsim, rerank
 from polyvec.checkpoint import Weights, save_checkpoint
 from polyvec.reranking import HYBRID, Kind, rank_candidates, score_candidates
 
@@ -122,17 +123,9 @@ def test_what_cannot_be_ranked_is_refused(encoder: Encoder, tiny_model: Path) ->
 
 
 @pytest.fixture
-def polyvec(model, monkeypatch, capfd):
-    """Run `polyvec rerank` in this process: exit status, what it printed, what it complained of."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["polyvec", "rerank", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capfd.readouterr()
-        return end.value.code, said.out, said.err
-
-    return run
+def polyvec(polyvec):
+    """Run `polyvec rerank` in this process."""
+    return partial(polyvec, "rerank")
 
 
 @pytest.mark.parametrize("by", ["dense", "hybrid"])

@@ -23,6 +23,7 @@ from polyvec.checkpoint import load_checkpoint
 from polyvec.config import ModelConfig
 from polyvec.engines import Engine, make_engine
 from polyvec.heads import (
+    HEADS,
     OUTPUTS,
     Outputs,
     Sparse,
@@ -363,10 +364,9 @@ class Encoder:
                 raise ValueError(
                     f"outputs has {name!r}; each must be 'dense', 'sparse' or 'multi_vector'"
                 )
-            if name != "dense" and f"{name}.weight" not in self.heads:
-                kind = {"sparse": "sparse", "multi_vector": "multi-vector"}[name]
+            if name in HEADS and f"{name}.weight" not in self.heads:
                 raise ValueError(
-                    f"this model has no {kind} head; load a model that has one (see "
+                    f"this model has no {HEADS[name]} head; load a model that has one (see "
                     "`polyvec info`), or train one (polyvec.train.head_objectives)"
                 )
 

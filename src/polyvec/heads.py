@@ -22,6 +22,9 @@ from polyvec.tokenizer import Tokenizer, Tokens
 OUTPUTS = ("dense", "sparse", "multi_vector")
 """The outputs that one forward pass may return."""
 
+HEADS = {"sparse": "sparse", "multi_vector": "multi-vector"}
+"""The outputs that need a head, and the names of the heads in messages."""
+
 MAX_SCORE_PAIRS = 2**22
 """Number of token pairs whose scores `maxsim` holds at a time (16 MB)."""
 

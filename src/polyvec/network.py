@@ -27,7 +27,7 @@ Mask = Float[Tensor, "T A"]
 
 
 class Layout(NamedTuple):
-    """Where the texts of a batch lie. It is computed once, because reading it from a GPU waits."""
+    """Positions of the texts in a batch, computed once because reading them from a GPU waits."""
 
     lengths: Int[Tensor, " B"]
     """Tokens of each text."""
@@ -187,7 +187,7 @@ class Network(nn.Module):
         self.recompute = False
         """Whether to store the activations of one block at a time, for a third more compute."""
         self.precision = torch.float32
-        """With torch.bfloat16, matrix products run in that type on float32 weights (autocast). This
+        """Type of the matrix products; torch.bfloat16 runs them on float32 weights (autocast). This
         concerns the network and not the whole step, because cosines and losses need float32."""
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList([Layer(config, dropout) for _ in range(config.num_layers)])

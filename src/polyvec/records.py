@@ -42,7 +42,7 @@ BLOCK_ROWS = 1_000
 """Lines of a text file in one block, and rows of a Parquet file in memory at a time."""
 
 Unit = Literal["line", "row"]
-"""What the number of a row counts."""
+"""The unit that the number of a row counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What verbs tell people (notes), programs (lines of JSON) and shells (exit statuses)."""
+"""Messages of verbs to people (notes), programs (lines of JSON) and shells (exit statuses)."""
 
 import json
 import sys

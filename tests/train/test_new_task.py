@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from polyvec import cli
 from polyvec.checkpoint import Int8Matrix, Weights, load_checkpoint, save_checkpoint, save_compact
 from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
@@ -350,20 +349,6 @@ def test_scores_equal_their_definitions() -> None:
         encode([row["text"] for row in classes[40:]]), [row["label"] for row in classes[40:]]
     )
     assert score_classes(encode, classes[:40], classes[40:]) == pytest.approx(expected)
-
-
-@pytest.fixture
-def polyvec(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
-    """Run a command line in this process; return the exit status, the output and the errors."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polyvec", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capfd.readouterr()
-        return end.value.code, said.out, said.err
-
-    return run
 
 
 def test_the_command_line_reports_bad_rows_and_scores(

@@ -45,7 +45,7 @@ from polyvec.pooling import pool_spans
 from polyvec.tasks import NO_ADAPTER
 
 MAX_GROUP_TOKENS = 4_096
-"""With this many tokens, matrix products run at full speed; more would only cost memory."""
+"""Matrix products of this many tokens run at full speed; more would only cost memory."""
 
 MAX_CACHED_KERNELS = 200
 """Kernels that each prepacked graph keeps for batch shapes that occur again. OpenVINO's default

@@ -25,7 +25,7 @@ from polyvec.eval.task_kinds import Rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunking:
-    """How documents are cut into chunks and embedded."""
+    """The way in which documents are cut into chunks and embedded."""
 
     tokens: int | None
     """Tokens of a chunk. None embeds each document whole, up to the model's longest text."""

@@ -94,7 +94,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderFormat:
-    """How a task folder becomes an mteb task."""
+    """The steps that turn a task folder into an mteb task."""
 
     mteb_class: type[AbsTask]
     metric: str
@@ -110,7 +110,7 @@ class FolderFormat:
     """Rows of that table that are kept, divided equally among the languages of the task."""
 
     unit: str
-    """What one row of that table is, in the plural, for reports."""
+    """The noun for the rows of that table, in the plural, for reports."""
 
     settings: Mapping[str, object] = field(default_factory=dict)
     """Attributes of the mteb class that differ from its defaults."""

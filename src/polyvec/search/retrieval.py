@@ -59,10 +59,10 @@ class Candidates(NamedTuple):
 
     rows: dict[PassageKey, Row]
     scores: dict[str, dict[PassageKey, float]]
-    """For each component, the scores of the passages that it scored."""
+    """The scores that each component gave to passages."""
 
     max_scores: dict[str, float]
-    """For each component, the score of a passage that matches the question completely."""
+    """The score that each component gives to a passage that matches the question completely."""
 
 
 def question_outputs(components: Collection[str], *, rerank: bool) -> list[str]:

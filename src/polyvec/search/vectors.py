@@ -30,7 +30,7 @@ FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
 """All forms. A search compares 32, 8 and 1 bits per number."""
 
 OVERSAMPLING = 4
-"""With `binary`, the passages that are retrieved by their bits, per passage that is needed."""
+"""Passages that `binary` retrieves by their bits, per passage that is needed."""
 
 INTERNAL_COLUMNS = {"digest", "modified", "vector", "bits"}
 """Columns that are not part of a search's rows."""

@@ -6,15 +6,12 @@ Axes in this file: T tokens of one text, S spans.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32
 
+from polyvec.late_chunking import TokenSpans
 from polyvec.tokenizer import Tokenizer, Tokens
 
 PREFIX_CHARACTERS_PER_TOKEN = 32
-"""Of a long text, this many characters per token that the model reads are tokenised first."""
-
-Spans = tuple[Int32[np.ndarray, " S"], Int32[np.ndarray, " S"]]
-"""The first token of each span, and the token after its last one."""
+"""Characters of a long text that are tokenised first, per token that the model reads."""
 
 
 def tokenise(
@@ -71,12 +68,12 @@ def tokenise_ids(tokenizer: Tokenizer, ids: list[int], prompt: str) -> Tokens:
     )
 
 
-def whole_text_span(num_tokens: int) -> Spans:
+def whole_text_span(num_tokens: int) -> TokenSpans:
     """One span that covers a whole text."""
     return np.zeros(1, np.int32), np.full(1, num_tokens, np.int32)
 
 
-def token_spans(first: int, end: int) -> Spans:
+def token_spans(first: int, end: int) -> TokenSpans:
     """One span per token, from token `first` up to but not including token `end`."""
     starts = np.arange(first, end, dtype=np.int32)
     return starts, starts + np.int32(1)

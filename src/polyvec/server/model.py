@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from polyvec.config import ModelConfig
-from polyvec.heads import Outputs, Sparse, gather_weights, multi_vectors, own_states, sparse_entries
+from polyvec.heads import (
+    HEADS,
+    Outputs,
+    Sparse,
+    gather_weights,
+    multi_vectors,
+    own_states,
+    sparse_entries,
+)
 from polyvec.late_chunking import find_token_spans, join_chunks
 from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
 from polyvec.server.api_keys import ApiKey
@@ -31,9 +39,6 @@ TOKENISE_TEXTS = 64
 """Texts that are tokenised in one go; then another request has its turn."""
 
 TOKENISE_THREADS = 4
-
-HEADS = {"sparse": "sparse", "multi_vector": "multi-vector"}
-"""The outputs that need a head, and the names of the heads."""
 
 HIDDEN = "hidden"
 """The output that is the hidden state of every token, special tokens and instruction included."""

@@ -7,10 +7,11 @@ from pydantic import model_validator
 from starlette.responses import Response
 
 from polyvec.server.errors import AnyError, ErrorForm
-from polyvec.server.model import HIDDEN, TOKENISE_THREADS
+from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded, ServedModel
 from polyvec.server.serialise import to_json, truncate_means
 from polyvec.server.service import Endpoint, RequestContext, json_response
 from polyvec.server.wire import MAX_TOKENISE_CHARACTERS, Dimensions, StrictModel, Texts
+from polyvec.tasks import TaskChoice
 
 
 class TeiErrorResponse(AnyError):
@@ -72,21 +73,30 @@ class TeiTokenizeRequest(StrictModel):
         return self
 
 
+async def _encode(
+    context: RequestContext, model: ServedModel, choice: TaskChoice, output: str
+) -> Encoded:
+    """One output of the texts of a request that embeds."""
+    request: TeiRequest = context.body
+    encoded = await model.encode(
+        request.inputs,
+        choice,
+        [output],
+        context.api_key,
+        truncate=bool(request.truncate),
+        param="inputs",
+    )
+    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
+    return encoded
+
+
 async def tei_embed(context: RequestContext) -> Response:
     """POST /embed: one vector per text."""
     request: TeiRequest = context.body
     model = context.service.models[0]
     choice = model.choose_task(request.prompt_name)
     dim = model.check_dim(request.dimensions, packs_bits=False)
-    encoded = await model.encode(
-        request.inputs,
-        choice,
-        ["dense"],
-        context.api_key,
-        truncate=bool(request.truncate),
-        param="inputs",
-    )
-    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
+    encoded = await _encode(context, model, choice, "dense")
 
     def write() -> bytes:
         return to_json(list(truncate_means(encoded.dense, dim, normalized=request.normalize)))
@@ -101,15 +111,7 @@ async def tei_embed_all(context: RequestContext) -> Response:
     model = context.service.models[0]
     choice = model.choose_task(request.prompt_name)
     dim = model.check_dim(request.dimensions, packs_bits=False)
-    encoded = await model.encode(
-        request.inputs,
-        choice,
-        [HIDDEN],
-        context.api_key,
-        truncate=bool(request.truncate),
-        param="inputs",
-    )
-    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
+    encoded = await _encode(context, model, choice, HIDDEN)
 
     def write() -> bytes:
         assert encoded.hidden is not None
@@ -126,15 +128,7 @@ async def tei_embed_sparse(context: RequestContext) -> Response:
     request: TeiRequest = context.body
     model = context.service.models[0]
     choice = model.choose_task(request.prompt_name)
-    encoded = await model.encode(
-        request.inputs,
-        choice,
-        ["sparse"],
-        context.api_key,
-        truncate=bool(request.truncate),
-        param="inputs",
-    )
-    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
+    encoded = await _encode(context, model, choice, "sparse")
     sparse = encoded.sparse
     assert sparse is not None
 

@@ -222,7 +222,7 @@ class LazyPlan(Sequence[StepRows]):
     """Row numbers of each part."""
 
     weights: Sequence[float]
-    """How often each part is drawn, relative to the others."""
+    """The frequency with which each part is drawn, relative to the others."""
 
     steps: int
     """Length of the plan."""

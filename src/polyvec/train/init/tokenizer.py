@@ -218,7 +218,7 @@ def common_pieces(
 def count_pieces(
     tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], shares: Mapping[str, float]
 ) -> Float[np.ndarray, " V"]:
-    """How often `texts` use each piece. The sum over a language's texts is its share."""
+    """Count the uses of each piece in `texts`. The sum over a language's texts is its share."""
     used = np.zeros(tokenizer.get_vocab_size())
     for lang, lines in texts.items():
         encodings = tokenizer.encode_batch_fast([*lines], add_special_tokens=False)
