@@ -1,3 +1,4 @@
+import time
 from itertools import pairwise
 
 import pytest
@@ -120,3 +121,36 @@ def test_sentences_lie_end_to_end_and_none_is_white_space(text):
     sentences = split_sentences(text)
     assert "".join(text[start:end] for start, end in sentences) == text
     assert all(text[start:end].strip() for start, end in sentences) or not text.strip()
+
+
+@pytest.mark.parametrize(
+    "unit", ["`", "```\n", "« ", "“a. ", "\n", "\r\n", " ", "# ", "a", "e\u0301", "ก "]
+)
+def test_any_repetition_is_split_in_linear_time(unit):
+    text = "# a" + unit * (200_000 // len(unit)) + "b"
+    started = time.process_time()
+    chunks = split_text(text, 500, markdown=True)
+    assert time.process_time() - started < 10
+    assert "".join(text[chunk.start : chunk.end] for chunk in chunks) == text
+
+
+def test_long_texts_are_split_into_sentences_as_their_parts_are():
+    sentences = [f"Dr. Li saw {number} foxes at 5 p.m. on Monday. " for number in range(500)]
+    text = "".join(sentences)
+    spans = split_sentences(text)
+    assert [text[start:end] for start, end in spans] == sentences
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("## Tea ##", "Tea"),
+        ("# C#", "C#"),
+        ("#  Tea \t", "Tea"),
+        ("# ##", ""),
+        ("# Tea #1\r", "Tea #1"),
+    ],
+)
+def test_marks_at_the_end_of_a_heading_are_left_out(line, title):
+    [chunk] = split_text(line + "\nBoil water.", 100, markdown=True)
+    assert chunk.headings == (title,)

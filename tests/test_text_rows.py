@@ -1,12 +1,14 @@
 """Rows of text files: delimiters, and rows of other lengths than the header."""
 
 import io
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from polyvec.records import read_records
-from polyvec.text_rows import SAMPLE_LINES, find_delimiter, newline_mode, parse_text
+from polyvec.text_rows import SAMPLE_LINES, find_delimiter, json_depth, newline_mode, parse_text
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,30 @@ def test_the_header_of_a_table_is_its_first_line_that_is_not_blank() -> None:
     assert [(row.number, row.record) for row in parse_text(lines, ".csv")] == [
         (4, {"text": "a", "label": "b"})
     ]
+
+
+@pytest.mark.parametrize("form", ['[{{"a": {}1{}}}]', '{{"text": "x", "a": {}1{}}}'])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+@pytest.mark.parametrize("depth", [150, 250, 600, 985, 990, 995, 1_000, 100_000])
+def test_json_is_written_again_or_named_at_any_depth(form, opening, closing, depth):
+    text = form.format(opening * depth, closing * depth)
+    [row] = parse_text(io.StringIO(text), ".jsonl")
+    if depth < 200:
+        assert row.record is not None
+        json.dumps(row.record)
+    else:
+        assert row.record is None and "nested more than 200 levels deep" in row.flaw
+
+
+def test_brackets_in_strings_are_not_nested():
+    assert json_depth('["[[[\\"[[", {"[": []}]') == 3
+    [row] = parse_text(io.StringIO(json.dumps({"text": "[{" * 1_000})), ".jsonl")
+    assert row.record == {"text": "[{" * 1_000}
+
+
+def test_many_columns_of_one_name_take_linear_time():
+    table = ",".join(["name"] * 50_000) + "\n" + ",".join(["cell"] * 50_000)
+    started = time.process_time()
+    [row] = parse_text(io.StringIO(table), ".csv")
+    assert row.record == {"name": "\n".join(["cell"] * 50_000)}
+    assert time.process_time() - started < 10

@@ -10,9 +10,9 @@ Chunks lie end to end and cover the whole text, including white space.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import sentencex
 
@@ -29,8 +29,18 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 WORD = re.compile(r"\s+")
 SPACE = re.compile(r"\s*")
 
-HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
+HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*)$", re.MULTILINE)
+CLOSING_MARKS = re.compile(r"(?:^|[ \t])#+$")
+"""Marks that may stand at the end of a heading, as in `## Tea ##`."""
+
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
+
+WINDOW_CHARACTERS = 4_000
+"""A longer text is split into sentences a window at a time. The sentence splitter takes quadratic
+time for quotation marks that are never closed."""
+
+MAX_MEASURED_CHARACTERS = 100_000
+"""A longer text is cut without being measured, because measuring may take much memory."""
 
 ZERO_WIDTH_JOINER = "\u200d"
 """Joins the parts of one emoji."""
@@ -87,16 +97,37 @@ def split_sentences(text: str, lang: str = "en") -> list[tuple[int, int]]:
 
 
 def _sentence_ends(text: str, lang: str) -> list[int]:
-    readable = SURROGATES.sub("\ufffd", text)
-    # Its compiled part has no stubs.
-    sentences = sentencex.get_sentence_boundaries(lang, readable)  # pyright: ignore
-    ends = {sentence["end_index"] for sentence in sentences}
-    for pattern in (LINE, THAI):
-        ends.update(match.end() for match in pattern.finditer(text))
     # White space belongs to the sentence before it, and at the start to the first one.
-    blank = len(text) - len(text.lstrip())
-    moved = {_skip_space(text, end) for end in ends}
-    return sorted(end for end in moved if blank < end < len(text))
+    blank = _skip_space(text, 0)
+    ends = set[int]()
+    lines = (match.end() for match in LINE.finditer(text))
+    spaces = (match.end() for match in THAI.finditer(text))
+    for found in (_split_windows(text, lang), lines, spaces):
+        moved = blank
+        for end in found:
+            # Ends within the same white space are one end, which is looked for once.
+            if end > moved:
+                moved = _skip_space(text, end)
+                ends.add(moved)
+    return sorted(end for end in ends if end < len(text))
+
+
+def _split_windows(text: str, lang: str) -> Iterator[int]:
+    """Yield the ends of sentences that the sentence splitter finds, ascending.
+
+    A window begins where the last sentence of the window before it begins, or where that window
+    ends if it is inside of one sentence. The end of a window ends no sentence.
+    """
+    readable = SURROGATES.sub("\ufffd", text)
+    start = 0
+    while start < len(text):
+        window = readable[start : start + WINDOW_CHARACTERS]
+        is_last = start + WINDOW_CHARACTERS >= len(text)
+        # Its compiled part has no stubs.
+        sentences = sentencex.get_sentence_boundaries(lang, window)  # pyright: ignore
+        ends = [end for sentence in sentences if (end := sentence["end_index"]) < len(window)]
+        yield from (start + end for end in ends)
+        start += len(window) if is_last or not ends else ends[-1]
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -105,18 +136,18 @@ def _skip_space(text: str, position: int) -> int:
     return match.end()
 
 
-def _paragraph_ends(text: str) -> list[int]:
-    return [match.end() for match in PARAGRAPH.finditer(text)]
+def _paragraph_ends(text: str) -> Iterator[int]:
+    return (match.end() for match in PARAGRAPH.finditer(text))
 
 
-def _word_ends(text: str) -> list[int]:
-    return [match.end() for match in WORD.finditer(text)]
+def _word_ends(text: str) -> Iterator[int]:
+    return (match.end() for match in WORD.finditer(text))
 
 
 CUTS = (_paragraph_ends, lambda text: _sentence_ends(text, "en"), _word_ends)
 """Functions that return where a text may be cut, the best places first."""
 
-Cuts = tuple[Callable[[str], list[int]], ...]
+Cuts = tuple[Callable[[str], Iterable[int]], ...]
 
 
 def _sections(text: str) -> Iterator[Chunk]:
@@ -129,7 +160,7 @@ def _sections(text: str) -> Iterator[Chunk]:
             start = heading.start()
         level = len(heading[1])
         path = [(above, title) for above, title in path if above < level]
-        path.append((level, heading[2]))
+        path.append((level, CLOSING_MARKS.sub("", heading[2].strip()).rstrip()))
         body = heading.end()
     yield Chunk(start, len(text), tuple(title for _, title in path))
 
@@ -165,12 +196,13 @@ def _pack(
     cuts: Cuts,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield spans of [start, end) with their sizes, each as large as allowed."""
-    whole = size(text[start:end])
     if start == end:
         return
-    if whole <= max_size or end - start == 1:
-        yield start, end, whole
-        return
+    if end - start <= MAX_MEASURED_CHARACTERS:
+        whole = size(text[start:end])
+        if whole <= max_size or end - start == 1:
+            yield start, end, whole
+            return
     held: tuple[int, int, int] | None = None
     for span in _cut(text, start, end, max_size, size, cuts):
         if held is not None and held[2] + span[2] <= max_size:
@@ -197,8 +229,8 @@ def _cut(
         yield from _pack(text, start, middle, max_size, size, ())
         yield from _pack(text, middle, end, max_size, size, ())
         return
-    edges = [start, *(start + position for position in cuts[0](text[start:end])), end]
-    for left, right in pairwise(edges):
+    positions = (start + position for position in cuts[0](text[start:end]))
+    for left, right in pairwise(chain([start], positions, [end])):
         yield from _pack(text, left, right, max_size, size, cuts[1:])
 
 

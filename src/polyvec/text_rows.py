@@ -21,9 +21,11 @@ To support another kind of text file, add it to `SUFFIXES` and to `parse_text`.
 import csv
 import io
 import json
+import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
 Record = dict[str, Any]
@@ -46,6 +48,13 @@ SAMPLE_LINES = 200
 
 MAX_CELL_CHARACTERS = 2**31 - 1
 """The largest limit that the csv module takes on every system. Its default is 131,072."""
+
+
+MAX_JSON_DEPTH = 200
+"""Deeper lists and objects are refused. Python parses about 990 levels, and writes fewer."""
+
+BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)
+"""A string of JSON, or the beginning or the end of a list or an object."""
 
 
 class ParsedRow(NamedTuple):
@@ -212,11 +221,12 @@ def _name_cells(names: list[str], cells: list[str]) -> Record:
 
     Cells with the same name are joined by line breaks, so that none is lost.
     """
-    record = dict(zip(names, cells, strict=False))
+    record: Record = dict(zip(names, cells, strict=False))
     if len(record) < len(cells):
-        record.clear()
-        for name, cell in zip([*names, *[""] * len(cells)], cells, strict=False):
-            record[name] = f"{record[name]}\n{cell}" if name in record else cell
+        same = defaultdict[str, list[str]](list)
+        for name, cell in zip_longest(names[: len(cells)], cells, fillvalue=""):
+            same[name].append(cell)
+        record = {name: "\n".join(values) for name, values in same.items()}
     return record
 
 
@@ -228,8 +238,8 @@ def _parse_json_lines(lines: Iterable[str], first: int = 1) -> Iterator[ParsedRo
             yield ParsedRow(number, None, "is not UTF-8")
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             yield ParsedRow(number, None, f"is not JSON ({error})")
         else:
             yield ParsedRow(number, _as_record(value))
@@ -248,8 +258,8 @@ def _parse_json(lines: Iterable[str]) -> Iterator[ParsedRow]:
         return
     content = "".join(lines)
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"is not JSON ({error})") from None
     is_decoded = is_utf8(content)
     for number, value in enumerate(values, 1):
@@ -258,6 +268,30 @@ def _parse_json(lines: Iterable[str]) -> Iterator[ParsedRow]:
             yield ParsedRow(number, _as_record(value))
         else:
             yield ParsedRow(number, None, "is not UTF-8")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a text in JSON. Raises ValueError with the reason if it has none."""
+    # Few brackets cannot be nested deeply; most texts are parsed without a look at each of them.
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and json_depth(text) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
+    return json.loads(text)
+
+
+def json_depth(text: str) -> int:
+    r"""How deeply lists and objects are nested in a text in JSON. Brackets in strings do not count.
+
+    >>> json_depth('{"a": [1, [2], "[[[["]}')
+    3
+    """
+    depth = deepest = 0
+    for bracket in BRACKET.finditer(text):
+        if bracket[1]:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket[2]:
+            depth -= 1
+    return deepest
 
 
 def _as_record(value: Any) -> Record:

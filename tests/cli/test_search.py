@@ -137,13 +137,13 @@ def test_a_search_that_finds_nothing_has_status_1(polyvec, tiny_model, tmp_path)
     assert (code, out) == (ExitStatus.INCOMPLETE, "")
 
 
-def test_a_search_that_skips_files_answers_with_status_1(polyvec, tiny_model, tmp_path):
+def test_a_search_names_the_files_that_it_cannot_read_and_answers(polyvec, tiny_model, tmp_path):
     (tmp_path / "fox.md").write_text("A fox sleeps.\n")
     (tmp_path / "bad.md").write_bytes(b"caf\xe9")
     code, out, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
-    assert code == ExitStatus.INCOMPLETE
+    assert code == ExitStatus.DONE
     assert "fox.md:1" in out
-    assert "skipped" in err
+    assert "skipped" in err and "bad.md" in err
 
 
 def test_the_choices_are_those_of_the_index():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from polyvec.search import documents
+from polyvec.search import pdf_pages
 from polyvec.search.documents import read_document
 
 
@@ -116,7 +116,7 @@ def test_pages_of_a_pdf_are_parts_with_their_numbers():
     ],
 )
 def test_a_pdf_that_cannot_be_read_says_why(raw, reason, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_PDF_PAGES", 2)
+    monkeypatch.setattr(pdf_pages, "MAX_PAGES", 2)
     with pytest.raises(ValueError, match=reason):
         read_document(raw, "a.pdf")
 

@@ -38,7 +38,7 @@ def search(
     """Find the passages of a folder's files that answer a question, by meaning and by words.
 
     The first search indexes the folder. Later searches index only the files that changed. The exit
-    status is 1 if no passage was found, or if files were skipped because they cannot be read.
+    status is 1 if no passage was found. Files that cannot be read are named, and do not change it.
 
     polyvec search notes/ "how do I stop a nosebleed?"
 
@@ -130,15 +130,12 @@ def search(
     if watch:
         _watch(target, question, answer)
         return ExitStatus.DONE
-    is_complete = _update(target)
-    return ExitStatus.DONE if answer(question) and is_complete else ExitStatus.INCOMPLETE
+    _update(target)
+    return ExitStatus.DONE if answer(question) else ExitStatus.INCOMPLETE
 
 
-def _update(target: "Index") -> bool:
-    """Bring the index up to date, unless another process does, and report what changed.
-
-    Returns whether every file could be read.
-    """
+def _update(target: "Index") -> None:
+    """Bring the index up to date, unless another process does, and report what changed."""
     from polyvec.search import BusyError
 
     started = time.perf_counter()
@@ -147,9 +144,8 @@ def _update(target: "Index") -> bool:
             update = target.update(lambda path: bar.update())
     except BusyError as busy:
         note(f"{busy}; searching the index as it is")
-        return True
+        return
     _report_update(update, time.perf_counter() - started)
-    return not update.skipped
 
 
 def _watch(target: "Index", question: str | None, answer: Callable[[str | None], bool]) -> None:

@@ -91,8 +91,8 @@ def read_items(
 ) -> list[Item]:
     """The passages or the files of a folder, as `polyvec search` reads them.
 
-    `on_skipped` is called with a sentence for each file that cannot be read. Raises ValueError if
-    the folder does not exist.
+    `on_skipped` is called with a sentence for each file that cannot be read as a whole. Raises
+    ValueError if the folder does not exist.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -104,6 +104,8 @@ def read_items(
             on_skipped(str(error))
             continue
         document = split.document
+        if document.cut:
+            on_skipped(f"{folder / path}: {document.cut}")
         parts = [text for text, _ in texts_with_headings(split)]
         if each == "file" and parts:
             items.append(Item(path, None, None, document.text.strip(), parts))

@@ -7,14 +7,17 @@ rows (CSV, TSV and JSON lines), in which every row is a passage.
 import io
 import json
 import re
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from typing import Any, Literal
 
 from polyvec import text_rows
 from polyvec.chunking import SURROGATES
+from polyvec.search.html_pages import html_pieces
+from polyvec.search.pdf_pages import ContentTooLarge, pdf_pages
+from polyvec.terminal import shorten
 
 MARKDOWN = (".md", ".markdown")
 TEXT = (".txt", ".text", ".rst", ".adoc", ".org", ".tex")
@@ -31,16 +34,19 @@ ROWS = tuple(suffix for suffix in text_rows.SUFFIXES if suffix not in (".txt", "
 SUFFIXES = MARKDOWN + TEXT + CODE + HTML + PDF + ROWS
 """The ends of the names of files that are searched. Other files are ignored without a message."""
 
-MAX_PDF_PAGES = 5_000
-"""A longer PDF is not read. Extracting the text takes at least a second per hundred pages."""
+MAX_NAME_CHARACTERS = 100
+"""A longer name of a column is shortened, since each row repeats it."""
 
-BROKEN_PDF_ERRORS = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError)
-"""The errors, beside its own, that pypdf raises for a file with invalid objects."""
+TEXT_FACTOR = 8
+"""The text of a file has at most this many characters per byte of the file, and `SPARE_CHARACTERS`
+more. Only files that say things more than once reach the limit: tables repeat the names of their
+columns in every row, and pages of a PDF can share what they show."""
+
+SPARE_CHARACTERS = 1_000_000
 
 Unit = Literal["line", "page"]
 
 HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]{1,40})", re.IGNORECASE)
-WHITE_SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +54,31 @@ class Document:
     """The text of a file."""
 
     text: str
-    locations: Sequence[tuple[int, int]]
-    """Pairs of a character's position in the text and a line or page, both ascending. The text from
-    that character on stands on that line or page. The first position is 0."""
+    starts: Sequence[int]
+    """Positions of characters in the text, ascending, beginning with 0."""
+
+    numbers: Sequence[int]
+    """The line or page on which the text from each start on stands, ascending."""
 
     unit: Unit = "line"
-    """The unit of the locations, which are counted from 1."""
+    """The unit of the numbers, which are counted from 1."""
 
     is_split: bool = False
-    """Whether every location begins a part, a row or a page, which no passage crosses."""
+    """Whether every start begins a part, a row or a page, which no passage crosses."""
 
     is_markdown: bool = False
     """Whether `#` begins a heading."""
 
+    cut: str = ""
+    """The reason why the rest of the file is not read; empty if the text is whole."""
+
     def locate(self, position: int) -> int:
         """The line or page of the character at `position`."""
-        after = bisect_right(self.locations, position, key=lambda location: location[0])
-        return self.locations[after - 1][1]
+        return self.numbers[bisect_right(self.starts, position) - 1]
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """The characters [start, end) of each part that is split into passages by itself."""
-        starts = [start for start, _ in self.locations] if self.is_split else [0]
+        starts = self.starts if self.is_split else [0]
         yield from zip(starts, [*starts[1:], len(self.text)], strict=True)
 
 
@@ -76,15 +86,21 @@ def read_document(raw: bytes, name: str) -> Document:
     """The text of a file with this name. Raises ValueError with the reason if it has none."""
     lower = name.lower()
     if lower.endswith(PDF):
-        return _read_pdf(raw)
+        document = _join(pdf_pages(raw), len(raw), unit="page", is_split=True)
+        if not document.text.strip():
+            raise ValueError("it has no text; it may be a scan")
+        return document
     if lower.endswith(HTML):
-        return _read_html(decode(raw, _charset(raw)))
+        pieces = html_pieces(decode(raw, _charset(raw)))
+        return _join(pieces, len(raw), is_markdown=True)
     text = decode(raw)
     if lower.endswith(ROWS):
-        return _join_rows(_read_rows(text, lower[lower.rindex(".") :]))
-    lines = [0, *(match.end() for match in re.finditer("\n", text))]
-    locations = [(start, number) for number, start in enumerate(lines, 1)]
-    return Document(text, locations, is_markdown=lower.endswith(MARKDOWN))
+        rows = _read_rows(text, lower[lower.rindex(".") :])
+        return _join(rows, len(raw), is_split=True)
+    starts = array("q", [0])
+    starts.extend(match.end() for match in re.finditer("\n", text))
+    numbers = range(1, len(starts) + 1)
+    return Document(text, starts, numbers, is_markdown=lower.endswith(MARKDOWN))
 
 
 def decode(raw: bytes, charset: str = "utf-8-sig") -> str:
@@ -116,16 +132,39 @@ def _charset(raw: bytes) -> str:
     return "utf-8-sig" if name.lower() in ("utf-8", "utf8") else name
 
 
-def _join_rows(rows: Iterator[tuple[int, str]]) -> Document:
-    """Rows as one text; each comes with the line on which it begins."""
-    parts, locations, length = [], [], 0
-    for line, row in rows:
-        locations.append((length, line))
-        parts.append(row + "\n\n")
-        length += len(row) + 2
-    # JSON escapes may be halves of surrogate pairs, which cannot be encoded.
+def _join(
+    pieces: Iterable[tuple[int, str]],
+    num_bytes: int,
+    *,
+    unit: Unit = "line",
+    is_split: bool = False,
+    is_markdown: bool = False,
+) -> Document:
+    """The text of the pieces, each of which comes with the line or page that it begins on.
+
+    The text of a file of `num_bytes` is cut where it is much longer than the file.
+    """
+    parts: list[str] = []
+    starts, numbers = array("q", [0]), array("q", [1])
+    length, cut = 0, ""
+    left = TEXT_FACTOR * num_bytes + SPARE_CHARACTERS
+    try:
+        for number, piece in pieces:
+            if length + len(piece) > left:
+                cut = f"only the text before {unit} {number} is read; the file says it repeatedly"
+                break
+            if length == 0:
+                numbers[0] = number
+            elif number != numbers[-1]:
+                starts.append(length)
+                numbers.append(number)
+            parts.append(piece)
+            length += len(piece)
+    except ContentTooLarge as error:
+        cut = str(error)
+    # References of HTML and JSON may be halves of surrogate pairs, which cannot be encoded.
     text = SURROGATES.sub("\ufffd", "".join(parts))
-    return Document(text, locations or [(0, 1)], is_split=True)
+    return Document(text, starts, numbers, unit, is_split, is_markdown, cut)
 
 
 def _read_rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
@@ -138,13 +177,13 @@ def _read_rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
         if record is None:
             raise ValueError(f"line {number}: {flaw}")
         if row := _spell_record(record):
-            yield number, row
+            yield number, row + "\n\n"
 
 
 def _spell_record(record: text_rows.Record) -> str:
     values = {name: _spell_value(value) for name, value in record.items()}
     return "\n".join(
-        value if name in ("", "text") else f"{name}: {value}"
+        value if name in ("", "text") else f"{shorten(name, MAX_NAME_CHARACTERS)}: {value}"
         for name, value in values.items()
         if value
     )
@@ -154,99 +193,3 @@ def _spell_value(value: Any) -> str:
     if value is None:
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _read_pdf(raw: bytes) -> Document:
-    from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
-
-    parts, locations, length = [], [], 0
-    try:
-        reader = PdfReader(io.BytesIO(raw))
-        if reader.is_encrypted:
-            raise ValueError("it is encrypted")
-        if len(reader.pages) > MAX_PDF_PAGES:
-            raise ValueError(f"it has more than {MAX_PDF_PAGES} pages")
-        for number, page in enumerate(reader.pages, 1):
-            text = SURROGATES.sub("\ufffd", page.extract_text()).replace("\0", "") + "\n\n"
-            locations.append((length, number))
-            parts.append(text)
-            length += len(text)
-    except (PyPdfError, RecursionError, *BROKEN_PDF_ERRORS) as error:
-        raise ValueError(f"not a valid PDF ({error})") from None
-    text = "".join(parts)
-    if not text.strip():
-        raise ValueError("it has no text; it may be a scan")
-    return Document(text, locations, unit="page", is_split=True)
-
-
-def _read_html(text: str) -> Document:
-    page = _Page()
-    try:
-        page.feed(text)
-        page.close()
-    except AssertionError as error:
-        # The parser asserts conditions that a marked section of a broken page does not meet.
-        raise ValueError(f"not valid HTML ({error})") from None
-    joined = SURROGATES.sub("\ufffd", "".join(page.parts))
-    return Document(joined, page.locations, is_markdown=True)
-
-
-class _Page(HTMLParser):
-    """Collects the text of a page, its headings as in Markdown, and the source's line numbers.
-
-    Of the common parsers only the standard library's gives line numbers.
-    """
-
-    HIDDEN = frozenset("script style template noscript svg iframe nav select textarea".split())
-    INLINE = frozenset(
-        "a abbr b bdi bdo cite code data dfn em font i kbd label mark q rp rt ruby s samp small "
-        "span strike strong sub sup time tt u var wbr".split()
-    )
-    LEVELS = {"title": 1} | {f"h{level}": level for level in range(1, 7)}
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.locations = [(0, 1)]
-        self.length = 0
-        self.hidden: list[str] = []
-        """The open elements inside of which nothing is shown."""
-        self.verbatim = 0
-        """The number of open `pre` elements."""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Begin a block, a heading or a hidden element."""
-        if tag in self.HIDDEN:
-            self.hidden.append(tag)
-        elif tag in self.LEVELS:
-            self._append("\n\n")
-            self.locations.append((self.length, self.getpos()[0]))
-            self._append("#" * self.LEVELS[tag] + " ")
-        elif tag not in self.INLINE:
-            self.verbatim += tag == "pre"
-            self._append("\n\n" if tag in ("p", "pre", "table") else "\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        """End a block, a heading or a hidden element."""
-        if tag in self.HIDDEN:
-            # Elements that are open inside of it end with it.
-            if tag in self.hidden:
-                del self.hidden[self.hidden.index(tag) :]
-        elif tag not in self.INLINE:
-            self.verbatim -= tag == "pre" and self.verbatim > 0
-            self._append("\n\n" if tag in self.LEVELS or tag == "p" else "\n")
-
-    def handle_data(self, data: str) -> None:
-        """Append text, with its white space collapsed as a browser does."""
-        shown = data if self.verbatim else WHITE_SPACE.sub(" ", data)
-        if not self.hidden and shown:
-            blank = len(data) - len(data.lstrip())
-            line = self.getpos()[0] + data.count("\n", 0, blank)
-            self.locations.append((self.length, line))
-            self._append(shown)
-
-    def _append(self, text: str) -> None:
-        if not self.hidden:
-            self.parts.append(text)
-            self.length += len(text)

@@ -43,9 +43,9 @@ def find_duplicates(
 ) -> list[Group]:
     """All groups of at least two files, in the order of `list_files`.
 
-    `on_skipped` is called with a sentence for each file that cannot be read, and `progress` with
-    the path of each file that is done. Raises ValueError if the folder does not exist, and unless
-    the threshold is above 0 and at most 1.
+    `on_skipped` is called with a sentence for each file that cannot be read as a whole, and
+    `progress` with the path of each file that is done. Raises ValueError if the folder does not
+    exist, and unless the threshold is above 0 and at most 1.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -60,6 +60,8 @@ def find_duplicates(
         except ValueError as error:
             on_skipped(str(error))
             continue
+        if split.document.cut:
+            on_skipped(f"{folder / path}: {split.document.cut}")
         if split.passages:
             vector = mean_vector(encoder, [text for text, _ in texts_with_headings(split)])
             scores = firsts[: len(groups)] @ vector

@@ -97,7 +97,7 @@ class Update:
     """The paths of files that were deleted from the folder, or can no longer be read."""
 
     skipped: list[str] = field(default_factory=list)
-    """One sentence for each file that could not be read."""
+    """One sentence for each file that could not be read, or not as a whole."""
 
     rebuilt: str = ""
     """The reason why the index was rebuilt; empty if it was not."""
@@ -295,6 +295,8 @@ class Index:
                 continue
             seen.add(path)
             if split is not None:
+                if split.document.cut:
+                    update.skipped.append(f"{self.folder / path}: {split.document.cut}")
                 # An empty file has no row that could store its digest, so it never counts as new.
                 if split.passages or path in digests:
                     pending.append(split)

@@ -7,11 +7,16 @@ from typing import NamedTuple
 from polyvec.chunking import Chunk, split_text
 from polyvec.search.documents import Document, read_document
 from polyvec.search.files import File
+from polyvec.terminal import shorten
 from polyvec.tokenizer import Tokenizer
 
 PASSAGE_TOKENS = 128
 """The longest passage, in tokens: it can be read at a glance in any script, and small models are
 trained on texts of this length."""
+
+
+MAX_HEADING_CHARACTERS = 100
+"""A longer heading is shortened where it stands above a passage, since each passage repeats it."""
 
 
 class SplitFile(NamedTuple):
@@ -54,5 +59,9 @@ def texts_with_headings(split: SplitFile) -> Iterator[tuple[str, int]]:
     """
     for passage in split.passages:
         text = split.document.text[passage.start : passage.end]
-        headings = "".join(f"{title}\n" for title in passage.headings if title not in text)
+        headings = "".join(
+            f"{shorten(title, MAX_HEADING_CHARACTERS)}\n"
+            for title in passage.headings
+            if title not in text
+        )
         yield headings + text, len(headings)
