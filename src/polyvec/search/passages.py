@@ -15,8 +15,8 @@ PASSAGE_TOKENS = 128
 trained on texts of this length."""
 
 
-MAX_HEADING_CHARACTERS = 100
-"""A longer heading is shortened where it stands above a passage, since each passage repeats it."""
+MAX_HEADING_CHARACTERS = 200
+"""Longer headings above a passage are shortened, since every passage repeats them."""
 
 
 class SplitFile(NamedTuple):
@@ -59,9 +59,8 @@ def texts_with_headings(split: SplitFile) -> Iterator[tuple[str, int]]:
     """
     for passage in split.passages:
         text = split.document.text[passage.start : passage.end]
-        headings = "".join(
-            f"{shorten(title, MAX_HEADING_CHARACTERS)}\n"
-            for title in passage.headings
-            if title not in text
-        )
+        titles = [title for title in passage.headings if title not in text]
+        if sum(map(len, titles)) > MAX_HEADING_CHARACTERS:
+            titles = [shorten(title, MAX_HEADING_CHARACTERS // len(titles)) for title in titles]
+        headings = "".join(f"{title}\n" for title in titles)
         yield headings + text, len(headings)

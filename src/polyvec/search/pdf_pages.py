@@ -8,11 +8,11 @@ from typing import Any
 MAX_PAGES = 5_000
 """A longer PDF is not read. Extracting the text takes at least a second per hundred pages."""
 
-CONTENT_FACTOR = 8
+CONTENT_FACTOR = 6
 """A file may unpack to this many times its size, and to `SPARE_BYTES` more. Pages can share what
 they show, and packed bytes can unpack to a thousand times their number."""
 
-SPARE_BYTES = 2_000_000
+SPARE_BYTES = 1_000_000
 
 BROKEN_PDF_ERRORS = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError)
 """The errors, beside its own, that pypdf raises for a file with invalid objects."""
