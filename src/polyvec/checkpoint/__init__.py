@@ -13,6 +13,7 @@ file of their own, `heads.safetensors`.
 one form: a dict whose keys are those of `Network.state_dict()`.
 """
 
+from polyvec.checkpoint.fingerprint import fingerprint
 from polyvec.checkpoint.load import detect_layout, load_checkpoint
 from polyvec.checkpoint.names import weight_shapes
 from polyvec.checkpoint.quantised import (
@@ -31,6 +32,7 @@ __all__ = [
     "Weight",
     "Weights",
     "detect_layout",
+    "fingerprint",
     "gather_rows",
     "load_checkpoint",
     "quantise_rows",
