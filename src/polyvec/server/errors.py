@@ -51,10 +51,10 @@ class ErrorCode(Enum):
         "SERVICE_TIMEOUT",
     )
     CONFLICT_BATCH_FINISHED = (409, "The batch job has already finished", "Fetch its output.")
-    CONFLICT_RESOURCE_BUSY = (
+    CONFLICT_MODEL_CHANGED = (
         409,
-        "Another request is changing the same classifier",
-        "Wait `Retry-After` seconds and try again.",
+        "The classifier was trained with other weights than those that the server has",
+        "Train a new classifier.",
     )
     INPUT_TOO_LARGE = (413, "The body is too large", "Send fewer texts per request.")
     INPUT_INVALID_TYPE = (
@@ -111,6 +111,11 @@ class ErrorCode(Enum):
         504,
         "The request took longer than `--request-seconds`",
         "Send fewer texts per request.",
+    )
+    STORAGE_UNAVAILABLE = (
+        507,
+        "The server cannot write to its disk, for example because the disk is full",
+        "Ask the operator of the server to make room, and try again.",
     )
 
     def __init__(self, status: int, meaning: str, remedy: str, code: str | None = None) -> None:

@@ -6,7 +6,7 @@ Axes in this file: N texts of a request, D the model's width, V numbers in a tok
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,12 +88,17 @@ class ServedModel:
         metrics: Metrics,
         *,
         cache_bytes: int = 0,
+        fingerprint: Future[str] | None = None,
     ) -> None:
-        """`cache_bytes` is the size of the cache of vectors; 0 means no cache."""
+        """`cache_bytes` is the size of the cache of vectors; 0 means no cache.
+
+        `fingerprint` is that of the model's folder, which classifiers need.
+        """
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = scheduler
+        self.fingerprint = fingerprint
         self.created = int(time.time())
         self._heads = heads
         self._limits = limits

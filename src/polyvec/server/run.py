@@ -7,6 +7,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Literal
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from polyvec.checkpoint import load_checkpoint
+from polyvec.checkpoint import fingerprint, load_checkpoint
 from polyvec.encoder import find_model
 from polyvec.heads import select_heads
 from polyvec.server.api_keys import ApiKeys, hash_keys, read_key_file
@@ -163,6 +164,7 @@ def make_service(
             limits,
             metrics,
             cache_bytes=cache_bytes,
+            fingerprint=None if classifiers is None else _start_fingerprint(folder),
         )
     for option in aliases:
         alias, _, name = option.partition("=")
@@ -180,6 +182,11 @@ def make_service(
         traces=traces,
         cors=cors,
     )
+
+
+def _start_fingerprint(folder: Path) -> Future[str]:
+    """Compute the fingerprint of a model folder in a thread, while the engines start."""
+    return ThreadPoolExecutor(1, thread_name_prefix="fingerprint").submit(fingerprint, folder)
 
 
 def load_api_keys(key_file: Path | None) -> ApiKeys:

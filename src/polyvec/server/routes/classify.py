@@ -6,8 +6,11 @@ Axes in this file: L labels.
 """
 
 import asyncio
+import threading
 import uuid
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,12 +22,17 @@ from polyvec.server.errors import ApiError, ErrorCode, invalid_input
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import truncate_means
 from polyvec.server.service import Endpoint, RequestContext, json_response
-from polyvec.server.stores.classifiers import Classifiers
+from polyvec.server.stores.classifiers import Classifiers, StoredClassifier
 from polyvec.server.wire import Label, StrictModel, Texts
 from polyvec.tasks import CLASSIFICATION
 
 MAX_TEXTS = 512
 """Maximum number of texts to classify, or of examples, in a request."""
+
+MAX_CALLS_PER_KEY = 16
+"""Maximum number of calls of one API key that wait for the classifiers' file or for a fit."""
+
+Result = TypeVar("Result")
 
 
 class ClassifyRequest(StrictModel):
@@ -64,7 +72,8 @@ class TrainRequest(StrictModel):
     model: str | None = None
     classifier_id: str | None = None
     input: Annotated[list[TrainItem], Field(min_length=1, max_length=MAX_TEXTS)] | TrainItem
-    access: Literal["public", "private"] = "public"
+    access: Literal["public", "private"] = "private"
+    """A public classifier can be used with every API key, and changed with that of its owner."""
     num_iters: Annotated[int, Field(ge=1, le=100)] = 10
     """A field of Jina's API without effect: the classifier is always fitted until it converges."""
 
@@ -138,8 +147,8 @@ async def _few_shot(
     context: RequestContext, request: ClassifyRequest, key: str
 ) -> tuple[list[dict[str, Any]], int]:
     store, user = _get_store(context), user_id(context.api_key.name)
-    stored = await asyncio.to_thread(store.use, user, key)
-    model = context.service.choose_model(stored.model)
+    stored = await _wait_for(context, store.threads, lambda: store.find(user, key, to_change=False))
+    model = await _find_model(context, stored)
     choice = model.choose_task_or_none(CLASSIFICATION)
     texts = await model.encode(request.input, choice, ["dense"], context.api_key, truncate=True)
 
@@ -151,17 +160,24 @@ async def _few_shot(
             for index, row in enumerate(probabilities)
         ]
 
-    return await asyncio.to_thread(predict), texts.num_tokens
+    data = await asyncio.to_thread(predict)
+    await _wait_for(context, store.threads, lambda: store.count_use(key))
+    return data, texts.num_tokens
 
 
 async def train(context: RequestContext) -> Response:
     """POST /v1/train."""
     request: TrainRequest = context.body
     store, user = _get_store(context), user_id(context.api_key.name)
-    name = request.model
-    if request.classifier_id is not None:
-        name = await asyncio.to_thread(store.find_model, user, request.classifier_id)
-    model = context.service.choose_model(name or "")
+    key = request.classifier_id
+    if key is None:
+        model = context.service.choose_model(request.model or "")
+    else:
+        # A damaged classifier or one of other weights is refused before its texts are encoded.
+        stored = await _wait_for(
+            context, store.threads, lambda: store.find(user, key, to_change=True)
+        )
+        model = await _find_model(context, stored)
     labels = [item.label for item in request.items]
     examples = await model.encode(
         [item.text for item in request.items],
@@ -172,35 +188,94 @@ async def train(context: RequestContext) -> Response:
     )
     context.record_usage(texts=len(labels), tokens=examples.num_tokens)
 
+    fingerprint = await _fingerprint(model)
+    access = request.access if "access" in request.model_fields_set else None
+    is_abandoned = threading.Event()
+
+    def check() -> None:
+        if is_abandoned.is_set():
+            raise CancelledError
+
     def learn() -> str:
         vectors = _normalise(model, examples)
-        if request.classifier_id is None:
-            return store.create(user, model.name, request.access, labels, vectors)
-        store.update(user, request.classifier_id, labels, vectors)
-        return request.classifier_id
+        if key is None:
+            return store.create(
+                user, model.name, fingerprint, request.access, labels, vectors, check=check
+            )
+        store.update(user, key, labels, vectors, access=access, check=check)
+        return key
 
-    loop = asyncio.get_running_loop()
-    key = await loop.run_in_executor(store.training_thread, learn)
+    try:
+        new_key = await _wait_for(context, store.training_thread, learn)
+    finally:
+        # If the client has left, or has waited too long, the fit of others can begin.
+        is_abandoned.set()
     usage = {"total_tokens": examples.num_tokens}
-    return json_response({"classifier_id": key, "num_samples": len(labels), "usage": usage})
+    return json_response({"classifier_id": new_key, "num_samples": len(labels), "usage": usage})
 
 
 async def list_classifiers(context: RequestContext) -> Response:
     """GET and POST /v1/classifiers: the caller's own classifiers."""
-    user = user_id(context.api_key.name)
-    return json_response(await asyncio.to_thread(_get_store(context).list, user))
+    store, user = _get_store(context), user_id(context.api_key.name)
+    rows = await _wait_for(context, store.threads, lambda: store.list(user))
+    served = {await _fingerprint(model) for model in context.service.models}
+    for row in rows:
+        fingerprint = row.pop("fingerprint")
+        row |= {"is_active": fingerprint in served, "is_latest": True}
+        row["metadata_"] = {"fingerprint": fingerprint}
+    return json_response(rows)
 
 
 async def delete_classifier(context: RequestContext) -> Response:
     """DELETE /v1/classifiers/{id}."""
     key = context.path_params["classifier_id"]
-    await asyncio.to_thread(_get_store(context).delete, user_id(context.api_key.name), key)
+    store, user = _get_store(context), user_id(context.api_key.name)
+    await _wait_for(context, store.threads, lambda: store.delete(user, key))
     return json_response({"classifier_id": key, "deleted": True})
 
 
 def user_id(name: str) -> str:
     """The UUID for the name of an API key."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"polyvec:{name}"))
+
+
+async def _wait_for(
+    context: RequestContext, threads: Executor, call: Callable[[], Result]
+) -> Result:
+    """The result of a call of the store. Raises ApiError 429 if the API key has too many."""
+    waiting, name = _get_store(context).waiting, context.api_key.name
+    if waiting[name] >= MAX_CALLS_PER_KEY:
+        raise ApiError(
+            ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
+            f"{MAX_CALLS_PER_KEY} calls of this API key already wait for the classifiers; try "
+            "again in 1 s",
+            headers={"Retry-After": "1"},
+        )
+    waiting[name] += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+    finally:
+        waiting[name] -= 1
+        if not waiting[name]:
+            del waiting[name]
+
+
+async def _fingerprint(model: ServedModel) -> str:
+    assert model.fingerprint is not None
+    return await asyncio.shield(asyncio.wrap_future(model.fingerprint))
+
+
+async def _find_model(context: RequestContext, stored: StoredClassifier) -> ServedModel:
+    """The served model with the weights of a classifier, whatever its name. Raises ApiError 409."""
+    for model in context.service.models:
+        if await _fingerprint(model) == stored.fingerprint:
+            return model
+    raise ApiError(
+        ErrorCode.CONFLICT_MODEL_CHANGED,
+        f"the classifier was trained with other weights of {stored.model} than those that this "
+        "server has, so its answers would be wrong; train a new classifier",
+        param="classifier_id",
+    )
 
 
 def _normalise(model: ServedModel, encoded: Encoded) -> Float32[np.ndarray, "_ _"]:
