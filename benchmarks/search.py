@@ -27,6 +27,7 @@ from benchmarks.report import describe_machine, table, write_section
 from polyvec import Encoder
 from polyvec.search import Index
 from polyvec.search.index import TABLE
+from polyvec.search.table_files import TableFiles
 from polyvec.search.vectors import Quantise
 
 FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
@@ -91,9 +92,12 @@ def measure(
 ) -> list[str]:
     """Return a row of the table."""
     # LanceDB keeps earlier versions of the table for an hour. They do not count.
+    files = TableFiles(index.directory / f"{TABLE}.lance")
+    files.begin_change()
     lancedb.connect(index.directory).open_table(TABLE).optimize(
         cleanup_older_than=timedelta(milliseconds=1)
     )
+    files.finish_change()
     size = sum(file.stat().st_size for file in index.directory.rglob("*") if file.is_file())
     row = [f"`{form}`", f"{size / 1e6:,.1f} MB", f"{size / passages:,.0f}"]
     sparse = {"sparse": 0.0} if index.sparse else {}

@@ -14,7 +14,6 @@ Axes in this file: N passages or candidates, dim the vectors' size.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,6 +43,7 @@ from polyvec.search.retrieval import (
     rerank_hits,
     where_sql,
 )
+from polyvec.search.table_files import DamagedError, TableFiles, explain_damage
 from polyvec.search.vectors import (
     Quantise,
     Row,
@@ -125,8 +125,7 @@ class Index:
         in which it is stored (see `vectors`). By default, an existing index keeps its own; a new
         one has the full size and "float".
 
-        Raises ValueError if the folder does not exist, if the form is unknown, and if the index is
-        damaged.
+        Raises ValueError if the folder does not exist, and if the form is unknown.
         """
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
@@ -134,7 +133,11 @@ class Index:
         self.directory = directory or folder / ".polyvec"
         inside = self.directory.resolve().is_relative_to(folder.resolve())
         self.encoder = encoder
-        stored = self._settings(self._open())
+        self._files = TableFiles(self.directory / f"{TABLE}.lance")
+        try:
+            stored = self._settings(self._open())
+        except DamagedError:
+            stored = {}
         stored_dim = stored.get("dim") if stored.get("dim") in encoder.config.dims else None
         self.dim: int = dim or stored_dim or encoder.config.width
         self.quantise: Quantise = quantise or stored.get("quantise", "float")
@@ -167,7 +170,7 @@ class Index:
         self.schema = pa.schema(columns, metadata={METADATA_KEY: json.dumps(settings)})
 
     def update(self, progress: Callable[[str], object] | None = None) -> Update:
-        """Index new and changed files, and remove deleted ones.
+        """Index new and changed files, and remove deleted ones. Rebuild an index that is damaged.
 
         `progress` is called with the path of each file that is done. Raises BusyError while another
         process writes the index, and ValueError if the index cannot be written.
@@ -175,7 +178,7 @@ class Index:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.directory / "lock", timeout=0)
-            with lock, _explain_damage(self.directory):
+            with lock, explain_damage(self.directory):
                 return self._update(progress or (lambda path: None))
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
@@ -204,15 +207,15 @@ class Index:
         `path` is a pattern of paths in which `*` stands for any characters and `?` for one; `since`
         excludes files that were last written before that time.
 
-        Raises ValueError if the index does not exist or was made with another model, for an unknown
-        component, and for a component or a rerank whose head the model lacks.
+        Raises ValueError if the index does not exist, is damaged or was made with another model,
+        for an unknown component, and for a component or a rerank whose head the model lacks.
         """
         _check_top(top)
         chosen = choose_weights(weights or {}, self.sparse)
         if rerank and not self.encoder.config.multi_vector_dim:
             raise ValueError("this model has no multi-vector head to rerank with: leave it out")
         limit = max(top, rerank)
-        with _explain_damage(self.directory):
+        with explain_damage(self.directory):
             table = self._open_valid()
             encoded = self.encoder.encode_all(
                 [question],
@@ -257,7 +260,7 @@ class Index:
         mean /= np.linalg.norm(mean).clip(1e-12)
         best: dict[str, Row] = {}
         depth = MIN_CANDIDATES
-        with _explain_damage(self.directory):
+        with explain_damage(self.directory):
             table = self._open_valid()
             # The search deepens until it has enough files, or all passages.
             while True:
@@ -274,10 +277,21 @@ class Index:
 
     def _update(self, progress: Callable[[str], object]) -> Update:
         update = Update()
-        table = self._open()
+        try:
+            table = self._open()
+            if table is not None and not self._files.is_closed:
+                self._read_all(table)
+        except DamagedError:
+            # If the files are as they were written, the system has failed, and not the index.
+            if self._files.is_closed and not self._files.find_damage():
+                raise
+            update.rebuilt = "it was damaged"
+            self._files.remove()
+            table = None
         if table is not None:
             update.rebuilt = self._mismatch(table) or self._form_mismatch(table)
         if table is None or update.rebuilt:
+            self._files.begin_change()
             table = self._create(self._requantised(table))
         digests = self._digests(table)
         seen = set[str]()
@@ -309,10 +323,12 @@ class Index:
         if pending or removed:
             self._commit(table, pending, removed)
         update.removed = removed
-        if update.changed or removed or update.rebuilt:
+        if update.changed or removed or update.rebuilt or not self._files.is_closed:
             # This also adds the new rows to the full-text index.
             retention = REBUILD_RETENTION if update.rebuilt else VERSION_RETENTION
+            self._files.begin_change()
             table.optimize(cleanup_older_than=retention)
+            self._files.finish_change()
         update.passages = table.count_rows()
         update.files = len(self._digests(table))
         return update
@@ -321,6 +337,7 @@ class Index:
         self, table: Table, files: Sequence[SplitFile], removed: Sequence[str] = ()
     ) -> None:
         """Replace all rows of these files in one step."""
+        self._files.begin_change()
         paths = ", ".join(quote(path) for path in [*(split.file.path for split in files), *removed])
         (
             table.merge_insert(["path", "start"])
@@ -361,10 +378,25 @@ class Index:
         return self.encoder.encode(texts, task=PASSAGE, dim=self.dim, progress=False)
 
     def _open(self) -> Table | None:
-        if not (self.directory / f"{TABLE}.lance" / "_versions").is_dir():
+        """The table, whose files are as they were written. Raises DamagedError if they are not."""
+        if not self._files.exists:
             return None
-        with _explain_damage(self.directory):
+        if damage := self._files.find_damage():
+            raise DamagedError(
+                f"the index {self.directory} is damaged ({damage}); update it to rebuild it"
+            )
+        with explain_damage(self.directory):
             return lancedb.connect(self.directory).open_table(TABLE)
+
+    def _read_all(self, table: Table) -> None:
+        """Raise DamagedError unless every row of the table can be read.
+
+        This verifies an index whose last update was interrupted: files that are not in the list of
+        checksums may be incomplete.
+        """
+        with explain_damage(self.directory):
+            for _ in table.search().limit(None).to_batches():
+                pass
 
     def _open_valid(self) -> Table:
         """The table. Raises ValueError if it does not exist or does not fit the model."""
@@ -437,20 +469,6 @@ class Index:
         """The digest of every indexed file."""
         rows = table.search().select(["path", "digest"]).limit(None).to_arrow()
         return dict(zip(rows["path"].to_pylist(), rows["digest"].to_pylist(), strict=True))
-
-
-@contextmanager
-def _explain_damage(directory: Path) -> Iterator[None]:
-    """Turn LanceDB's errors about lost or broken files into a sentence that names the remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("lance error"):
-            raise
-        raise ValueError(
-            f"the index {directory} is damaged or cannot be written; delete it to rebuild it "
-            f"({str(error)[:120]})"
-        ) from error
 
 
 def _check_top(top: int) -> None:

@@ -1,0 +1,192 @@
+"""The files of an index's table, and their checksums, which tell whether they are as written.
+
+LanceDB stores no checksums: it would answer differently, or end the process, for damaged bytes. It
+never changes a file that it has written, except `HINT`. The list of checksums therefore is
+written twice by every change of the index:
+
+1. `begin_change` marks the list as open: while a change is made, and after one that was killed,
+   the table may have files that are not in the list, and may lack files that are.
+2. `finish_change` adds the checksums of the new files and closes the list.
+
+Reading an index verifies each file once per process.
+"""
+
+import json
+import os
+import shutil
+import stat
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HINT = "_versions/latest_version_hint.json"
+"""The only file of a table that LanceDB overwrites."""
+
+FILE = "checksums.json"
+"""The file of the list, beside the table's folder."""
+
+READ_BYTES = 2**20
+
+THREADS = 4
+
+Entry = list[int]
+"""The size of a file and its CRC-32."""
+
+
+class DamagedError(ValueError):
+    """The files of the index are not as they were written. `Index.update` rebuilds it."""
+
+
+class TableFiles:
+    """The files of a table, and the list of their checksums."""
+
+    def __init__(self, table: Path) -> None:
+        """`table` is the folder of the table. The list lies beside it."""
+        self._table = table
+        self._path = table.parent / FILE
+        self._verified: dict[str, os.stat_result] = {}
+        """The files whose contents were verified, as they were then."""
+
+    def find_damage(self) -> str:
+        """What is wrong with the table's files; "" if nothing is.
+
+        Raises OSError if a file cannot be read.
+        """
+        while True:
+            listing = self._read()
+            damage = self._compare(listing)
+            # Another process may have begun or finished a change meanwhile.
+            if not damage or self._read() == listing:
+                return damage
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a table, or what is left of one. An empty folder is none."""
+        is_folder = self._table.is_dir()
+        return any(self._table.iterdir()) if is_folder else os.path.lexists(self._table)
+
+    def remove(self) -> None:
+        """Remove the table and the list, whatever they are."""
+        if self._path.is_dir():
+            shutil.rmtree(self._path)
+        self._path.unlink(missing_ok=True)
+        if self._table.is_dir() and not self._table.is_symlink():
+            shutil.rmtree(self._table)
+        else:
+            self._table.unlink(missing_ok=True)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no change is being made, and the last one was not interrupted."""
+        listing = self._read()
+        return listing is not None and listing["closed"]
+
+    def begin_change(self) -> None:
+        """Open the list, before the table is changed."""
+        listing = self._read()
+        if listing is None or listing["closed"]:
+            known = {} if listing is None else listing["files"]
+            # Other files of the list were removed; new ones may get their names.
+            present = {path for path, _ in self._list_files()}
+            self._write({path: known[path] for path in known.keys() & present}, closed=False)
+
+    def finish_change(self) -> None:
+        """Add the files that are new, drop those that are gone, and close the list."""
+        listing = self._read()
+        known = {} if listing is None else listing["files"]
+        states = dict(self._list_files())
+        new = [path for path in states if path not in known or path == HINT]
+        entries = dict(zip(new, self._compute(new), strict=True))
+        self._write({path: entries.get(path) or known[path] for path in states}, closed=True)
+        self._verified = states
+
+    def _compare(self, listing: dict[str, Any] | None) -> str:
+        if listing is None:
+            return f"{FILE} is missing or damaged"
+        files, states = listing["files"], dict(self._list_files())
+        if listing["closed"]:
+            if wrong := files.keys() ^ states.keys():
+                path = min(wrong)
+                return f"{path} is missing" if path in files else f"{path} does not belong to it"
+        else:
+            files = {path: files[path] for path in files.keys() & states.keys() - {HINT}}
+        unverified = [path for path in files if not self._is_verified(path, states[path])]
+        for path, entry in zip(unverified, self._compute(unverified), strict=True):
+            if files[path] != entry:
+                return f"{path} has changed"
+            self._verified[path] = states[path]
+        return ""
+
+    def _is_verified(self, path: str, state: os.stat_result) -> bool:
+        before = self._verified.get(path)
+        return before is not None and _identity(before) == _identity(state)
+
+    def _compute(self, paths: list[str]) -> list[Entry]:
+        # The checksum and reading release Python's lock.
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(_checksum, [self._table / path for path in paths]))
+
+    def _list_files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """The path of each file below the table's folder, and its state."""
+        for parent, _, names in os.walk(self._table):
+            for name in names:
+                path = Path(parent, name)
+                try:
+                    yield path.relative_to(self._table).as_posix(), path.lstat()
+                except FileNotFoundError:
+                    # Another process removes versions that it no longer needs.
+                    continue
+
+    def _read(self) -> dict[str, Any] | None:
+        """The list; None if there is none, or if it is damaged."""
+        try:
+            listing = json.loads(self._path.read_bytes())
+        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+            return None
+        if not isinstance(listing, dict) or listing.keys() != {"closed", "files"}:
+            return None
+        is_valid = isinstance(listing["files"], dict) and isinstance(listing["closed"], bool)
+        return listing if is_valid else None
+
+    def _write(self, files: dict[str, Entry], *, closed: bool) -> None:
+        partial = self._path.with_suffix(".new")
+        partial.write_text(json.dumps({"closed": closed, "files": files}), encoding="utf-8")
+        partial.replace(self._path)
+
+
+@contextmanager
+def explain_damage(directory: Path) -> Iterator[None]:
+    """Turn LanceDB's errors about lost or broken files into a sentence that names the remedy."""
+    try:
+        yield
+    except BaseException as error:
+        is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        # A panic of Rust is no Exception, and its class cannot be imported.
+        if not is_lance_error and type(error).__name__ != "PanicException":
+            raise
+        raise DamagedError(
+            f"the index {directory} is damaged or cannot be written; delete it to rebuild it "
+            f"({str(error)[:120]})"
+        ) from error
+
+
+def _checksum(path: Path) -> Entry:
+    """The size and the checksum of a file; [-1, 0] if it is not a regular file any more."""
+    number, size = 0, 0
+    try:
+        # A pipe would never end.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return [-1, 0]
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                number, size = zlib.crc32(block, number), size + len(block)
+    except FileNotFoundError:
+        return [-1, 0]
+    return [size, number]
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_size, state.st_mtime_ns
