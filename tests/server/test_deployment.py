@@ -1,5 +1,6 @@
 """Deployment as docs/serving.md describes it: TLS, the Dockerfile, the Kubernetes manifest."""
 
+import json
 import re
 import ssl
 import subprocess
@@ -12,10 +13,14 @@ import pytest
 import trustme
 import yaml
 
+from polyvec.server.metrics import Metrics
 from polyvec.server.run import check_certificate
 from tests.server.conftest import serving
 
 ROOT = Path(__file__).parents[2]
+RULES = yaml.safe_load((ROOT / "deploy/alert-rules.yaml").read_text("utf-8"))
+SCALER = yaml.safe_load((ROOT / "deploy/autoscaler.yaml").read_text("utf-8"))
+DASHBOARD = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text("utf-8"))
 MANIFEST = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8")))
 
 
@@ -70,3 +75,72 @@ def test_kubernetes_knows_every_field_of_the_manifest(document):
     kubernetes_validate.validate(document, "1.31", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document | {"spek": {}}, "1.31", strict=True)
+
+
+def list_rules():
+    return [rule for group in RULES["groups"] for rule in group["rules"]]
+
+
+EXPRESSIONS = [
+    *(rule["expr"] for rule in list_rules()),
+    *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
+    *(trigger["metadata"]["query"] for trigger in SCALER["spec"]["triggers"]),
+]
+
+
+def exported_names():
+    """The names of all time series that a server exports, and those that rules record."""
+    metrics = Metrics()
+    # A metric with labels has a series only when it has been counted.
+    metrics.requests.labels("/embed", 200).inc()
+    metrics.failures.labels("error").inc()
+    lines = metrics.render().decode().splitlines()
+    exported = {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
+    return exported | {rule["record"] for rule in list_rules() if "record" in rule}
+
+
+def test_every_metric_of_the_dashboard_and_the_rules_is_exported():
+    names = exported_names()
+    query = DASHBOARD["templating"]["list"][1]["query"]
+    for expression in [*EXPRESSIONS, query]:
+        without_labels = re.sub(r"\{[^}]*\}", "", expression)
+        used = set(re.findall(r"\b(?:polyvec|process|python)[_:][\w:]+", without_labels))
+        assert used and used <= names, expression
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_expression_is_balanced_and_knows_its_functions(expression):
+    """A check of the syntax: brackets, functions, and a window for every rate."""
+    assert all(expression.count(a) == expression.count(b) for a, b in ("()", "{}", "[]"))
+    known = {"sum", "min", "by", "rate", "increase", "clamp_min", "histogram_quantile"}
+    without_labels = re.sub(r"\{[^}]*\}", "", expression)
+    assert set(re.findall(r"(\w+) ?\(", without_labels)) <= known
+    for inner in re.findall(r"(?:rate|increase)\(([^)]*)\)", without_labels):
+        assert re.fullmatch(r"\w+_(?:total|bucket)\[\d+[mh]\]", inner)
+
+
+def test_every_alert_says_what_happens_and_what_to_do():
+    alerts = [rule for rule in list_rules() if "alert" in rule]
+    assert len({rule["alert"] for rule in alerts}) == len(alerts)
+    for rule in alerts:
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert rule["annotations"]["summary"] and rule["annotations"]["remedy"]
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap():
+    cells = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        own = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
+        assert not own & cells and max(x for x, _ in own) < 24
+        cells |= own
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_scaler_scales_the_deployment_of_the_manifest():
+    [deployment] = [document for document in MANIFEST if document["kind"] == "Deployment"]
+    assert SCALER["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert SCALER["spec"]["minReplicaCount"] >= deployment["spec"]["replicas"]
