@@ -43,7 +43,7 @@ from polyvec.search.retrieval import (
     rerank_hits,
     where_sql,
 )
-from polyvec.search.table_files import DamagedError, TableFiles, explain_damage
+from polyvec.search.table_files import DamagedError, ExplainDamage, TableFiles
 from polyvec.search.vectors import (
     Quantise,
     Row,
@@ -178,7 +178,7 @@ class Index:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.directory / "lock", timeout=0)
-            with lock, explain_damage(self.directory):
+            with lock, ExplainDamage(self.directory):
                 return self._update(progress or (lambda path: None))
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
@@ -215,7 +215,7 @@ class Index:
         if rerank and not self.encoder.config.multi_vector_dim:
             raise ValueError("this model has no multi-vector head to rerank with: leave it out")
         limit = max(top, rerank)
-        with explain_damage(self.directory):
+        with ExplainDamage(self.directory):
             table = self._open_valid()
             encoded = self.encoder.encode_all(
                 [question],
@@ -260,7 +260,7 @@ class Index:
         mean /= np.linalg.norm(mean).clip(1e-12)
         best: dict[str, Row] = {}
         depth = MIN_CANDIDATES
-        with explain_damage(self.directory):
+        with ExplainDamage(self.directory):
             table = self._open_valid()
             # The search deepens until it has enough files, or all passages.
             while True:
@@ -385,7 +385,7 @@ class Index:
             raise DamagedError(
                 f"the index {self.directory} is damaged ({damage}); update it to rebuild it"
             )
-        with explain_damage(self.directory):
+        with ExplainDamage(self.directory):
             return lancedb.connect(self.directory).open_table(TABLE)
 
     def _read_all(self, table: Table) -> None:
@@ -394,7 +394,7 @@ class Index:
         This verifies an index whose last update was interrupted: files that are not in the list of
         checksums may be incomplete.
         """
-        with explain_damage(self.directory):
+        with ExplainDamage(self.directory):
             for _ in table.search().limit(None).to_batches():
                 pass
 

@@ -18,8 +18,8 @@ import stat
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 HINT = "_versions/latest_version_hint.json"
@@ -157,20 +157,30 @@ class TableFiles:
         partial.replace(self._path)
 
 
-@contextmanager
-def explain_damage(directory: Path) -> Iterator[None]:
+class ExplainDamage:
     """Turn LanceDB's errors about lost or broken files into a sentence that names the remedy."""
-    try:
-        yield
-    except BaseException as error:
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is that of the index."""
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        """Raise DamagedError in place of an error of LanceDB."""
         is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
         # A panic of Rust is no Exception, and its class cannot be imported.
-        if not is_lance_error and type(error).__name__ != "PanicException":
-            raise
-        raise DamagedError(
-            f"the index {directory} is damaged or cannot be written; delete it to rebuild it "
-            f"({str(error)[:120]})"
-        ) from error
+        if is_lance_error or (kind is not None and kind.__name__ == "PanicException"):
+            raise DamagedError(
+                f"the index {self._directory} is damaged or cannot be written; delete it to "
+                f"rebuild it ({str(error)[:120]})"
+            ) from error
 
 
 def _checksum(path: Path) -> Entry:
