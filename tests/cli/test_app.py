@@ -20,7 +20,8 @@ CORE = {
     "ml_dtypes",
     "numpy",
     "openvino",
-    # A dependency of cyclopts.
+    # Dependencies of cyclopts.
+    "docstring_parser",
     "rich",
     "safetensors",
     "sentencex",
