@@ -34,7 +34,6 @@ def test_a_usual_request_id_is_logged(request_id):
     [
         SECRET,
         HEX_KEY,
-        HEX_KEY.upper().lower(),
         f"00-{HEX_KEY}-b7ad6b7169203331-01",
         "01234567-89ab-cdef-0123-456789abcdef",
         "deadbeef-ab5a-4d4b-b2b1-1f5c5c8f3a11",
@@ -47,7 +46,6 @@ def test_a_usual_request_id_is_logged(request_id):
 def test_an_id_that_may_be_a_key_is_logged_as_a_digest(request_id):
     logged = loggable_id(request_id, KEYS)
     assert logged.startswith("sha256:") and len(logged) == 23 and request_id not in logged
-    assert logged == loggable_id(request_id, ApiKeys()) or request_id.count("-") in (0, 3, 4)
 
 
 def test_every_route_is_found_by_its_paths():

@@ -59,6 +59,8 @@ class ApiKey:
     """Quota of tokens per minute."""
     concurrency: int | None = None
     """Maximum number of requests in progress."""
+    sees_all_usage: bool = False
+    """Whether /metrics shows it the usage of all keys: the key of the operator's Prometheus."""
     running: int = 0
     """Requests in progress."""
     num_requests: int = 0
@@ -105,6 +107,7 @@ class ApiKey:
         """Take over the digest and the quotas of another version; what was used stays used."""
         self.digest = other.digest
         self.concurrency = other.concurrency
+        self.sees_all_usage = other.sees_all_usage
         self.requests = _resize(self.requests, other.requests)
         self.tokens = _resize(self.tokens, other.tokens)
 

@@ -46,9 +46,12 @@ QUOTA = re.compile(r"(requests|tokens|concurrency)=([0-9]{1,13})")
 EMPTY_DIGESTS = {hashlib.sha256(nothing).digest() for nothing in (b"", b"\n", b"\r\n")}
 """Digests of no key at all: what a shell computes if the variable with the key is empty."""
 
+ALL_METRICS = "metrics=all"
+"""Marks the key of an operator, for which /metrics shows the usage of all keys."""
+
 LINE_FORM = (
     "a line must have a name, the key's SHA-256 as 64 hexadecimal digits, and optionally "
-    "requests=N tokens=N concurrency=N"
+    "requests=N tokens=N concurrency=N metrics=all"
 )
 
 
@@ -60,9 +63,7 @@ def load_api_keys(key_file: Path | None) -> ApiKeys:
     if key_file is not None and os.name == "posix" and key_file.is_file():
         mode = key_file.stat().st_mode
         if mode & stat.S_IROTH:
-            reason = (
-                f"every user of this machine can read it; to prevent this: chmod o-r {key_file}"
-            )
+            reason = f"every user of this machine can read it; to prevent it: chmod o-r {key_file}"
             log_event("key file is readable by all", {"file": str(key_file), "reason": reason})
     # Before the file is read, so that no later change is missed.
     state = find_state(key_file)
@@ -143,30 +144,16 @@ def _read_text(path: Path) -> str:
     try:
         # A pipe without a writer must not block the start.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder, must be a file of API keys") from None
+        try:
+            # The mode of a link's target, as in a mounted secret of Kubernetes.
+            _check_mode(path, os.fstat(descriptor).st_mode)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"the key file {path} cannot be read: {reason}") from None
-    with open(descriptor, "rb") as file:
-        # This is the mode of the target if the path is a link, as in a secret of Kubernetes.
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise ValueError(f"{path} is a folder, must be a file of API keys")
-        if not stat.S_ISREG(mode):
-            raise ValueError(
-                f"{path} is a pipe or a device; a key file is read again when it changes, so it "
-                "must be a regular file"
-            )
-        if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError(
-                f"{path} can be changed by other users, who could add keys; run: chmod go-w {path}"
-            )
-        try:
-            content = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ValueError(f"the key file {path} cannot be read: {reason}") from None
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(
             f"{path} has more than {MAX_FILE_BYTES:,} bytes, which is too much for a key file"
@@ -179,6 +166,21 @@ def _read_text(path: Path) -> str:
     if "\0" in text:
         raise ValueError(f"{path} holds zero bytes; save the file as UTF-8")
     return text
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    """Raise ValueError unless it is the mode of a file that only its owner may change."""
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder, must be a file of API keys")
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{path} is a pipe or a device; a key file is read again when it changes, so it must "
+            "be a regular file"
+        )
+    if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(
+            f"{path} can be changed by other users, who could add keys; run: chmod go-w {path}"
+        )
 
 
 def _parse_key(fields: Sequence[str]) -> ApiKey:
@@ -202,7 +204,7 @@ def _parse_key(fields: Sequence[str]) -> ApiKey:
         raise ValueError(
             "the digest is that of an empty text; make a key and compute its digest again"
         )
-    quotas = _parse_quotas(rest[1:])
+    quotas = _parse_quotas([field for field in rest[1:] if field != ALL_METRICS])
     buckets = {
         quota: TokenBucket(size=float(quotas[quota]))
         for quota in ("requests", "tokens")
@@ -214,6 +216,7 @@ def _parse_key(fields: Sequence[str]) -> ApiKey:
         requests=buckets.get("requests"),
         tokens=buckets.get("tokens"),
         concurrency=quotas.get("concurrency"),
+        sees_all_usage=ALL_METRICS in rest[1:],
     )
 
 
@@ -224,7 +227,7 @@ def _parse_quotas(fields: Sequence[str]) -> dict[str, int]:
         if match is None or not 1 <= int(match[2]) <= MAX_QUOTA:
             raise ValueError(
                 "after the digest there may be requests=N, tokens=N and concurrency=N, with N in "
-                f"1..{MAX_QUOTA:,} and written without commas"
+                f"1..{MAX_QUOTA:,} and written without commas, and {ALL_METRICS}"
             )
         if match[1] in quotas:
             raise ValueError(f"{match[1]} is given twice")

@@ -52,12 +52,9 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Of the client's headers only the ids of its trace are exported. `tracestate` is free text.
-        carrier = {
-            "traceparent": value.decode("latin-1")
-            for name, value in scope["headers"]
-            if name == b"traceparent"
-        }
+        # Only the ids of the client's trace are exported. `tracestate` is free text.
+        traceparent = dict(scope["headers"]).get(b"traceparent", b"")
+        carrier = {"traceparent": traceparent.decode("latin-1")}
         parent, state = TraceContextTextMapPropagator().extract(carrier), scope["state"]
         tracer = self._traces.tracer
         with tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
