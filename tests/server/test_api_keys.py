@@ -1,12 +1,12 @@
 """API keys are secret, and their quotas hold."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from polyvec.server import api_keys
-from polyvec.server.api_keys import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys, read_key_file
+from polyvec.server.api_keys import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys
+from polyvec.server.errors import ApiError
 from tests.server.conftest import MODEL, check_error, serving
 from tests.server.faults import SLOW, faulty_engine
 
@@ -16,19 +16,53 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
     compared = []
     monkeypatch.setattr(api_keys.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
     clients = ApiKeys(hash_keys(["one", "two", "three"]))
-    assert clients.authenticate("Bearer one").name == "key-1" and len(compared) == 3
+    headers = {b"authorization": b"Bearer one"}
+    assert clients.authenticate(headers).name == "key-1" and len(compared) == 3
 
 
-def test_keys_are_read_from_a_file_of_digests(tmp_path):
-    path = tmp_path / "keys.txt"
-    digest = hashlib.sha256(b"k").hexdigest()
-    path.write_text(f"# name digest\nalice {digest} requests=2 tokens=9 concurrency=1\n")
-    [alice] = read_key_file(path)
-    assert alice.digest == hash_key("k") and alice.concurrency == 1
-    for line in ("alice", "alice abc", f"alice {digest} speed=3", f"alice {digest} tokens=0"):
-        path.write_text(line)
-        with pytest.raises(ValueError, match="line 1"):
-            read_key_file(path)
+def test_a_key_may_come_in_each_header_that_clients_use():
+    """Authorization comes first. A scheme without a key, or an empty header, is no key."""
+    clients = ApiKeys(hash_keys(["one", "two"]))
+    for headers in (
+        {b"authorization": b"bearer one"},
+        {b"api-key": b"one"},
+        {b"x-api-key": b" one "},
+        {b"authorization": b"", b"api-key": b"one"},
+        {b"authorization": b"Bearer one", b"api-key": b"two"},
+    ):
+        assert clients.authenticate(headers).name == "key-1"
+    for headers, code in (
+        ({b"api-key": b""}, "AUTH_MISSING_API_KEY"),
+        ({b"api-key": b"Bearer one"}, "AUTH_INVALID_API_KEY"),
+        ({b"authorization": b"Bearer three", b"api-key": b"one"}, "AUTH_INVALID_API_KEY"),
+        ({b"authorization": b"Basic one", b"api-key": b"one"}, "AUTH_INVALID_FORMAT"),
+    ):
+        with pytest.raises(ApiError) as error:
+            clients.authenticate(headers)
+        assert error.value.code == code
+
+
+def test_a_key_that_stays_keeps_what_it_has_used():
+    """Its digest and the sizes of its quotas may change; a removed key is unknown at once."""
+    clients = ApiKeys(
+        [
+            ApiKey("a", hash_key("old"), tokens=TokenBucket(size=100.0)),
+            ApiKey("b", hash_key("b"), requests=TokenBucket(size=5.0)),
+        ]
+    )
+    in_progress = clients.authenticate({b"api-key": b"old"})
+    in_progress.admit()
+    in_progress.charge(60)
+    new = ApiKey("a", hash_key("new"), tokens=TokenBucket(size=1_000.0), concurrency=2)
+    clients.replace([new])
+    kept = clients.authenticate({b"api-key": b"new"})
+    assert kept is in_progress and (kept.num_requests, kept.num_tokens) == (1, 60)
+    assert kept.concurrency == 2 and kept.tokens.left == pytest.approx(940, abs=1)
+    for revoked in (b"old", b"b"):
+        with pytest.raises(ApiError, match="Invalid API key"):
+            clients.authenticate({b"api-key": revoked})
+    clients.replace([ApiKey("a", hash_key("new"))])
+    kept.charge(10**9)
 
 
 def test_quotas_fill_with_time_and_not_with_the_clock(monkeypatch):

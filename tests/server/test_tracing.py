@@ -38,14 +38,19 @@ def test_a_request_is_a_span_in_its_clients_trace(collector):
     url, spans = collector
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     with serving(otlp=url) as server:
-        headers = {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "mine-2"}
+        headers = {
+            "traceparent": f"00-{trace}-{parent}-01",
+            "x-request-id": "5eed0002",
+            "tracestate": "a=secret",
+        }
         body = {"model": MODEL, "input": TEXTS}
         assert server.http.post("/v1/embeddings", json=body, headers=headers).status_code == 200
     mine = {span.name: span for span in spans if span.trace_id.hex() == trace}
     request = mine.pop("POST /v1/embeddings")
     assert request.parent_span_id.hex() == parent
     values = {one.key: one.value for one in request.attributes}
-    assert values["polyvec.request_id"].string_value == "mine-2"
+    assert values["polyvec.request_id"].string_value == "5eed0002"
+    assert not request.trace_state
     assert values["polyvec.texts"].int_value == 3
     assert values["http.response.status_code"].int_value == 200
     assert set(mine) == {"tokenise", "engine", "serialise"}

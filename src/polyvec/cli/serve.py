@@ -67,9 +67,9 @@ def serve(
         URL of an OTLP collector of traces, such as http://localhost:4318. Needs polyvec[traces].
     key_file
         File of API keys. Each line has a name, the SHA-256 of the key in hexadecimal, and
-        optionally limits: requests=N tokens=N per minute, and concurrency=N. The environment
-        variable POLYVEC_API_KEYS may hold more keys, separated by spaces. If there are no keys,
-        every request is accepted.
+        optionally limits: requests=N tokens=N per minute, and concurrency=N. The file is read
+        again when it changes, and on SIGHUP. The environment variable POLYVEC_API_KEYS may hold
+        more keys, separated by spaces or commas. If there are no keys, every request is accepted.
     cors
         Origin whose web pages may call the API. May be given several times.
     tls_cert
@@ -80,8 +80,12 @@ def serve(
         Limits of one request and of the server.
 
     """
-    from polyvec.server.run import load_api_keys, make_service, run_server
+    from polyvec.server.key_file import load_api_keys
+    from polyvec.server.key_reload import reload_on_hangup
+    from polyvec.server.run import make_service, run_server
 
+    api_keys = load_api_keys(key_file)
+    reload_on_hangup(api_keys)
     service = make_service(
         models or ("mini",),
         aliases=alias or [],
@@ -93,7 +97,7 @@ def serve(
         classifiers=classifiers,
         batches=batches,
         otlp=otlp,
-        api_keys=load_api_keys(key_file),
+        api_keys=api_keys,
         cors=cors or [],
         limits=limits,
     )

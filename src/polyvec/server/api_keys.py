@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,15 @@ from polyvec.server.errors import ApiError, ErrorCode
 
 WINDOW_SECONDS = 60.0
 """Time in which an empty quota fills again, on the monotonic clock, which nobody can set."""
+
+ANYONE = "anyone"
+"""Name of the key that stands for all clients of a server without keys."""
+
+FileState = tuple[int, ...] | None
+"""Numbers that change when a file is written or replaced; None if there is no file."""
+
+KEY_HEADERS = (b"api-key", b"x-api-key")
+"""Headers that hold a key without a scheme, as Azure's clients and many gateways send it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,8 +59,14 @@ class ApiKey:
     """Quota of tokens per minute."""
     concurrency: int | None = None
     """Maximum number of requests in progress."""
+    sees_all_usage: bool = False
+    """Whether /metrics shows it the usage of all keys: the key of the operator's Prometheus."""
     running: int = 0
     """Requests in progress."""
+    num_requests: int = 0
+    """Requests admitted since the server started."""
+    num_tokens: int = 0
+    """Tokens charged since the server started, those of batch jobs included."""
 
     def admit(self) -> None:
         """Count a request. Raises ApiError 429 if a quota is exceeded."""
@@ -77,15 +92,24 @@ class ApiKey:
                     self.requests.wait_seconds(1),
                 )
             self.requests.left -= 1
+        self.num_requests += 1
 
     def charge(self, num_tokens: int) -> None:
         """Count a request's tokens. Raises ApiError 429 if fewer tokens are left."""
-        if self.tokens is None:
-            return
-        self.tokens.refill(time.monotonic())
-        if num_tokens > self.tokens.left:
-            raise self._tokens_exceeded(num_tokens)
-        self.tokens.left -= num_tokens
+        if self.tokens is not None:
+            self.tokens.refill(time.monotonic())
+            if num_tokens > self.tokens.left:
+                raise self._tokens_exceeded(num_tokens)
+            self.tokens.left -= num_tokens
+        self.num_tokens += num_tokens
+
+    def update(self, other: "ApiKey") -> None:
+        """Take over the digest and the quotas of another version; what was used stays used."""
+        self.digest = other.digest
+        self.concurrency = other.concurrency
+        self.sees_all_usage = other.sees_all_usage
+        self.requests = _resize(self.requests, other.requests)
+        self.tokens = _resize(self.tokens, other.tokens)
 
     def headers(self) -> dict[str, str]:
         """Response headers with what is left of the quotas, named as in the hosted API."""
@@ -118,28 +142,63 @@ class ApiKeys:
     """All API keys. The server keeps only their SHA-256 digests."""
 
     known: list[ApiKey] = field(default_factory=list)
-    anyone: ApiKey = field(default_factory=lambda: ApiKey("anyone"))
+    anyone: ApiKey = field(default_factory=lambda: ApiKey(ANYONE))
     """Stands for all clients of a server without keys."""
+    file: Path | None = None
+    """File from which the keys are read again when it changes."""
+    file_state: FileState = None
+    """State of the file when it was last read."""
+    reload_requested: bool = False
+    """Set by SIGHUP."""
 
-    def authenticate(self, authorization: str | None) -> ApiKey:
-        """The key that an Authorization header holds. Raises ApiError 401.
+    @property
+    def all(self) -> list[ApiKey]:
+        """Every key that requests may have."""
+        return self.known or [self.anyone]
 
+    def replace(self, keys: Iterable[ApiKey]) -> None:
+        """Serve other keys from now on. A key whose name stays keeps what it has used.
+
+        Requests in progress finish with the key that they began with.
+        """
+        current = {key.name: key for key in self.known}
+        known = []
+        for key in keys:
+            kept = current.get(key.name, key)
+            if kept is not key:
+                kept.update(key)
+            known.append(kept)
+        # A server that was started with keys must never become open to all.
+        assert known
+        self.known = known
+
+    def holds(self, secret: str) -> bool:
+        """Whether a text is one of the keys."""
+        digest = hash_key(secret)
+        return any(key.digest == digest for key in self.known)
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> ApiKey:
+        """The key that a request's headers hold. Raises ApiError 401.
+
+        `headers` are by lower-case name. `Authorization` comes first, then `KEY_HEADERS`.
         Compares every digest in constant time, so that response times reveal nothing about keys.
         """
         if not self.known:
             return self.anyone
-        if not authorization:
+        if authorization := headers.get(b"authorization", b"").strip():
+            scheme, _, key = authorization.partition(b" ")
+            if scheme.lower() != b"bearer" or not key.strip():
+                raise _unauthorised(
+                    ErrorCode.AUTH_INVALID_FORMAT,
+                    "Invalid authorization format: send 'Authorization: Bearer KEY'",
+                )
+        else:
+            key = next((headers[name] for name in KEY_HEADERS if headers.get(name)), b"")
+        if not key.strip():
             raise _unauthorised(
                 ErrorCode.AUTH_MISSING_API_KEY, "Authentication required: send a Bearer API key"
             )
-        scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise _unauthorised(
-                ErrorCode.AUTH_INVALID_FORMAT,
-                "Invalid authorization format: send 'Authorization: Bearer KEY'",
-            )
-        # Bytes beyond ASCII arrive as Latin-1; keys are kept as the UTF-8 that clients send.
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        digest = hashlib.sha256(key.strip()).digest()
         match = None
         for known in self.known:
             if hmac.compare_digest(known.digest, digest):
@@ -158,55 +217,20 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def read_key_file(path: Path) -> list[ApiKey]:
-    """The keys of a file. Each line holds a name and the SHA-256 of the key in hexadecimal.
-
-    Quotas per minute may follow: `requests=500 tokens=1000000 concurrency=5`. Empty lines and
-    lines that start with `#` are skipped. Raises ValueError that names a wrong line.
-    """
-    keys = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if not fields or fields[0].startswith("#"):
-            continue
-        try:
-            keys.append(_parse_key(fields))
-        except (ValueError, IndexError):
-            raise ValueError(
-                f"{path}, line {number}: must be a name, the key's SHA-256 in hexadecimal, and "
-                "optionally requests=N tokens=N concurrency=N"
-            ) from None
-    if len({key.name for key in keys}) != len(keys):
-        raise ValueError(f"{path}: two keys have the same name")
-    if not keys:
-        raise ValueError(f"{path} contains no key")
-    return keys
-
-
 def hash_keys(keys: Iterable[str]) -> list[ApiKey]:
     """Keys in plain text, hashed at once. They are named key-1, key-2, ... and have no quotas."""
     return [ApiKey(f"key-{number}", hash_key(key)) for number, key in enumerate(keys, 1)]
 
 
-def _parse_key(fields: list[str]) -> ApiKey:
-    digest = bytes.fromhex(fields[1])
-    quotas = {name: int(value) for name, value in (field.split("=") for field in fields[2:])}
-    if len(digest) != 32 or set(quotas) - {"requests", "tokens", "concurrency"}:
-        raise ValueError
-    if any(value < 1 for value in quotas.values()):
-        raise ValueError
-    buckets = {
-        name: TokenBucket(size=float(quotas[name]))
-        for name in ("requests", "tokens")
-        if name in quotas
-    }
-    return ApiKey(
-        fields[0],
-        digest,
-        requests=buckets.get("requests"),
-        tokens=buckets.get("tokens"),
-        concurrency=quotas.get("concurrency"),
-    )
+def _resize(current: TokenBucket | None, new: TokenBucket | None) -> TokenBucket | None:
+    """The bucket with the size of `new`, less what was used of the current one."""
+    if current is None or new is None:
+        return new
+    if not math.isnan(current.left):
+        current.refill(time.monotonic())
+        current.left += new.size - current.size
+    current.size = new.size
+    return current
 
 
 def _quota_exceeded(code: ErrorCode, message: str, wait: int) -> ApiError:

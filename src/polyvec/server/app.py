@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.log_privacy import make_route_finder
 from polyvec.server.middleware import RequestMiddleware
 from polyvec.server.service import (
     Endpoint,
@@ -84,6 +85,7 @@ def make_app(
             metrics=service.metrics,
             load=service.load,
             find_error_form=find_form,
+            find_route=make_route_finder(endpoint.path for endpoint in service.endpoints),
         )
     ]
     if service.cors:
@@ -114,7 +116,6 @@ def make_app(
 def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         state = request.scope["state"]
-        state["route"] = endpoint.path
         body = None
         if endpoint.reads is not None:
             body = validate(endpoint.reads, parse_json(await request.body()))

@@ -143,6 +143,8 @@ def run_engine(connection: Connection, make: EngineFactory) -> None:
     # Terminals and service managers signal the whole process group; batches are finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     engine = make()
     for length in WARM_UP_LENGTHS:
         batch = make_batch([[0] * length], [NO_ADAPTER])

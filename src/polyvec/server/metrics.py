@@ -3,13 +3,15 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 BUCKET_SECONDS = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -89,9 +91,33 @@ class Metrics:
         self.batch_tokens.observe(num_tokens)
         self.queue.set(queued_tokens)
 
-    def render(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+    def render(self, usage: Iterable[tuple[str, int, int]]) -> bytes:
+        """All metrics in Prometheus's text format.
+
+        `usage` has the name, the requests and the tokens of each API key that the reader may see.
+        """
+        return generate_latest(self.registry) + generate_latest(UsageCollector(usage))
+
+
+class UsageCollector(Collector):
+    """The counters of API keys. Their labels are the names of configured keys, and no others."""
+
+    def __init__(self, usage: Iterable[tuple[str, int, int]]) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counters at this moment."""
+        requests = CounterMetricFamily(
+            "polyvec_key_requests", "Requests admitted, by API key", labels=["key"]
+        )
+        tokens = CounterMetricFamily(
+            "polyvec_key_tokens", "Tokens charged, by API key, with batch jobs", labels=["key"]
+        )
+        for name, num_requests, num_tokens in self._usage:
+            requests.add_metric([name], num_requests)
+            tokens.add_metric([name], num_tokens)
+        yield requests
+        yield tokens
 
 
 def log_event(event: str, fields: Mapping[str, Any], *, level: int = logging.WARNING) -> None:

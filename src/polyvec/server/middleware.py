@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyvec.server.api_keys import ApiKey, ApiKeys
 from polyvec.server.errors import ApiError, ErrorCode, ErrorForm, unavailable
 from polyvec.server.limits import Limits
+from polyvec.server.log_privacy import loggable_id
 from polyvec.server.metrics import Metrics, log_event
 from polyvec.server.serialise import to_json
 
@@ -60,14 +61,19 @@ class RequestMiddleware:
         metrics: Metrics,
         load: ServerLoad,
         find_error_form: Callable[[str], ErrorForm],
+        find_route: Callable[[str], str],
     ) -> None:
-        """`find_error_form` returns the form of errors at a path."""
+        """`find_error_form` returns the form of errors at a path.
+
+        `find_route` returns the template of its route, which the log and the metrics name.
+        """
         self._app = app
         self._limits = limits
         self._api_keys = api_keys
         self._metrics = metrics
         self._load = load
         self._find_error_form = find_error_form
+        self._find_route = find_route
         load.idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +89,12 @@ class RequestMiddleware:
         is_valid_id = REQUEST_ID_PATTERN.fullmatch(proposed_id)
         request_id = proposed_id if is_valid_id else secrets.token_hex(8)
         state: dict[str, Any] = scope.setdefault("state", {})
-        state.update(request_id=request_id, api_key=self._api_keys.anyone, route="none")
+        state.update(
+            request_id=request_id,
+            log_id=loggable_id(request_id, self._api_keys) if is_valid_id else request_id,
+            api_key=self._api_keys.anyone,
+            route=self._find_route(scope["path"]),
+        )
         status = CLIENT_CLOSED_STATUS
 
         async def send_with_headers(message: Message) -> None:
@@ -122,10 +133,10 @@ class RequestMiddleware:
             self._metrics.request.observe(seconds)
             entry = {
                 "method": scope["method"],
-                "path": scope["path"][:200],
+                "path": state["route"],
                 "status": status,
                 "ms": round(seconds * 1000, 2),
-                "request_id": request_id,
+                "request_id": state["log_id"],
                 "client": state["api_key"].name,
                 **state.get("usage", {}),
             }
@@ -135,10 +146,7 @@ class RequestMiddleware:
         """The request's key, with the request counted; None if it is not. Raises ApiError."""
         path = scope["path"]
         if path not in PUBLIC_PATHS:
-            authorization = headers.get(b"authorization")
-            scope["state"]["api_key"] = self._api_keys.authenticate(
-                None if authorization is None else authorization.decode("latin-1")
-            )
+            scope["state"]["api_key"] = self._api_keys.authenticate(headers)
         if path in ALWAYS_SERVED_PATHS:
             return None
         if self._load.is_draining:

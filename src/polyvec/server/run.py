@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import ssl
 import sys
@@ -19,10 +18,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from polyvec.checkpoint import fingerprint, load_checkpoint
 from polyvec.encoder import find_model
 from polyvec.heads import select_heads
-from polyvec.server.api_keys import ApiKeys, hash_keys, read_key_file
+from polyvec.server.api_keys import ApiKeys
 from polyvec.server.app import make_app
 from polyvec.server.batch_job_worker import answer_batch_jobs
 from polyvec.server.engine_process import EngineFactory, load_engine
+from polyvec.server.key_reload import reload_api_keys
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.model import ServedModel
@@ -32,9 +32,6 @@ from polyvec.server.service import Service
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.tokenizer import Tokenizer
-
-KEYS_VARIABLE = "POLYVEC_API_KEYS"
-"""The environment variable that may hold API keys, so that no list of processes shows them."""
 
 HEADER_SECONDS = 10.0
 """Time limit for a client to send the head of a request; then the connection is closed."""
@@ -73,8 +70,11 @@ def make_server(
 ) -> "DrainingServer":
     """The HTTP server, which does not listen yet."""
     check_certificate(tls_cert, tls_key)
+    background = [reload_api_keys]
+    if service.batch_jobs is not None:
+        background.append(answer_batch_jobs)
     config = uvicorn.Config(
-        make_app(service, [] if service.batch_jobs is None else [answer_batch_jobs]),
+        make_app(service, background),
         host=host,
         port=port,
         http=HeaderTimeoutProtocol,
@@ -187,12 +187,6 @@ def make_service(
 def _start_fingerprint(folder: Path) -> Future[str]:
     """Compute the fingerprint of a model folder in a thread, while the engines start."""
     return ThreadPoolExecutor(1, thread_name_prefix="fingerprint").submit(fingerprint, folder)
-
-
-def load_api_keys(key_file: Path | None) -> ApiKeys:
-    """The API keys of a file and of the environment. Without keys, every request is accepted."""
-    from_file = [] if key_file is None else read_key_file(key_file)
-    return ApiKeys([*from_file, *hash_keys(os.environ.get(KEYS_VARIABLE, "").split())])
 
 
 class DrainingServer(uvicorn.Server):

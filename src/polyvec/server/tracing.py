@@ -52,8 +52,9 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = scope["headers"]
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        # Only the ids of the client's trace are exported. `tracestate` is free text.
+        traceparent = dict(scope["headers"]).get(b"traceparent", b"")
+        carrier = {"traceparent": traceparent.decode("latin-1")}
         parent, state = TraceContextTextMapPropagator().extract(carrier), scope["state"]
         tracer = self._traces.tracer
         with tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
@@ -65,6 +66,6 @@ class TracingMiddleware:
 
             await self._app(scope, receive, send_and_record)
             span.update_name(f"{scope['method']} {state['route']}")
-            span.set_attribute("polyvec.request_id", state["request_id"])
+            span.set_attribute("polyvec.request_id", state["log_id"])
             for name, value in state.get("usage", {}).items():
                 span.set_attribute(f"polyvec.{name}", value)

@@ -23,10 +23,14 @@ async def ready(context: RequestContext) -> Response:
 
 
 async def metrics(context: RequestContext) -> Response:
-    """GET /metrics."""
+    """GET /metrics. A key sees the usage of all keys only if the key file says `metrics=all`."""
     context.service.check_ready()
+    reader = context.api_key
+    keys = context.service.api_keys.all if reader.sees_all_usage else [reader]
+    usage = [(key.name, key.num_requests, key.num_tokens) for key in keys]
     return Response(
-        context.service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        context.service.metrics.render(usage),
+        media_type="text/plain; version=0.0.4; charset=utf-8",
     )
 
 
