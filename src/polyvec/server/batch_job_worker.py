@@ -27,7 +27,7 @@ from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.job_folder import BatchJob, JobLine, LineAnswer
 from polyvec.server.wire import validate
 
-MAX_CONCURRENT_KEYS = 8
+MAX_CONCURRENT_KEYS = 16
 """API keys whose lines are answered concurrently; the others have their turn after one step."""
 
 POLL_SECONDS = 0.2
@@ -49,6 +49,9 @@ CRASH_CODES = (ErrorCode.SERVICE_ENGINE_CRASHED.code, ErrorCode.SERVICE_OUT_OF_M
 
 MAX_SHARED_CRASHES = 2
 """A line that was in progress at this many deaths of engines does not share a batch again."""
+
+MAX_INLINE_BYTES = 16_384
+"""A line with more bytes is validated in a thread, so that the event loop stays free."""
 
 EMBEDDINGS_PATH = "/v1/embeddings"
 """Path of the endpoint that answers the lines."""
@@ -224,7 +227,11 @@ async def _encode_line(
     """The line of the output, and the number of tokens that were read. Raises ApiError."""
     assert work.endpoint.reads is not None
     state: dict[str, Any] = {}
-    request = validate(work.endpoint.reads, job.defaults | line.body)
+    fields = job.defaults | line.body
+    if line.end - line.start <= MAX_INLINE_BYTES:
+        request = validate(work.endpoint.reads, fields)
+    else:
+        request = await work.jobs.in_thread(validate, work.endpoint.reads, fields)
     context = RequestContext(work.service, api_key, request, {}, {}, state, traffic)
     response = await work.endpoint.answer(context)
     body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'

@@ -26,7 +26,9 @@ STEP_LINES = 32
 """Maximum number of lines that are read and answered in one step."""
 
 STEP_BYTES = 65_536
-"""A step reads no further line after this many bytes, because answers are larger than texts."""
+STEP_TEXTS = 2_048
+"""A step reads no further line after this many bytes or texts, because the answers of a step are
+in memory until all of them are written."""
 
 MAX_STATE_BYTES = 1_000_000
 """Maximum size of `job.json`."""
@@ -101,8 +103,9 @@ class JobLine:
 
     number: int
     """Position in the input, from 0."""
+    start: int
     end: int
-    """Offset of the next line, in bytes."""
+    """Offsets of this line and of the next one, in bytes."""
     custom_id: str | None = None
     """None if the line is damaged."""
     body: dict[str, Any] = field(default_factory=dict)
@@ -198,15 +201,16 @@ def read_lines(folder: Path, job: BatchJob) -> list[JobLine]:
                 file.readline(MAX_LINE_BYTES)
         else:
             file.seek(job.input_offset)
-        first = file.tell()
+        first = start = file.tell()
         for number in range(job.done, min(job.total, job.done + STEP_LINES)):
             raw = file.readline(MAX_LINE_BYTES)
             if not raw:
                 raise DamagedJob(f"input.jsonl has {number:,} lines and must have {job.total:,}")
             if len(raw) == MAX_LINE_BYTES:
                 raise DamagedJob(f"line {number + 1:,} of input.jsonl is too long")
-            lines.append(_parse_line(raw, number, file.tell()))
-            if file.tell() - first > STEP_BYTES:
+            lines.append(_parse_line(raw, number, start))
+            start += len(raw)
+            if start - first > STEP_BYTES or sum(map(_count_texts, lines)) > STEP_TEXTS:
                 break
     return lines
 
@@ -303,18 +307,24 @@ def _measure(path: Path) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def _parse_line(raw: bytes, number: int, end: int) -> JobLine:
+def _parse_line(raw: bytes, number: int, start: int) -> JobLine:
+    line = JobLine(number=number, start=start, end=start + len(raw))
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return JobLine(number=number, end=end, damage=f"it is not valid JSON: {_cut(error)}")
+        return replace(line, damage=f"it is not valid JSON: {_cut(error)}")
     custom_id = value.get("custom_id") if isinstance(value, dict) else None
     body = value.get("body") if isinstance(value, dict) else None
     if not isinstance(custom_id, str):
-        return JobLine(number=number, end=end, damage="it has no custom_id")
+        return replace(line, damage="it has no custom_id")
     if not isinstance(body, dict):
-        return JobLine(number=number, end=end, custom_id=custom_id, damage="it has no body")
-    return JobLine(number=number, end=end, custom_id=custom_id, body=body)
+        return replace(line, custom_id=custom_id, damage="it has no body")
+    return replace(line, custom_id=custom_id, body=body)
+
+
+def _count_texts(line: JobLine) -> int:
+    texts = line.body.get("input")
+    return len(texts) if isinstance(texts, list) else 1
 
 
 def _modified_at(folder: Path) -> float:
