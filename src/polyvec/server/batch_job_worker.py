@@ -171,12 +171,18 @@ async def _answer_lines(
 ) -> list[LineAnswer | Retry]:
     """Try to answer lines concurrently."""
     attempts: list[LineAnswer | Retry] = []
-    tasks = {asyncio.create_task(_answer_line(work, job, line)) for line in lines}
-    pending = tasks
+    tasks = {asyncio.create_task(_answer_line(work, job, line)): line for line in lines}
+    pending = set(tasks)
     try:
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            finished = [task.result() for task in done]
+            finished: list[LineAnswer | Retry] = []
+            for task in done:
+                # A mistake of ours is the answer to one line, as it is to one request in `app`.
+                error = task.exception()
+                finished.append(
+                    task.result() if error is None else _refuse_after(error, job, tasks[task])
+                )
             attempts += finished
             # Stored at once: the server may be killed before the engine is back.
             if crashed := [
@@ -214,10 +220,6 @@ async def _answer_line(work: BatchWork, job: BatchJob, line: JobLine) -> LineAns
             seconds = min(float(error.headers["Retry-After"]), MAX_WAIT_SECONDS)
             return Retry(line, 0.0 if is_crash else seconds, is_crash)
         return _refuse(line, error.code, error.message)
-    except Exception:
-        # No other handler stands above a line, as `app` stands above a request.
-        LOGGER.exception("batch job %s, line %d", job.id, line.number + 1)
-        return _refuse(line, ErrorCode.INTERNAL_ERROR.code, "An unexpected error occurred")
     return LineAnswer(line=line, text=text, tokens=num_tokens)
 
 
@@ -237,6 +239,12 @@ async def _encode_line(
     body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
     custom_id = json.dumps(line.custom_id).encode()
     return body % (custom_id, bytes(response.body)), state["usage"]["tokens"]
+
+
+def _refuse_after(error: BaseException, job: BatchJob, line: JobLine) -> LineAnswer:
+    """An error line without details, which go to the log."""
+    LOGGER.error("batch job %s, line %d", job.id, line.number + 1, exc_info=error)
+    return _refuse(line, ErrorCode.INTERNAL_ERROR.code, "An unexpected error occurred")
 
 
 def _refuse(line: JobLine, code: str, message: str) -> LineAnswer:
