@@ -18,6 +18,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Message
+
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.errors import ApiError, ErrorCode
 from polyvec.server.fair_queue import TrafficClass
@@ -139,6 +142,7 @@ async def _run_while_wanted(
             task.result()
     finally:
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _answer_job(work: BatchWork, job: BatchJob) -> None:
@@ -238,7 +242,21 @@ async def _encode_line(
     response = await work.endpoint.answer(context)
     body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
     custom_id = json.dumps(line.custom_id).encode()
-    return body % (custom_id, bytes(response.body)), state["usage"]["tokens"]
+    return body % (custom_id, await _read_response(response)), state["usage"]["tokens"]
+
+
+async def _read_response(response: Response) -> bytes:
+    """The body of a response, which may come in pieces."""
+    pieces: list[bytes] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pieces.append(message.get("body", b""))
+
+    await response({"type": "http"}, receive, send)
+    return b"".join(pieces)
 
 
 def _refuse_after(error: BaseException, job: BatchJob, line: JobLine) -> LineAnswer:

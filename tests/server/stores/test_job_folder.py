@@ -113,6 +113,9 @@ def test_lines_that_are_not_there_are_damage(tmp_path):
     job = kept.create("me", "m", {}, make_lines(2))
     path = tmp_path / job.id / "input.jsonl"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    [line] = read_lines(tmp_path / job.id, job)
+    answer = job_folder.LineAnswer(line=line, text=b"{}", tokens=1)
+    job = kept.record(job.id, [answer])
     with pytest.raises(DamagedJob, match=r"has 1 lines and must have 2"):
         read_lines(tmp_path / job.id, job)
     assert kept.read_lines(job) == []

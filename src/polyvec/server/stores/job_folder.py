@@ -204,6 +204,9 @@ def read_lines(folder: Path, job: BatchJob) -> list[JobLine]:
         first = start = file.tell()
         for number in range(job.done, min(job.total, job.done + STEP_LINES)):
             raw = file.readline(MAX_LINE_BYTES)
+            if not raw and lines:
+                # These are answered before the job is set aside.
+                break
             if not raw:
                 raise DamagedJob(f"input.jsonl has {number:,} lines and must have {job.total:,}")
             if len(raw) == MAX_LINE_BYTES:
