@@ -292,10 +292,9 @@ def _check_state(folder: Path, raw: bytes) -> BatchJob:
         raise DamagedJob("job.json is that of another job")
     if min(*numbers, job.output_bytes, job.error_bytes, *job.crashes.values(), 0) < 0:
         raise DamagedJob("job.json is invalid: a number is negative")
-    has_ended = {"completed": True, "pending": False, "processing": False}
-    if job.done > job.total or has_ended.get(job.status, job.done == job.total) != (
-        job.done == job.total
-    ):
+    has_all = job.done == job.total
+    is_consistent = {"completed": has_all, "pending": not has_all, "processing": not has_all}
+    if job.done > job.total or not is_consistent.get(job.status, True):
         raise DamagedJob(
             f"job.json is invalid: {job.done:,} of {job.total:,} lines are answered, and the "
             f"status is {job.status}"
