@@ -23,7 +23,7 @@ EXTRAS = {
     "bm25s": ("train", "eval"),
     "datasets": ("eval",),
     "datasketch": ("train",),
-    "filelock": ("search",),
+    "filelock": ("search", "server"),
     "httptools": ("server",),
     "httpx": ("eval",),
     "huggingface_hub": ("hub",),

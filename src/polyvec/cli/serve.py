@@ -62,7 +62,7 @@ def serve(
     classifiers
         SQLite file for trained classifiers. /v1/train needs it.
     batches
-        Folder for batch jobs. /v1/batch/embeddings needs it.
+        Folder for batch jobs. /v1/batch/embeddings needs it. A folder belongs to one server.
     otlp
         URL of an OTLP collector of traces, such as http://localhost:4318. Needs polyvec[traces].
     key_file

@@ -207,9 +207,10 @@ class ApiKeys:
             raise _unauthorised(ErrorCode.AUTH_INVALID_API_KEY, "Invalid API key")
         return match
 
-    def find(self, name: str) -> ApiKey:
-        """The key of a name. A name that is no longer known gets a key without quotas."""
-        return next((key for key in self.known if key.name == name), ApiKey(name))
+    def find(self, name: str) -> ApiKey | None:
+        """The key of a name. None if it does not exist, for example because it was removed."""
+        known = self.known or [self.anyone]
+        return next((key for key in known if key.name == name), None)
 
 
 def hash_key(key: str) -> bytes:

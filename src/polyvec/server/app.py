@@ -48,6 +48,8 @@ def make_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if service.batch_jobs is not None:
+                service.batch_jobs.close()
             for model in service.models:
                 await model.stop()
             if service.traces is not None:

@@ -1,87 +1,270 @@
-"""The background task that answers batch jobs, one after another.
+"""The background task that answers batch jobs.
 
-Its texts share the scheduler's queue with those of other requests. The fair turns there keep a
-batch job from delaying them.
+1. Each API key with unfinished jobs has a task, which answers the oldest job of the key first. The
+   steps of the keys alternate, and a key that waits for its quota or for the disk holds up no
+   other key.
+2. A line that was answered 503 because an engine died on it is tried again. After
+   `MAX_SHARED_CRASHES` deaths it is tried once more, in batches of its own, and then it is an
+   error. The count is on disk, so it also holds after a restart of the server.
+3. The lines in progress of a job are dropped as soon as it is cancelled, or its key removed.
+
+Texts of batch jobs run while no other text waits (`fair_queue`).
 """
 
 import asyncio
 import json
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Message
+
 from polyvec.server.api_keys import ApiKey
-from polyvec.server.errors import ApiError
-from polyvec.server.metrics import log_event
-from polyvec.server.serialise import to_json
+from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.fair_queue import TrafficClass
+from polyvec.server.metrics import LOGGER, log_event
 from polyvec.server.service import Endpoint, RequestContext, Service
-from polyvec.server.stores.batch_jobs import BatchJob, BatchJobs
+from polyvec.server.stores.batch_jobs import BatchJobs
+from polyvec.server.stores.job_folder import BatchJob, JobLine, LineAnswer
 from polyvec.server.wire import validate
 
-LINES_PER_STEP = 32
-"""Lines that are answered concurrently, and then written to disk."""
+MAX_CONCURRENT_KEYS = 16
+"""API keys whose lines are answered concurrently; the others have their turn after one step."""
 
-POLL_SECONDS = 1.0
-"""Time until the next query for a new job, and until the next attempt to answer a line."""
+POLL_SECONDS = 0.2
+"""Time until the next look for a new job, and for jobs that were cancelled."""
+
+SWEEP_SECONDS = 10.0
+"""Time until the next look for jobs that have expired."""
+
+MAX_WAIT_SECONDS = 10.0
+"""Maximum time before the next attempt to answer a line that an exhausted quota refused."""
 
 DISK_RETRY_SECONDS = 10.0
 """Time before the next attempt after an error of the disk."""
 
 RETRY_STATUSES = (429, 503)
 
+CRASH_CODES = (ErrorCode.SERVICE_ENGINE_CRASHED.code, ErrorCode.SERVICE_OUT_OF_MEMORY.code)
+"""Errors that may be the fault of the line itself."""
+
+MAX_SHARED_CRASHES = 2
+"""A line that was in progress at this many deaths of engines does not share a batch again."""
+
+MAX_INLINE_BYTES = 16_384
+"""A line with more bytes is validated in a thread, so that the event loop stays free."""
+
 EMBEDDINGS_PATH = "/v1/embeddings"
 """Path of the endpoint that answers the lines."""
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A line that has no answer yet."""
+
+    line: JobLine
+    seconds: float
+    """Time before the next attempt."""
+    is_crash: bool = False
+    """Whether an engine died on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWork:
+    """Everything that the tasks of the keys share."""
+
+    service: Service
+    jobs: BatchJobs
+    endpoint: Endpoint
+    """The endpoint that answers the lines."""
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_KEYS))
+    """Held while the lines of a step are answered. Those who wait get it in order."""
+
+
 async def answer_batch_jobs(service: Service) -> None:
-    """Answer batch jobs, oldest first, until the task is cancelled."""
+    """Answer batch jobs until the task is cancelled."""
     jobs = service.batch_jobs
     assert jobs is not None
     endpoint = next(one for one in service.endpoints if one.path == EMBEDDINGS_PATH)
-    while True:
+    work = BatchWork(service, jobs, endpoint)
+    owners = set[str]()
+    next_sweep = 0.0
+
+    async def answer(owner: str) -> None:
         try:
-            job = await asyncio.to_thread(jobs.next)
-            if job is None:
-                await asyncio.sleep(POLL_SECONDS)
-            else:
-                await _answer_lines(service, endpoint, jobs, job)
+            await _answer_jobs_of(work, owner)
+        finally:
+            owners.discard(owner)
+
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            if time.monotonic() >= next_sweep:
+                await jobs.in_thread(jobs.delete_expired)
+                next_sweep = time.monotonic() + SWEEP_SECONDS
+            for owner in jobs.owners() - owners:
+                owners.add(owner)
+                tasks.create_task(answer(owner))
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _answer_jobs_of(work: BatchWork, owner: str) -> None:
+    """Answer the jobs of one key, oldest first, until none is left."""
+    paused_until: dict[str, float] = {}
+    while unfinished := work.jobs.unfinished(owner):
+        time_now = time.monotonic()
+        job = next((job for job in unfinished if paused_until.get(job.id, 0.0) <= time_now), None)
+        if job is None:
+            await asyncio.sleep(POLL_SECONDS)
+            continue
+        try:
+            await _run_while_wanted(work, job, _answer_job(work, job))
         except OSError as error:
-            # The disk may be full: the jobs wait until there is room.
-            log_event("batch jobs paused", {"reason": str(error)})
-            await asyncio.sleep(DISK_RETRY_SECONDS)
+            # The disk may be full. The job waits until there is room; other jobs go on.
+            log_event("batch job paused", {"batch_id": job.id, "reason": str(error)})
+            paused_until[job.id] = time.monotonic() + DISK_RETRY_SECONDS
+
+
+async def _run_while_wanted(
+    work: BatchWork, job: BatchJob, answering: Coroutine[Any, Any, None]
+) -> None:
+    """Answer a job until it ends, is cancelled or deleted, or loses its key."""
+    task = asyncio.create_task(answering)
+    try:
+        while not task.done() and work.jobs.is_unfinished(job.id):
+            if work.service.api_keys.find(job.owner) is None:
+                reason = "the API key of the job does not exist any more"
+                await work.jobs.in_thread(work.jobs.fail, job.id, reason)
+                return
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _answer_job(work: BatchWork, job: BatchJob) -> None:
+    """Answer the lines of a job. Returns when the job has ended."""
+    jobs = work.jobs
+    # Answers of lines whose predecessors have none yet.
+    answers: dict[int, LineAnswer] = {}
+    while lines := await jobs.in_thread(jobs.read_lines, job):
+        async with work.turns:
+            attempts = await _answer_lines(
+                work, job, [line for line in lines if line.number not in answers]
+            )
+        waits = [attempt.seconds for attempt in attempts if isinstance(attempt, Retry)]
+        answers |= {
+            attempt.line.number: attempt for attempt in attempts if isinstance(attempt, LineAnswer)
+        }
+        ready: list[LineAnswer] = []
+        while (number := job.done + len(ready)) in answers:
+            ready.append(answers.pop(number))
+        current = await jobs.in_thread(jobs.record, job.id, ready)
+        if current is None or current.is_finished:
+            return
+        job = current
+        if waits:
+            await asyncio.sleep(min(waits))
 
 
 async def _answer_lines(
-    service: Service, endpoint: Endpoint, jobs: BatchJobs, job: BatchJob
-) -> None:
-    """Answer the next lines of a job."""
-    lines = await asyncio.to_thread(jobs.read_lines, job, LINES_PER_STEP)
-    api_key = service.api_keys.find(job.owner)
-    answers = await asyncio.gather(
-        *(_answer_line(service, endpoint, api_key, job, line) for line in lines)
-    )
-    output = [line for line, tokens in answers if tokens is not None]
-    errors = [line for line, tokens in answers if tokens is None]
-    num_tokens = sum(tokens or 0 for _, tokens in answers)
-    await asyncio.to_thread(jobs.record, job.id, output, errors, num_tokens)
+    work: BatchWork, job: BatchJob, lines: Sequence[JobLine]
+) -> list[LineAnswer | Retry]:
+    """Try to answer lines concurrently."""
+    attempts: list[LineAnswer | Retry] = []
+    tasks = {asyncio.create_task(_answer_line(work, job, line)): line for line in lines}
+    pending = set(tasks)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            finished: list[LineAnswer | Retry] = []
+            for task in done:
+                # A mistake of ours is the answer to one line, as it is to one request in `app`.
+                error = task.exception()
+                finished.append(
+                    task.result() if error is None else _refuse_after(error, job, tasks[task])
+                )
+            attempts += finished
+            # Stored at once: the server may be killed before the engine is back.
+            if crashed := [
+                one.line.number for one in finished if isinstance(one, Retry) and one.is_crash
+            ]:
+                await work.jobs.in_thread(work.jobs.record_crashes, job.id, crashed)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return attempts
 
 
-async def _answer_line(
-    service: Service, endpoint: Endpoint, api_key: ApiKey, job: BatchJob, line: dict[str, Any]
-) -> tuple[bytes, int | None]:
-    """A line for the output and its number of tokens, or a line for the errors and None."""
-    assert endpoint.reads is not None
+async def _answer_line(work: BatchWork, job: BatchJob, line: JobLine) -> LineAnswer | Retry:
+    """The answer to a line, or the time of the next attempt."""
+    if line.damage is not None:
+        message = f"line {line.number + 1:,} of the stored input is damaged: {line.damage}"
+        return _refuse(line, ErrorCode.INTERNAL_ERROR.code, message)
+    api_key = work.service.api_keys.find(job.owner)
+    if api_key is None:
+        return Retry(line, POLL_SECONDS)
+    num_crashes = job.crashes.get(line.number, 0)
+    is_suspect = num_crashes >= MAX_SHARED_CRASHES
+    traffic = TrafficClass.ISOLATED if is_suspect else TrafficClass.BACKGROUND
+    try:
+        text, num_tokens = await _encode_line(work, api_key, job, line, traffic)
+    except ApiError as error:
+        is_crash = error.code in CRASH_CODES
+        if is_crash and is_suspect:
+            message = (
+                f"an engine failed {num_crashes + 1} times on this line, the last time without "
+                f"other texts; leave it out ({error.message})"
+            )
+            return _refuse(line, error.code, message)
+        if error.status in RETRY_STATUSES and "Retry-After" in error.headers:
+            seconds = min(float(error.headers["Retry-After"]), MAX_WAIT_SECONDS)
+            return Retry(line, 0.0 if is_crash else seconds, is_crash)
+        return _refuse(line, error.code, error.message)
+    return LineAnswer(line=line, text=text, tokens=num_tokens)
+
+
+async def _encode_line(
+    work: BatchWork, api_key: ApiKey, job: BatchJob, line: JobLine, traffic: TrafficClass
+) -> tuple[bytes, int]:
+    """The line of the output, and the number of tokens that were read. Raises ApiError."""
+    assert work.endpoint.reads is not None
     state: dict[str, Any] = {}
-    while True:
-        try:
-            request = validate(endpoint.reads, job.defaults | line["body"])
-            context = RequestContext(service, api_key, request, {}, {}, state)
-            response = await endpoint.answer(context)
-        except ApiError as error:
-            # A busy or restarting engine, or an exhausted quota: the line is tried again later.
-            if error.status in RETRY_STATUSES and "Retry-After" in error.headers:
-                await asyncio.sleep(POLL_SECONDS)
-                continue
-            details = {"code": error.code, "message": error.message}
-            return to_json({"custom_id": line["custom_id"], "error": details}), None
-        custom_id = json.dumps(line["custom_id"]).encode()
-        body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
-        return body % (custom_id, bytes(response.body)), state["usage"]["tokens"]
+    fields = job.defaults | line.body
+    if line.end - line.start <= MAX_INLINE_BYTES:
+        request = validate(work.endpoint.reads, fields)
+    else:
+        request = await work.jobs.in_thread(validate, work.endpoint.reads, fields)
+    context = RequestContext(work.service, api_key, request, {}, {}, state, traffic)
+    response = await work.endpoint.answer(context)
+    body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
+    custom_id = json.dumps(line.custom_id).encode()
+    return body % (custom_id, await _read_response(response)), state["usage"]["tokens"]
+
+
+async def _read_response(response: Response) -> bytes:
+    """The body of a response, which may come in pieces."""
+    pieces: list[bytes] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pieces.append(message.get("body", b""))
+
+    await response({"type": "http"}, receive, send)
+    return b"".join(pieces)
+
+
+def _refuse_after(error: BaseException, job: BatchJob, line: JobLine) -> LineAnswer:
+    """An error line without details, which go to the log."""
+    LOGGER.error("batch job %s, line %d", job.id, line.number + 1, exc_info=error)
+    return _refuse(line, ErrorCode.INTERNAL_ERROR.code, "An unexpected error occurred")
+
+
+def _refuse(line: JobLine, code: str, message: str) -> LineAnswer:
+    error = {"custom_id": line.custom_id, "error": {"code": code, "message": message}}
+    return LineAnswer(line=line, text=json.dumps(error).encode(), tokens=None)

@@ -50,7 +50,11 @@ class ErrorCode(Enum):
         "Send the request within `--read-seconds`.",
         "SERVICE_TIMEOUT",
     )
-    CONFLICT_BATCH_FINISHED = (409, "The batch job has already finished", "Fetch its output.")
+    CONFLICT_BATCH_FINISHED = (
+        409,
+        "The batch job has already finished",
+        "Fetch its output, or delete it with `?delete_files=true`.",
+    )
     CONFLICT_MODEL_CHANGED = (
         409,
         "The classifier was trained with other weights than those that the server has",
@@ -69,8 +73,8 @@ class ErrorCode(Enum):
     )
     RATE_BATCH_LIMIT_EXCEEDED = (
         429,
-        "The server holds too many batch jobs",
-        "Wait `Retry-After` seconds and try again.",
+        "The API key has too many batch jobs, or too many bytes in them",
+        "Delete finished jobs, or wait `Retry-After` seconds and try again.",
     )
     RATE_CONCURRENCY_LIMIT_EXCEEDED = (
         429,
@@ -101,6 +105,11 @@ class ErrorCode(Enum):
         503,
         "The engine crashed while it encoded the texts, and is restarting",
         "Wait `Retry-After` seconds and try again.",
+    )
+    SERVICE_OUT_OF_MEMORY = (
+        503,
+        "The engine has too little memory for one of the texts",
+        "Shorten the text that the message names, or try again later.",
     )
     SERVICE_UNAVAILABLE = (
         503,
@@ -262,6 +271,16 @@ def engine_crashed() -> ApiError:
     return ApiError(
         ErrorCode.SERVICE_ENGINE_CRASHED,
         "the engine crashed and is restarting; try again",
+        headers={"Retry-After": "1"},
+    )
+
+
+def out_of_memory(position: int) -> ApiError:
+    """503: the engine has run out of memory on one text alone."""
+    return ApiError(
+        ErrorCode.SERVICE_OUT_OF_MEMORY,
+        f"there is too little memory for the text input[{position}]; shorten it",
+        param=f"input[{position}]",
         headers={"Retry-After": "1"},
     )
 

@@ -35,6 +35,15 @@ class Limits:
     inflight_bytes: int = _limit(256_000_000, "429")
     """Maximum total size of the request bodies in progress, in bytes."""
 
+    unfinished_jobs: int = _limit(100, "429")
+    """Maximum number of unfinished batch jobs of an API key."""
+
+    stored_jobs: int = _limit(1_000, "429")
+    """Maximum number of batch jobs of an API key on disk, finished jobs included."""
+
+    stored_job_bytes: int = _limit(10_000_000_000, "429; a job that grows beyond it fails")
+    """Maximum size of the batch jobs of an API key on disk, in bytes, answers included."""
+
     read_seconds: float = _limit(30.0, "408")
     """Time limit for a client to send its request."""
 

@@ -27,10 +27,11 @@ from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidat
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
+from polyvec.server.fair_queue import EngineText, TrafficClass
 from polyvec.server.inputs import token_spans, tokenise, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.scheduler import EngineText, Scheduler
+from polyvec.server.scheduler import Scheduler
 from polyvec.server.serialise import truncate_means
 from polyvec.tasks import TaskChoice, choose_task
 from polyvec.tokenizer import Tokenizer, Tokens
@@ -133,19 +134,22 @@ class ServedModel:
         *,
         truncate: bool = False,
         param: str = "input",
+        traffic: TrafficClass = TrafficClass.INTERACTIVE,
     ) -> Encoded:
         """The requested outputs of each text, all from one forward pass.
 
         `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. `param` is the request's
-        field, which errors name. Raises ApiError: 400 that names a text that is empty or too long,
-        or a head that the model does not have; 429, 500, 503.
+        field, which errors name, and `traffic` is for the queue. Raises ApiError: 400 that names a
+        text that is empty or too long, or a head that the model does not have; 429, 500, 503.
         """
         self._check_heads(outputs)
         tokens = await self.tokenise(texts, choice, truncate=truncate, param=param)
         num_tokens = sum(len(text.ids) for text in tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
-            return Encoded(means=await self._run_dense(tokens, choice), num_tokens=num_tokens)
+            return Encoded(
+                means=await self._run_dense(tokens, choice, traffic), num_tokens=num_tokens
+            )
         has_dense = "dense" in outputs
         requests = []
         for text in tokens:
@@ -156,7 +160,7 @@ class ServedModel:
                 whole = whole_text_span(len(text.ids))
                 starts, ends = np.append(whole[0], starts), np.append(whole[1], ends)
             requests.append(EngineText(text.ids, choice.adapter_id, starts, ends))
-        vectors = await self.scheduler.run(requests)
+        vectors = await self.scheduler.run(requests, traffic)
         means = np.stack([rows[0] for rows in vectors]) if has_dense else None
         states = [rows[1:] for rows in vectors] if has_dense else vectors
         return await asyncio.to_thread(
@@ -170,6 +174,7 @@ class ServedModel:
         api_key: ApiKey,
         *,
         truncate: bool = False,
+        traffic: TrafficClass = TrafficClass.INTERACTIVE,
     ) -> Encoded:
         """Late chunking: the mean hidden state of each chunk, in the context of all chunks.
 
@@ -194,7 +199,7 @@ class ServedModel:
         num_tokens = len(document.ids)
         api_key.charge(num_tokens)
         text = EngineText(document.ids, choice.adapter_id, starts, ends)
-        [means] = await self.scheduler.run([text])
+        [means] = await self.scheduler.run([text], traffic)
         return Encoded(means=means, num_tokens=num_tokens)
 
     async def rerank(
@@ -292,7 +297,7 @@ class ServedModel:
                 )
 
     async def _run_dense(
-        self, tokens: Sequence[Tokens], choice: TaskChoice
+        self, tokens: Sequence[Tokens], choice: TaskChoice, traffic: TrafficClass
     ) -> Float32[np.ndarray, "N D"]:
         """The mean hidden state of each text, from the cache or from the engine."""
         texts = [
@@ -300,13 +305,13 @@ class ServedModel:
             for text in tokens
         ]
         if self._cache is None:
-            return np.concatenate(await self.scheduler.run(texts))
+            return np.concatenate(await self.scheduler.run(texts, traffic))
         keys = [cache_key(text.ids, text.adapter_id) for text in texts]
         means = [self._cache.find(key) for key in keys]
         missing = [number for number, mean in enumerate(means) if mean is None]
         self._metrics.cached.inc(len(means) - len(missing))
         if missing:
-            vectors = await self.scheduler.run([texts[number] for number in missing])
+            vectors = await self.scheduler.run([texts[number] for number in missing], traffic)
             for number, vector in zip(missing, vectors, strict=True):
                 means[number] = vector[0]
                 self._cache.add(keys[number], vector[0])

@@ -178,7 +178,7 @@ def make_service(
         api_keys=api_keys or ApiKeys(),
         metrics=metrics,
         classifiers=None if classifiers is None else Classifiers(classifiers),
-        batch_jobs=None if batches is None else BatchJobs(batches),
+        batch_jobs=None if batches is None else BatchJobs(batches, limits),
         traces=traces,
         cors=cors,
     )

@@ -2,9 +2,8 @@
 
 1. The texts of a request wait together, longest first, so that neighbours in a batch have similar
    lengths.
-2. An idle engine takes what is queued at once. Each request in turn gives texts of up to
-   `TURN_TOKENS`, until the batch is full. A request of one text that comes after one of ten
-   thousand therefore waits for one batch, and not for all of them.
+2. An idle engine takes what is queued at once, in the order of `fair_queue`: in turns, and the
+   texts of batch jobs after all others.
 3. A batch is as large as an engine can run in `BATCH_SECONDS`, within limits.
 4. A batch that fails is split until the text at fault is alone. A batch that runs out of memory is
    split too, and the next batches are smaller for a while.
@@ -12,18 +11,16 @@
 The event loop only moves references. One thread per engine builds the arrays and waits for the
 engine's process.
 
-Axes in this file: T tokens of one text, S spans, D width.
+Axes in this file: D width.
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 
 from polyvec.batch import make_batch
 from polyvec.server.engine_process import (
@@ -38,13 +35,18 @@ from polyvec.server.errors import (
     ErrorCode,
     engine_crashed,
     not_finite,
+    out_of_memory,
     queue_full,
     unavailable,
 )
+from polyvec.server.fair_queue import (
+    EngineText,
+    FairQueue,
+    QueuedRequest,
+    QueuedText,
+    TrafficClass,
+)
 from polyvec.server.metrics import Metrics, log_event
-
-TURN_TOKENS = 256
-"""Tokens that one request gives to a batch before the next request has its turn."""
 
 BATCH_SECONDS = 0.1
 """Target duration of a batch. In a busy server, a text waits for about one batch."""
@@ -57,121 +59,6 @@ RESTART_DELAY_SECONDS = (0.0, 0.5, 2.0, 10.0)
 
 INITIAL_TOKENS_PER_SECOND = 5_000.0
 """Estimate of an engine's speed before the first batch."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EngineText:
-    """One text as the engine reads it, and the spans of it that become vectors."""
-
-    ids: Int32[np.ndarray, " T"]
-    """Token ids, special tokens and instruction included."""
-
-    adapter_id: int
-    """Index of the adapter in the model's bank."""
-
-    starts: Int32[np.ndarray, " S"]
-    """First token of each span."""
-
-    ends: Int32[np.ndarray, " S"]
-    """Token after the last one of each span."""
-
-
-class QueuedRequest:
-    """The texts of one request, and the vectors that are ready."""
-
-    def __init__(self, texts: Sequence[EngineText]) -> None:
-        self.texts = texts
-        self.waiting = deque(sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)))
-        self.tokens = sum(len(text.ids) for text in texts)
-        """Tokens of the texts that wait."""
-        self.vectors: list[Float32[np.ndarray, "_ D"] | None] = [None] * len(texts)
-        self.num_unfinished = len(texts)
-        self.queued_at = time.perf_counter()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def next_tokens(self) -> int:
-        """Number of tokens of the next text."""
-        return len(self.texts[self.waiting[0]].ids)
-
-    def take(self) -> "QueuedText":
-        """Remove the next text from the waiting ones, and return it."""
-        position = self.waiting.popleft()
-        self.tokens -= len(self.texts[position].ids)
-        return QueuedText(self, position)
-
-    def finish(self, position: int, vectors: Float32[np.ndarray, "S D"]) -> None:
-        """Keep the vectors of one text."""
-        self.vectors[position] = vectors
-        self.num_unfinished -= 1
-        if self.num_unfinished == 0 and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: ApiError) -> None:
-        """Answer the whole request with an error."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class QueuedText:
-    """One text of a request, on its way through an engine."""
-
-    request: QueuedRequest
-    position: int
-
-    @property
-    def text(self) -> EngineText:
-        """The text as the engine reads it."""
-        return self.request.texts[self.position]
-
-
-class FairQueue:
-    """The requests that wait, in the order of their turns."""
-
-    def __init__(self) -> None:
-        self._requests = deque[QueuedRequest]()
-        self.tokens = 0
-        """Tokens of all texts that wait."""
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def put(self, request: QueuedRequest) -> None:
-        """Add a request; its turn comes after that of all others."""
-        self._requests.append(request)
-        self.tokens += request.tokens
-
-    def drop(self, request: QueuedRequest) -> None:
-        """Remove the texts of a request that still wait."""
-        if request in self._requests:
-            self._requests.remove(request)
-            self.tokens -= request.tokens
-        request.waiting.clear()
-        request.tokens = 0
-
-    def take(self, max_tokens: int) -> list[QueuedText]:
-        """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
-        batch: list[QueuedText] = []
-        room = max_tokens
-        while self._requests:
-            request = self._requests[0]
-            turn = TURN_TOKENS
-            while request.waiting and ((turn > 0 and request.next_tokens() <= room) or not batch):
-                queued = request.take()
-                batch.append(queued)
-                turn -= len(queued.text.ids)
-                room -= len(queued.text.ids)
-                self.tokens -= len(queued.text.ids)
-            if not request.waiting:
-                self._requests.popleft()
-            elif turn > 0:
-                # Its next text did not fit: it comes first in the next batch.
-                break
-            else:
-                self._requests.rotate(-1)
-            if room <= 0:
-                break
-        return batch
 
 
 class Scheduler:
@@ -231,7 +118,9 @@ class Scheduler:
         await asyncio.gather(*self._engine_tasks, return_exceptions=True)
         self._fail_waiting(unavailable("the server is shutting down"))
 
-    async def run(self, texts: Sequence[EngineText]) -> list[Float32[np.ndarray, "_ D"]]:
+    async def run(
+        self, texts: Sequence[EngineText], traffic: TrafficClass = TrafficClass.INTERACTIVE
+    ) -> list[Float32[np.ndarray, "_ D"]]:
         """The vectors of each text's spans, neither truncated nor normalised.
 
         If the caller is cancelled, texts that still wait are dropped. Raises ApiError: 429 if the
@@ -239,9 +128,10 @@ class Scheduler:
         """
         if self._cannot_start:
             raise unavailable("the engine does not start; the server's log gives the reason")
-        request = QueuedRequest(texts)
-        if self.queue.tokens and self.queue.tokens + request.tokens > self._queue_tokens:
-            raise queue_full(self.queue.tokens / self.tokens_per_second / len(self.engines))
+        request = QueuedRequest(texts, traffic)
+        waiting = self.queue.count_tokens(traffic)
+        if waiting and waiting + request.tokens > self._queue_tokens:
+            raise queue_full(waiting / self.tokens_per_second / len(self.engines))
         self.queue.put(request)
         self._wake.set()
         try:
@@ -330,15 +220,15 @@ class Scheduler:
                 thread, _pool, engine, [queued.text for queued in batch], self._engine_seconds
             )
         except EngineFailure as failure:
-            out_of_memory = isinstance(failure, EngineOutOfMemory)
-            self._metrics.failures.labels("memory" if out_of_memory else "error").inc()
+            is_memory = isinstance(failure, EngineOutOfMemory)
+            self._metrics.failures.labels("memory" if is_memory else "error").inc()
             if len(batch) == 1:
                 batch[0].request.fail(_text_failed(batch[0].position, failure))
             else:
                 middle = len(batch) // 2
                 for half in (batch[:middle], batch[middle:]):
                     await self._run_batch(engine, thread, half)
-            return not out_of_memory
+            return not is_memory
         self._record(batch, started)
         for queued, (vectors, is_finite) in zip(batch, results, strict=True):
             if is_finite:
@@ -365,7 +255,7 @@ class Scheduler:
 
 def _text_failed(position: int, failure: EngineFailure) -> ApiError:
     if isinstance(failure, EngineOutOfMemory):
-        return unavailable(f"there is too little memory for the text input[{position}]; shorten it")
+        return out_of_memory(position)
     return ApiError(
         ErrorCode.INTERNAL_ERROR,
         f"the engine failed on input[{position}]: {failure}",

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from polyvec.server.api_keys import ApiKey, ApiKeys
 from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError, ErrorCode, ErrorForm
+from polyvec.server.fair_queue import TrafficClass
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.middleware import ServerLoad
@@ -87,6 +88,8 @@ class RequestContext:
     query_params: Mapping[str, str]
     state: dict[str, Any]
     """State of the request that the middleware writes to the access log."""
+    traffic: TrafficClass = TrafficClass.INTERACTIVE
+    """Which of the requests that wait run first, and which share batches."""
 
     async def serialise(self, write: Callable[[], Result], num_numbers: int) -> Result:
         """The result of `write`, which runs in a thread if it has many numbers to write."""

@@ -1,5 +1,6 @@
 """Batch jobs: every line is answered once, whatever happens to the server."""
 
+import errno
 import json
 import signal
 import time
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 
 from polyvec.server.api_keys import ApiKey, ApiKeys, hash_key
+from polyvec.server.limits import Limits
+from polyvec.server.run import make_service
+from polyvec.server.stores import batch_jobs as store_module
 from tests.processes import start_server, wait_for
 from tests.server.conftest import MODEL, check_error, serving
+from tests.server.faults import DEATH, faulty_engine
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +23,8 @@ def batch_server(tmp_path_factory):
     """A server with a store of batch jobs and two API keys."""
     known = [ApiKey(name, hash_key(name)) for name in ("alice", "bob")]
     folder = tmp_path_factory.mktemp("batches")
-    with serving(batches=folder, api_keys=ApiKeys(known)) as running:
+    limits = Limits(unfinished_jobs=3)
+    with serving(batches=folder, api_keys=ApiKeys(known), limits=limits) as running:
         running.http.headers["authorization"] = "Bearer alice"
         yield running
 
@@ -97,6 +103,91 @@ def test_a_cancelled_job_keeps_what_was_answered(batch_server):
     assert batch_server.http.get(f"/v1/batch/{key}").json() == job
     assert len(read_lines(batch_server.http, job["output_url"])) == job["stats"]["completed"]
     assert check_error(batch_server.http.delete(f"/v1/batch/{key}"))[0] == 409
+
+
+def test_a_finished_job_is_deleted_on_request_only(batch_server):
+    key = submit(batch_server.http, make_lines(1))["batch_id"]
+    wait(batch_server.http, key, "completed")
+    path = f"/v1/batch/{key}"
+    status, sentence = check_error(batch_server.http.delete(path))
+    assert (status, "delete_files=true" in sentence) == (409, True)
+    assert check_error(batch_server.http.delete(f"{path}?delete_files=yes"))[0] == 400
+    other = {"authorization": "Bearer bob"}
+    foreign = batch_server.http.delete(f"{path}?delete_files=true", headers=other)
+    assert check_error(foreign)[0] == 404
+    assert batch_server.http.get(path).status_code == 200
+    assert batch_server.http.delete(f"{path}?delete_files=true").json()["batch_id"] == key
+    for gone in (path, f"{path}/output", f"{path}/errors"):
+        assert check_error(batch_server.http.get(gone))[0] == 404
+
+
+def test_a_key_with_too_many_unfinished_jobs_is_refused_and_others_are_not(batch_server):
+    keys = [submit(batch_server.http, make_lines(2_000))["batch_id"] for _ in range(3)]
+    body = {"model": MODEL, "input": make_lines(1)}
+    refused = batch_server.http.post("/v1/batch/embeddings", json=body)
+    assert check_error(refused)[0] == 429 and refused.headers["retry-after"]
+    other = {"authorization": "Bearer bob"}
+    made = batch_server.http.post("/v1/batch/embeddings", json=body, headers=other).json()
+
+    def is_completed():
+        job = batch_server.http.get(f"/v1/batch/{made['batch_id']}", headers=other).json()
+        return job["status"] == "completed"
+
+    wait_for(is_completed)
+    first = batch_server.http.get(f"/v1/batch/{keys[0]}").json()
+    assert first["status"] != "completed", "the long job did not delay the short one"
+    for key in keys:
+        assert batch_server.http.delete(f"/v1/batch/{key}").json()["status"] == "cancelled"
+
+
+def test_a_new_job_on_a_full_disk_is_answered_with_507(batch_server, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "create_folder", fail)
+    status, sentence = batch_server.error({"input": make_lines(1)}, path="/v1/batch/embeddings")
+    assert (status, "No space" in sentence) == (507, True)
+
+
+def test_a_job_whose_output_has_gone_is_answered_with_a_reason(batch_server):
+    made = submit(batch_server.http, make_lines(1))
+    wait(batch_server.http, made["batch_id"], "completed")
+    jobs = batch_server.service.batch_jobs
+    (jobs._folder / made["batch_id"] / "output.jsonl").unlink()
+    status, sentence = check_error(batch_server.http.get(made["output_url"]))
+    assert (status, "cannot be read" in sentence) == (404, True)
+    assert batch_server.http.get("/v1/batches").status_code == 200
+
+
+def test_a_second_server_on_the_folder_does_not_start(batch_server, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    with pytest.raises(ValueError, match="in use by another server"):
+        make_service(["mini"], batches=batch_server.service.batch_jobs._folder)
+
+
+def test_lines_that_end_engines_fail_alone_and_other_requests_are_answered(tmp_path):
+    lines = make_lines(40)
+    for number in (3, 20):
+        lines[number]["body"] = {"input": [[5, 6], [DEATH], [7]]}
+    with serving(make_engine=faulty_engine, batches=tmp_path) as server:
+        keys = [submit(server.http, lines)["batch_id"], submit(server.http, lines[:2])["batch_id"]]
+        codes = set()
+
+        def have_ended():
+            codes.add(server.embed("meanwhile").json().get("code"))
+            jobs = [server.http.get(f"/v1/batch/{key}").json() for key in keys]
+            return all(job["status"] == "completed" for job in jobs)
+
+        wait_for(have_ended)
+        job = server.http.get(f"/v1/batch/{keys[0]}").json()
+        assert (job["stats"]["completed"], job["stats"]["failed"]) == (38, 2)
+        errors = read_lines(server.http, job["error_file_url"])
+        assert [line["custom_id"] for line in errors] == ["line 3", "line 20"]
+        assert server.read_metrics()["polyvec_engine_restarts_total"] <= 6
+        # No request shares a batch with a line.
+        assert codes <= {None, "SERVICE_UNAVAILABLE"}
+        server.wait_until_ready()
+        assert server.embed("afterwards").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 `polyvec.server.batch_job_worker` answers the jobs.
 """
 
-import asyncio
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from polyvec.server.errors import ApiError, ErrorCode, invalid_input
 from polyvec.server.service import Endpoint, RequestContext, json_response
-from polyvec.server.stores.batch_jobs import BatchJob, BatchJobs
+from polyvec.server.stores.batch_jobs import BatchJobs
+from polyvec.server.stores.job_folder import BatchJob
 from polyvec.server.wire import Dimensions, StrictModel
 
 MAX_LINES = 50_000
@@ -57,23 +59,29 @@ async def create(context: RequestContext) -> Response:
     if len(set(ids)) < len(ids):
         raise invalid_input("two lines have the same custom_id")
     defaults = request.model_dump(include={"model", "task", "dimensions", "normalized"})
-    lines = [line.model_dump() for line in request.input]
-    owner = context.api_key.name
-    job = await asyncio.to_thread(jobs.create, owner, request.model, defaults, lines)
-    return json_response(describe(job))
+    lines = request.input
+
+    def store() -> BatchJob:
+        dumped = [line.model_dump() for line in lines]
+        return jobs.create(context.api_key.name, request.model, defaults, dumped)
+
+    return json_response(describe(await jobs.in_thread(store)))
 
 
 async def show(context: RequestContext) -> Response:
     """GET /v1/batch/{id}."""
-    return json_response(describe(await _find_job(context)))
+    return json_response(describe(_find_job(context)))
 
 
 async def cancel(context: RequestContext) -> Response:
-    """DELETE /v1/batch/{id}."""
+    """DELETE /v1/batch/{id}: cancel a job, or delete it with its files."""
+    jobs = _get_jobs(context)
+    flag = context.query_params.get("delete_files", "false")
+    if flag not in ("true", "false"):
+        raise invalid_input(f"delete_files is {flag[:20]!r}, must be true or false", "delete_files")
+    change = jobs.delete if flag == "true" else jobs.cancel
     owner, job_id = context.api_key.name, context.path_params["batch_id"]
-    return json_response(
-        describe(await asyncio.to_thread(_get_jobs(context).cancel, owner, job_id))
-    )
+    return json_response(describe(await jobs.in_thread(change, owner, job_id)))
 
 
 async def list_batches(context: RequestContext) -> Response:
@@ -83,8 +91,7 @@ async def list_batches(context: RequestContext) -> Response:
     if not (is_number and 1 <= int(limit[:9]) <= MAX_LISTED_JOBS):
         raise invalid_input(f"limit is {limit[:20]!r}, must be in 1..{MAX_LISTED_JOBS}", "limit")
     owner = context.api_key.name
-    jobs = await asyncio.to_thread(_get_jobs(context).newest, owner, int(limit))
-    return json_response([describe(job) for job in jobs])
+    return json_response([describe(job) for job in _get_jobs(context).newest(owner, int(limit))])
 
 
 async def fetch_output(context: RequestContext) -> Response:
@@ -97,10 +104,31 @@ async def fetch_errors(context: RequestContext) -> Response:
     return await _fetch(context, "errors")
 
 
-async def _fetch(context: RequestContext, name: str) -> Response:
-    job = await _find_job(context)
-    lines = await asyncio.to_thread(_get_jobs(context).read_file, job, name)
-    return Response(lines, media_type="application/jsonl")
+class LinesResponse(Response):
+    """The lines of a file, in pieces, so that memory does not depend on the size of the file."""
+
+    media_type = "application/jsonl"
+
+    def __init__(self, jobs: BatchJobs, size: int, pieces: Iterator[bytes]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"content-length": str(size)})
+        self._jobs = jobs
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        while piece := await self._jobs.in_thread(next, self._pieces, b""):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _fetch(context: RequestContext, name: Literal["output", "errors"]) -> Response:
+    jobs = _get_jobs(context)
+    size, pieces = await jobs.in_thread(jobs.read_file, _find_job(context), name)
+    return LinesResponse(jobs, size, pieces)
 
 
 def describe(job: BatchJob) -> dict[str, Any]:
@@ -120,14 +148,13 @@ def describe(job: BatchJob) -> dict[str, Any]:
         "expires_at": job.expires.isoformat(timespec="seconds"),
         "output_url": f"/v1/batch/{job.id}/output",
         "error_file_url": f"/v1/batch/{job.id}/errors",
-        "error": None,
+        "error": job.error,
         "stats": stats,
     }
 
 
-async def _find_job(context: RequestContext) -> BatchJob:
-    owner, job_id = context.api_key.name, context.path_params["batch_id"]
-    return await asyncio.to_thread(_get_jobs(context).find, owner, job_id)
+def _find_job(context: RequestContext) -> BatchJob:
+    return _get_jobs(context).find(context.api_key.name, context.path_params["batch_id"])
 
 
 def _get_jobs(context: RequestContext) -> BatchJobs:
@@ -171,7 +198,8 @@ ENDPOINTS = [
         method="DELETE",
         path="/v1/batch/{batch_id}",
         answer=cancel,
-        summary="Cancel a batch job",
+        summary="Cancel a batch job, or delete it with its files",
+        query={"delete_files": {"type": "boolean", "default": False}},
     ),
     Endpoint(
         method="GET",

@@ -110,10 +110,17 @@ async def embeddings(context: RequestContext) -> Response:
     truncate = bool(request.truncate)
     if request.late_chunking:
         chunks = _only_texts(request.input, "late_chunking")
-        encoded = await model.encode_chunks(chunks, choice, context.api_key, truncate=truncate)
+        encoded = await model.encode_chunks(
+            chunks, choice, context.api_key, truncate=truncate, traffic=context.traffic
+        )
     else:
         encoded = await model.encode(
-            request.input, choice, [request.output], context.api_key, truncate=truncate
+            request.input,
+            choice,
+            [request.output],
+            context.api_key,
+            truncate=truncate,
+            traffic=context.traffic,
         )
     context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
