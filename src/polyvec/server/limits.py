@@ -17,6 +17,18 @@ def _limit(default: int | float, answer: str) -> Any:
 class Limits:
     """Limits of one request and of the whole server."""
 
+    connections: int = _limit(2_048, "503, and the connection is closed")
+    """Maximum number of open connections, of all clients together."""
+
+    request_line_bytes: int = _limit(8_192, "414")
+    """Longest request line, which has the method and the URL, in bytes."""
+
+    headers: int = _limit(100, "431")
+    """Maximum number of headers in a request."""
+
+    header_bytes: int = _limit(32_768, "431")
+    """Largest headers of a request in bytes; also the largest trailers of a chunked body."""
+
     body_bytes: int = _limit(8_000_000, "413")
     """Largest request body, in bytes. 300,000 tokens are a few million bytes in any script."""
 
@@ -33,10 +45,14 @@ class Limits:
     """Maximum number of requests in progress."""
 
     inflight_bytes: int = _limit(256_000_000, "429")
-    """Maximum total size of the request bodies in progress, in bytes."""
+    """Maximum total size of bodies that have arrived and of answers that are being sent, in
+    bytes. It counts the part of a body that has arrived."""
 
     read_seconds: float = _limit(30.0, "408")
-    """Time limit for a client to send its request."""
+    """Time limit for a client to send the body of its request."""
+
+    send_seconds: float = _limit(30.0, "the connection is closed")
+    """Time limit for a client to receive the next 256 KiB of an answer."""
 
     request_seconds: float = _limit(300.0, "504")
     """Time limit for the answer to a request."""

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Literal
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import load_checkpoint
 from polyvec.encoder import find_model
@@ -25,6 +24,7 @@ from polyvec.server.engine_process import EngineFactory, load_engine
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.model import ServedModel
+from polyvec.server.protocol import BoundedHttpProtocol
 from polyvec.server.routes import ENDPOINTS
 from polyvec.server.scheduler import Scheduler
 from polyvec.server.service import Service
@@ -34,9 +34,6 @@ from polyvec.tokenizer import Tokenizer
 
 KEYS_VARIABLE = "POLYVEC_API_KEYS"
 """The environment variable that may hold API keys, so that no list of processes shows them."""
-
-HEADER_SECONDS = 10.0
-"""Time limit for a client to send the head of a request; then the connection is closed."""
 
 KEEP_ALIVE_SECONDS = 75
 """Time until an idle connection is closed. Longer than the 60 s of common load balancers, which
@@ -76,7 +73,11 @@ def make_server(
         make_app(service, [] if service.batch_jobs is None else [answer_batch_jobs]),
         host=host,
         port=port,
-        http=HeaderTimeoutProtocol,
+        # uvicorn calls it like the class.
+        http=partial(  # pyright: ignore[reportArgumentType]
+            BoundedHttpProtocol, limits=service.limits, metrics=service.metrics
+        ),
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
@@ -220,38 +221,3 @@ class DrainingServer(uvicorn.Server):
         except TimeoutError:
             pass
         self.should_exit = True
-
-
-class HeaderTimeoutProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with a time limit for the head of a request."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start the timer of a new connection."""
-        super().connection_made(transport)
-        self._start_timer()
-
-    def on_message_begin(self) -> None:
-        """Start the timer of a further request."""
-        super().on_message_begin()
-        self._start_timer()
-
-    def on_headers_complete(self) -> None:
-        """Stop the timer: from here on, `RequestMiddleware` limits the time."""
-        self._stop_timer()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _start_timer(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
