@@ -16,13 +16,13 @@ BARE_LINE_FEED_PATTERN = re.compile(rb"(?<!\r)\n")
 
 
 def find_head_length(data: bytes, limits: Limits, *, searched: int = 0) -> int:
-    """The length of the head at the start of `data`; 0 if its end has not arrived yet.
+    r"""The length of the head at the start of `data`; 0 if its end has not arrived yet.
 
     `searched` is the number of bytes in which an earlier call has not found the end.
     Raises ApiError 414 or 431 if the head exceeds a limit, whether or not it is complete, and 400
     if it is not the head of an HTTP/1.1 or HTTP/1.0 request.
 
-    >>> find_head_length(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\nbody", Limits())
+    >>> find_head_length(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody", Limits())
     27
     """
     line_end = data.find(b"\r\n", 0, limits.request_line_bytes + 2)
@@ -54,13 +54,13 @@ def find_head_length(data: bytes, limits: Limits, *, searched: int = 0) -> int:
 
 
 def ignore_upgrade(head: bytes) -> bytes:
-    """The head with its Upgrade headers renamed, since the server declines all offers.
+    r"""The head with its Upgrade headers renamed, since the server declines all offers.
 
     A server may ignore an offer (RFC 9110, section 7.8), but the parser stops at one. The new name
     has the same length, so everything else stays where it is.
 
-    >>> ignore_upgrade(b"GET / HTTP/1.1\\r\\nUpgrade: h2c\\r\\n\\r\\n")
-    b'GET / HTTP/1.1\\r\\nx-offer: h2c\\r\\n\\r\\n'
+    >>> ignore_upgrade(b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n")
+    b'GET / HTTP/1.1\r\nx-offer: h2c\r\n\r\n'
     """
     return UPGRADE_PATTERN.sub(b"\nx-offer:", head)
 

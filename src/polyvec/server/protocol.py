@@ -178,7 +178,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             # An error of one of the methods below, which the parser calls, is its context.
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, ApiError) else invalid_http(str(error)))
+            if isinstance(cause, ApiError):
+                self._refuse(cause)
+            else:
+                is_url = isinstance(error, httptools.HttpParserCallbackError)
+                self._refuse(invalid_http("the URL is not valid" if is_url else str(error)))
 
     def _parse_head(self, data: bytes, searched: int) -> bytes:
         """Parse one head if it has arrived whole, and return the bytes behind it."""
@@ -195,6 +199,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._start_timer(HEADER_SECONDS, self.transport.close)
             return b""
         self._in_head = True
+        assert self.parser is not None
         self.parser.feed_data(ignore_upgrade(data[:length]))
         self._in_head = False
         return data[length:]
@@ -204,36 +209,39 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         left = self._body_left
         part = data[: SLICE_BYTES if left is None else left]
         self._count_received(len(part))
-        self.parser.feed_data(part)
+        assert self.parser is not None
+        try:
+            self.parser.feed_data(part)
+        finally:
+            # Whole, even if the parser refuses what follows it.
+            content = b"".join(self._body_parts)
+            self._body_parts.clear()
+            if content:
+                super().on_body(content)
         if left is not None:
             self._body_left = left - len(part)
-        elif self._body_parts:
-            self._num_framing = 0
         else:
-            self._num_framing += len(part)
+            self._num_framing = 0 if content else self._num_framing + len(part)
             if self._num_framing > self._limits.header_bytes:
                 raise ApiError(
                     ErrorCode.HEADERS_TOO_LARGE,
                     "the chunk extensions or trailers have more than "
                     f"{self._limits.header_bytes:,} bytes",
                 )
-        if self._body_parts:
-            body = b"".join(self._body_parts)
-            self._body_parts.clear()
-            super().on_body(body)
         return data[len(part) :]
 
     def _count_received(self, num_bytes: int) -> None:
+        limits = self._limits
         self._num_received += num_bytes
-        if self._num_received > DISCARD_FACTOR * self._limits.body_bytes + self._limits.header_bytes:
-            if self._is_discarding:
-                self.transport.abort()
-            else:
-                raise ApiError(
-                    ErrorCode.INPUT_TOO_LARGE,
-                    f"the body has more than {self._limits.body_bytes:,} bytes; "
-                    "send fewer texts at once",
-                )
+        if self._num_received <= DISCARD_FACTOR * limits.body_bytes + limits.header_bytes:
+            return
+        if self._is_discarding:
+            self.transport.abort()
+            return
+        raise ApiError(
+            ErrorCode.INPUT_TOO_LARGE,
+            f"the body has more than {limits.body_bytes:,} bytes; send fewer texts at once",
+        )
 
     def on_message_begin(self) -> None:
         """Accept the beginning of a head."""
@@ -275,6 +283,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         async def send_in_pieces(message: Message) -> None:
             await self._wait_until_writable()
+            if message["type"] == "http.response.start" and self.cycle.waiting_for_100_continue:
+                # The client may now send the body, or leave it out: the rest cannot be parsed.
+                self.cycle.keep_alive = False
             body = message.get("body", b"")
             if len(body) > SLICE_BYTES:
                 rest = memoryview(body)
