@@ -25,6 +25,8 @@ def find_head_length(data: bytes, limits: Limits, *, searched: int = 0) -> int:
     >>> find_head_length(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody", Limits())
     27
     """
+    if not b"A" <= data[:1] <= b"Z":
+        raise invalid_http("it is not the head of an HTTP request")
     line_end = data.find(b"\r\n", 0, limits.request_line_bytes + 2)
     if line_end < 0 and len(data) >= limits.request_line_bytes + 2:
         raise ApiError(
@@ -40,8 +42,8 @@ def find_head_length(data: bytes, limits: Limits, *, searched: int = 0) -> int:
             f"the headers have more than {limits.header_bytes:,} bytes",
         )
     if end < 0:
-        if not b"A" <= data[:1] <= b"Z" or BARE_LINE_FEED_PATTERN.search(data, searched):
-            raise invalid_http("it is not the head of an HTTP request")
+        if BARE_LINE_FEED_PATTERN.search(data, searched):
+            raise invalid_http("its lines do not end with CR and LF")
         return 0
     if data.count(b"\n", line_end, end) > limits.headers:
         raise ApiError(

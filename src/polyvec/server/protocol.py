@@ -91,8 +91,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # The connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start the time limit of the first head, or refuse one connection too many."""
+    def connection_made(self, transport: Any) -> None:
+        """Start the time limit of the first head, or refuse one connection too many.
+
+        uvloop's transport has the methods of asyncio's, and another type.
+        """
         super().connection_made(transport)
         self.flow = _GatedFlowControl(transport, lambda: self._is_answering and self._waiting)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -139,7 +142,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """
         if not self._is_answering:
             return
-        if _is_reset(self.transport.get_extra_info("socket")):
+        if _is_reset(self.transport.get_extra_info("socket").fileno()):
             self.transport.abort()
             return
         self._num_checks += 1
@@ -309,7 +312,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         except TimeoutError:
             self.transport.abort()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Write a part of an answer."""
         self.transport.write(data)
 
@@ -414,7 +417,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 class _GatedFlowControl(FlowControl):
     """uvicorn's flow control, which does not resume reading while `is_held` returns true."""
 
-    def __init__(self, transport: asyncio.Transport, is_held: Callable[[], object]) -> None:
+    def __init__(self, transport: Any, is_held: Callable[[], object]) -> None:
         super().__init__(transport)
         self._is_held = is_held
 
@@ -424,10 +427,10 @@ class _GatedFlowControl(FlowControl):
             super().resume_reading()
 
 
-def _is_reset(connection: socket.socket) -> bool:
+def _is_reset(fileno: int) -> bool:
     """Whether the other side has reset the connection, or the connection has failed."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()
-    poll.register(connection.fileno(), 0)
+    poll.register(fileno, 0)
     return bool(poll.poll(0))
