@@ -98,6 +98,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """
         super().connection_made(transport)
         self.flow = _GatedFlowControl(transport, lambda: self._is_answering and self._waiting)
+        # TLS would otherwise hold eight times as much.
+        transport.set_write_buffer_limits(SLICE_BYTES)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # The kernel then takes little more of an answer than the client receives, so an
             # answer that nobody reads is held, and counted, here.
