@@ -255,11 +255,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             raise invalid_http("a request follows a chunked body before it is answered")
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; trailers of a chunked body are ignored (RFC 9110, section 6.5.1)."""
-        if self._in_head:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Start a request; from here on, `RequestMiddleware` limits the time."""
         self._stop_timer()
@@ -267,6 +262,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_received = self._num_framing = 0
         super().on_headers_complete()
         self._in_body = True
+        # The request keeps its headers; trailers of a chunked body, which the parser reports like
+        # headers, are ignored (RFC 9110, section 6.5.1).
+        self.headers = []
         # uvicorn's cycle, which runs later, writes to the transport and closes it.
         self.cycle.transport = self  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -287,7 +285,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Run the application; a large answer leaves in pieces, as fast as its client reads."""
 
         async def send_in_pieces(message: Message) -> None:
-            await self._wait_until_writable()
+            if self.flow.write_paused:
+                await self._wait_until_writable()
             if message["type"] == "http.response.start" and self.cycle.waiting_for_100_continue:
                 # The client may now send the body, or leave it out: the rest cannot be parsed.
                 self.cycle.keep_alive = False
