@@ -142,13 +142,12 @@ def echoes(*answers):
 @contextmanager
 def running(loop_factory, limits=LIMITS, tls=False):
     app, load, metrics = Echo(), ServerLoad(), Metrics()
-    options, trusting = {}, None
+    pem, trusting = None, None
     with ExitStack() as stack:
         if tls:
             authority = trustme.CA()
             certificate = authority.issue_cert("127.0.0.1")
             pem = stack.enter_context(certificate.private_key_and_cert_chain_pem.tempfile())
-            options = {"ssl_certfile": pem}
             trusting = ssl.create_default_context()
             authority.configure_trust(trusting)
         config = uvicorn.Config(
@@ -156,13 +155,13 @@ def running(loop_factory, limits=LIMITS, tls=False):
                 app, limits, ApiKeys(), metrics, load, lambda _path: DEFAULT_ERROR_FORM
             ),
             port=0,
-            http=partial(BoundedHttpProtocol, limits=limits, metrics=metrics),
+            http=partial(BoundedHttpProtocol, limits=limits, metrics=metrics),  # pyright: ignore
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=1,
-            **options,
+            ssl_certfile=pem,
         )
         server = uvicorn.Server(config)
 
