@@ -20,9 +20,9 @@ from tests.server.conftest import MODEL, TEXTS, check_error, serving
 
 def test_a_slow_request_is_cut_off(monkeypatch):
     """A slow client is disconnected while it sends the head or the body (slow loris)."""
-    from polyvec.server import run
+    from polyvec.server import protocol
 
-    monkeypatch.setattr(run, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
     with serving(limits=Limits(read_seconds=0.3)) as server:
         with server.connect() as connection:
             head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"

@@ -20,6 +20,11 @@ class ErrorCode(Enum):
         "Invalid or unsupported value, for example an empty text or an unknown task",
         "Correct the value that the message names.",
     )
+    INPUT_INVALID_HTTP = (
+        400,
+        "The request is not valid HTTP/1.1",
+        "Correct what the message names.",
+    )
     INPUT_INVALID_JSON = (400, "The body is not valid JSON", "Send valid JSON in UTF-8.")
     INPUT_LABEL_LIMIT_EXCEEDED = (
         400,
@@ -61,6 +66,12 @@ class ErrorCode(Enum):
         "Train a new classifier.",
     )
     INPUT_TOO_LARGE = (413, "The body is too large", "Send fewer texts per request.")
+    REQUEST_LINE_TOO_LONG = (
+        414,
+        "The URL is too long",
+        "Send long values in the body.",
+        "INPUT_URL_TOO_LONG",
+    )
     INPUT_INVALID_TYPE = (
         415,
         "The body is not declared as JSON, or is compressed",
@@ -96,6 +107,12 @@ class ErrorCode(Enum):
         "The token rate limit of the API key is exceeded",
         "Wait `Retry-After` seconds and try again.",
     )
+    HEADERS_TOO_LARGE = (
+        431,
+        "The request has too many or too large headers",
+        "Send fewer and shorter headers.",
+        "INPUT_HEADERS_TOO_LARGE",
+    )
     INTERNAL_ERROR = (
         500,
         "Internal error, or the model cannot encode one of the texts",
@@ -110,6 +127,11 @@ class ErrorCode(Enum):
         503,
         "The engine has too little memory for one of the texts",
         "Shorten the text that the message names, or try again later.",
+    )
+    SERVICE_TOO_MANY_CONNECTIONS = (
+        503,
+        "The server has too many open connections",
+        "Wait `Retry-After` seconds and try again. Use one connection for many requests.",
     )
     SERVICE_UNAVAILABLE = (
         503,

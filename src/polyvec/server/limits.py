@@ -17,6 +17,18 @@ def _limit(default: int | float, answer: str) -> Any:
 class Limits:
     """Limits of one request and of the whole server."""
 
+    connections: int = _limit(2_048, "503, and the connection is closed")
+    """Maximum number of open connections, of all clients together."""
+
+    request_line_bytes: int = _limit(8_192, "414")
+    """Longest request line, which has the method and the URL, in bytes."""
+
+    headers: int = _limit(100, "431")
+    """Maximum number of headers in a request."""
+
+    header_bytes: int = _limit(32_768, "431")
+    """Largest headers of a request in bytes; also the largest trailers of a chunked body."""
+
     body_bytes: int = _limit(8_000_000, "413")
     """Largest request body, in bytes. 300,000 tokens are a few million bytes in any script."""
 
@@ -33,7 +45,8 @@ class Limits:
     """Maximum number of requests in progress."""
 
     inflight_bytes: int = _limit(256_000_000, "429")
-    """Maximum total size of the request bodies in progress, in bytes."""
+    """Maximum total size of bodies that have arrived and of answers that are being sent, in
+    bytes. It counts the part of a body that has arrived."""
 
     unfinished_jobs: int = _limit(100, "429")
     """Maximum number of unfinished batch jobs of an API key."""
@@ -45,7 +58,10 @@ class Limits:
     """Maximum size of the batch jobs of an API key on disk, in bytes, answers included."""
 
     read_seconds: float = _limit(30.0, "408")
-    """Time limit for a client to send its request."""
+    """Time limit for a client to send the body of its request."""
+
+    send_seconds: float = _limit(30.0, "the connection is closed")
+    """Time limit for a client to receive the next 256 KiB of an answer."""
 
     request_seconds: float = _limit(300.0, "504")
     """Time limit for the answer to a request."""
@@ -61,7 +77,10 @@ def limits_table() -> str:
     """The Markdown table of all limits, for docs/serving.md."""
     from docstring_parser import parse_from_object
 
-    about = {param.arg_name: param.description or "" for param in parse_from_object(Limits).params}
+    about = {
+        param.arg_name: " ".join((param.description or "").split())
+        for param in parse_from_object(Limits).params
+    }
     rows = [
         f"| `--{limit.name.replace('_', '-')}` | {limit.default:,.15g} | {about[limit.name]} "
         f"| {limit.metadata['answer']} |"

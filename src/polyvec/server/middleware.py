@@ -45,7 +45,7 @@ class ServerLoad:
     running: int = 0
     """Number of requests."""
     num_bytes: int = 0
-    """Total size of their bodies."""
+    """Total size of the parts of their bodies that have arrived, and of their answers."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when no request is in progress."""
 
@@ -96,6 +96,12 @@ class RequestMiddleware:
             route=self._find_route(scope["path"]),
         )
         status = CLIENT_CLOSED_STATUS
+        held = 0
+
+        def hold(num_bytes: int) -> None:
+            nonlocal held
+            held += num_bytes
+            load.num_bytes += num_bytes
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -104,6 +110,8 @@ class RequestMiddleware:
                 extra = {"X-Request-Id": request_id, **state["api_key"].headers()}
                 encoded = [(k.lower().encode(), v.encode("latin-1")) for k, v in extra.items()]
                 message["headers"] = [*message.get("headers", []), *encoded]
+            # This returns when most of the answer has left.
+            hold(len(message.get("body", b"")))
             await send(message)
 
         load, admitted = self._load, None
@@ -112,18 +120,15 @@ class RequestMiddleware:
         self._metrics.running.set(load.running)
         try:
             admitted = self._admit(scope, headers)
-            body = await self._receive_body(headers, receive)
-            load.num_bytes += len(body)
-            try:
-                await self._run(scope, body, receive, send_with_headers)
-            finally:
-                load.num_bytes -= len(body)
+            body = await self._receive_body(headers, receive, hold)
+            await self._run(scope, body, receive, send_with_headers)
         except ApiError as error:
             form = self._find_error_form(scope["path"])
             await send_error(error, form.body(error, request_id), send_with_headers)
         finally:
             if admitted is not None:
                 admitted.running -= 1
+            load.num_bytes -= held
             load.running -= 1
             if not load.running:
                 load.idle.set()
@@ -153,18 +158,20 @@ class RequestMiddleware:
             raise unavailable("the server is shutting down")
         is_full = self._load.running > self._limits.requests
         if is_full or self._load.num_bytes > self._limits.inflight_bytes:
-            raise ApiError(
-                ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
-                "the server has too many requests in progress; try again in 1 s",
-                headers={"Retry-After": "1"},
-            )
+            raise too_busy()
         api_key = scope["state"]["api_key"]
         api_key.admit()
         api_key.running += 1
         return api_key
 
-    async def _receive_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """The whole body. Raises ApiError 413 if it is too large, 408 if it comes too slowly."""
+    async def _receive_body(
+        self, headers: dict[bytes, bytes], receive: Receive, hold: Callable[[int], None]
+    ) -> bytes:
+        """The whole body, of which `hold` counts every part.
+
+        Raises ApiError 413 if the body is too large, 429 if the server holds too many bytes, and
+        408 if the body comes too slowly.
+        """
         media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip()
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         if has_body and media_type.lower() != b"application/json":
@@ -174,8 +181,18 @@ class RequestMiddleware:
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise ApiError(ErrorCode.INPUT_INVALID_TYPE, "send the body without Content-Encoding")
         limit = self._limits.body_bytes
+        too_large = ApiError(
+            ErrorCode.INPUT_TOO_LARGE,
+            f"the body has more than {limit:,} bytes; send fewer texts at once",
+            headers={"Connection": "close"},
+        )
+        # A client that waits for 100 (Continue) sees the answer before it sends the body.
+        announced = int(headers.get(b"content-length", b"0"))
+        if announced > (limit if b"expect" in headers else DISCARD_FACTOR * limit):
+            raise too_large
         parts: list[bytes] = []
         size = 0
+        error: ApiError | None = None
         try:
             async with asyncio.timeout(self._limits.read_seconds):
                 while True:
@@ -184,13 +201,19 @@ class RequestMiddleware:
                         raise ApiError(ErrorCode.INPUT_INVALID, "the body ended too early")
                     part = message.get("body", b"")
                     size += len(part)
-                    if size <= limit:
+                    if error is None:
                         parts.append(part)
-                    # The rest of a body that is somewhat too large is received and discarded,
-                    # since clients that are still writing do not see an answer.
-                    elif size > DISCARD_FACTOR * limit:
-                        break
-                    if not message.get("more_body"):
+                        hold(len(part))
+                        if size > limit:
+                            error = too_large
+                        elif self._load.num_bytes > self._limits.inflight_bytes:
+                            error = too_busy()
+                        if error is not None:
+                            hold(-sum(map(len, parts)))
+                            parts.clear()
+                    # The rest of a body that is refused is received and discarded, since clients
+                    # that are still writing do not see an answer.
+                    if not message.get("more_body") or size > DISCARD_FACTOR * limit:
                         break
         except TimeoutError:
             raise ApiError(
@@ -198,12 +221,8 @@ class RequestMiddleware:
                 f"the request did not arrive within {self._limits.read_seconds:g} s",
                 headers={"Connection": "close"},
             ) from None
-        if size > limit:
-            raise ApiError(
-                ErrorCode.INPUT_TOO_LARGE,
-                f"the body has more than {limit:,} bytes; send fewer texts at once",
-                headers={"Connection": "close"},
-            )
+        if error is not None:
+            raise error
         return b"".join(parts)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -225,6 +244,15 @@ class RequestMiddleware:
         except asyncio.CancelledError:
             if not route.cancelled():
                 raise
+
+
+def too_busy() -> ApiError:
+    """429: too many requests, or too many bytes of them, are in progress."""
+    return ApiError(
+        ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
+        "the server has too many requests in progress; try again in 1 s",
+        headers={"Retry-After": "1"},
+    )
 
 
 async def send_error(error: ApiError, body: dict[str, Any], send: Send) -> None:

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Literal
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvec.checkpoint import fingerprint, load_checkpoint
 from polyvec.encoder import find_model
@@ -26,15 +25,13 @@ from polyvec.server.key_reload import reload_api_keys
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.model import ServedModel
+from polyvec.server.protocol import BoundedHttpProtocol
 from polyvec.server.routes import ENDPOINTS
 from polyvec.server.scheduler import Scheduler
 from polyvec.server.service import Service
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.tokenizer import Tokenizer
-
-HEADER_SECONDS = 10.0
-"""Time limit for a client to send the head of a request; then the connection is closed."""
 
 KEEP_ALIVE_SECONDS = 75
 """Time until an idle connection is closed. Longer than the 60 s of common load balancers, which
@@ -77,7 +74,11 @@ def make_server(
         make_app(service, background),
         host=host,
         port=port,
-        http=HeaderTimeoutProtocol,
+        # uvicorn calls it like the class.
+        http=partial(  # pyright: ignore[reportArgumentType]
+            BoundedHttpProtocol, limits=service.limits, metrics=service.metrics
+        ),
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
@@ -221,38 +222,3 @@ class DrainingServer(uvicorn.Server):
         except TimeoutError:
             pass
         self.should_exit = True
-
-
-class HeaderTimeoutProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with a time limit for the head of a request."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start the timer of a new connection."""
-        super().connection_made(transport)
-        self._start_timer()
-
-    def on_message_begin(self) -> None:
-        """Start the timer of a further request."""
-        super().on_message_begin()
-        self._start_timer()
-
-    def on_headers_complete(self) -> None:
-        """Stop the timer: from here on, `RequestMiddleware` limits the time."""
-        self._stop_timer()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _start_timer(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
