@@ -404,7 +404,8 @@ class Encoder:
 def find_model(model: str | Path | None) -> Path:
     """The folder of a model. A model of the Hugging Face hub is downloaded first, once.
 
-    `model` is as for `Encoder.load`; "mini" is the bundled model, like None. Raises ValueError if there is no such model.
+    `model` is as for `Encoder.load`; "mini" is the bundled model, like None. Raises
+    ValueError if there is no such model.
     """
     if model is None or (model == "mini" and not Path(model).is_dir()):
         return BUNDLED

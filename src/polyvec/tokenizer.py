@@ -103,7 +103,7 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_buffer(raw)
         # The library raises a plain Exception for every damaged file.
         except Exception as error:
-            raise ValueError(f"{path} is damaged ({error}); download it again") from None
+            raise ValueError(f"{path} is damaged ({error!s:.300}); download it again") from None
         core.no_truncation()
         core.no_padding()
         if len(core.encode("").ids) != 2 or core.num_special_tokens_to_add(is_pair=False) != 2:

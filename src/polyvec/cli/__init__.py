@@ -138,7 +138,7 @@ def _open_streams() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: PTH123
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
 
 
 def _discard(stream: TextIO) -> None:
