@@ -75,7 +75,9 @@ DECODERS = frozenset(
 ATOM = r"(?:\\[sSdDwW]|\\p\{\w{1,20}\}|\[\^?(?:\\?[^\[\]\\&])+\]|[^\\\[\](){}|*+?.^$])"
 BRANCH = rf"(?:{ATOM}(?:\+|\{{\d,\}})|{ATOM}{{1,100}})"
 SIMPLE = re.compile(rf"{BRANCH}(?:\|{BRANCH})*")
-"""Alternatives that are plain characters or one repeated character each: no two repetitions can share the same text."""
+"""Alternatives that are plain characters or one repeated character each.
+
+No two repetitions can share the same text."""
 
 KNOWN_PATTERNS = frozenset(
     {

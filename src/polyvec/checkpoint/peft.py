@@ -242,7 +242,7 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
         raise ValueError(f"{path}: r is {rank!r}, must be 1..{LIMITS['adapter_rank']}")
     if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
         raise ValueError(
-            f"{path}: lora_alpha is {str(alpha)[:40]}, must be a positive number up to {MAX_ALPHA:,}"
+            f"{path}: lora_alpha is {str(alpha)[:40]}, must be a number in (0, {MAX_ALPHA:,}]"
         )
     targets = settings.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):

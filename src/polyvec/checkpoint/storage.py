@@ -51,8 +51,8 @@ def find_file(folder: Path, name: str) -> Path | None:
     """
     path = folder / name
     try:
-        # Not `Path.resolve`, which reports a loop in another way in every version of Python.
-        os.stat(path)
+        # Not `resolve`, which reports a loop in another way in every version of Python.
+        path.stat()
     except FileNotFoundError:
         pass
     except OSError as error:
