@@ -20,6 +20,8 @@ def download(name: str) -> Path:
     `name` is "org/name", or "org/name@revision" for a branch, a tag or a commit. Without a network
     the cached model is used. Raises ValueError if the model does not exist or cannot be downloaded.
     """
+    from httpx import HTTPError
+
     model, _, revision = name.partition("@")
     # It reports every attempt; the last one is reported here.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -34,9 +36,9 @@ def download(name: str) -> Path:
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise ValueError(f"the Hugging Face hub refused {name} with status {status}") from None
-    # Whatever a mirror or a proxy answers, the library takes for granted that it is what the hub
-    # answers, so an unexpected answer can end in an exception of any kind.
-    except Exception as error:
+    # The library takes for granted that a mirror or a proxy answers what the hub answers, so any
+    # expression that reads an answer can fail.
+    except (HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name} could not be downloaded ({type(error).__name__}: {reason}); "
