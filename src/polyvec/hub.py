@@ -13,6 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 PATTERNS = ["*.safetensors", "*.json"]
 """The files of a model. ONNX, pickle and Python files are not downloaded."""
 
+CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""The HTTP client's own error. Versions of the library have used requests, httpx and httpx2."""
+
 
 def download(name: str) -> Path:
     """The folder of a hub model, which is downloaded with a progress bar unless it is cached.
@@ -20,8 +23,6 @@ def download(name: str) -> Path:
     `name` is "org/name", or "org/name@revision" for a branch, a tag or a commit. Without a network
     the cached model is used. Raises ValueError if the model does not exist or cannot be downloaded.
     """
-    from httpx import HTTPError
-
     model, _, revision = name.partition("@")
     # It reports every attempt; the last one is reported here.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -38,7 +39,7 @@ def download(name: str) -> Path:
         raise ValueError(f"the Hugging Face hub refused {name} with status {status}") from None
     # The library takes for granted that a mirror or a proxy answers what the hub answers, so any
     # expression that reads an answer can fail.
-    except (HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (CLIENT_ERROR, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name} could not be downloaded ({type(error).__name__}: {reason}); "
