@@ -20,6 +20,7 @@ FLOORS = (
         "data_folder",
         "terminal",
         "text_rows",
+        "tokenizer_check",
         "records",
         "vector_files",
     ),

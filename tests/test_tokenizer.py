@@ -208,7 +208,7 @@ def test_a_word_of_100_000_characters_takes_linear_time(tokenizer: Tokenizer, wo
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path, 100)
 
 

@@ -404,13 +404,15 @@ class Encoder:
 def find_model(model: str | Path | None) -> Path:
     """The folder of a model. A model of the Hugging Face hub is downloaded first, once.
 
-    `model` is as for `Encoder.load`. Raises ValueError if there is no such model.
+    `model` is as for `Encoder.load`; "mini" is the bundled model, like None. Raises
+    ValueError if there is no such model.
     """
-    if model is None:
+    if model is None or (model == "mini" and not Path(model).is_dir()):
         return BUNDLED
     if Path(model).is_dir():
         return Path(model)
-    if isinstance(model, str) and model.count("/") == 1 and model[0] not in "/.~":
+    hub_name = model.partition("@")[0] if isinstance(model, str) else ""
+    if hub_name.count("/") == 1 and model[0] not in "/.~":
         if importlib.util.find_spec("huggingface_hub") is None:
             raise ValueError(
                 f"there is no folder {model}; downloading a model from the Hugging Face hub needs "

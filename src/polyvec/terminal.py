@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,9 @@ def plain(text: str) -> str:
 
 
 def note(sentence: str) -> None:
-    """Write a sentence for a person to standard error."""
-    sys.stderr.write(f"polyvec: {plain(sentence)}\n")
+    """Write a sentence for a person to standard error, if anyone can read it there."""
+    with suppress(OSError):
+        sys.stderr.write(f"polyvec: {plain(sentence)}\n")
 
 
 def json_line(fields: Mapping[str, Any]) -> str:

@@ -17,6 +17,12 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import models
 
+from polyvec.checkpoint.storage import find_file, parse_object
+from polyvec.tokenizer_check import check_tokenizer
+
+BUNDLED = (Path(__file__).parent / "models" / "mini").resolve()
+"""The folder of the model that is part of this package."""
+
 MAX_FILE_BYTES = 100_000_000
 """Largest tokenizer.json that is read. XLM-RoBERTa's has 17 million bytes."""
 
@@ -77,18 +83,27 @@ class Tokenizer:
         Raises ValueError if tokenizer.json is missing, too large or damaged, or if it does not put
         one token before a text and one after it.
         """
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
+        path = find_file(Path(folder), "tokenizer.json")
+        if path is None:
+            path = Path(folder) / "tokenizer.json"
             raise ValueError(f"{path} is missing; copy it from the model that this one is based on")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(
                 f"{path} has more than {MAX_FILE_BYTES:,} bytes, so it is no tokenizer"
             )
+        raw = path.read_bytes()
+        # Parsing takes as long as the library's own reading; the bundled file is our own.
+        if path.parent.resolve() != BUNDLED:
+            data = parse_object(raw, str(path))
+            try:
+                check_tokenizer(data)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         try:
-            core = tokenizers.Tokenizer.from_file(str(path))
+            core = tokenizers.Tokenizer.from_buffer(raw)
         # The library raises a plain Exception for every damaged file.
         except Exception as error:
-            raise ValueError(f"{path} is damaged ({error}); download it again") from None
+            raise ValueError(f"{path} is damaged ({error!s:.300}); download it again") from None
         core.no_truncation()
         core.no_padding()
         if len(core.encode("").ids) != 2 or core.num_special_tokens_to_add(is_pair=False) != 2:

@@ -12,6 +12,7 @@ Axes in this file: A adapters, R rank, O outputs, I inputs.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,16 @@ hold."""
 
 NEUTRAL_STARTS = (None, True, False, "gaussian", "orthogonal")
 """Initialisations that leave the base weights unchanged; others (PiSSA, OLoRA, ...) change them."""
+
+
+MAX_ALPHA = 1_000_000
+"""Largest lora_alpha. Beyond it, hardly any update leaves the embeddings finite."""
+
+MAX_PADDING = 16
+"""Largest size of the bank, as a multiple of the adapters' tensors, beyond `FREE_BYTES`."""
+
+FREE_BYTES = 256 * 2**20
+"""Size up to which the bank may have any share of zeros."""
 
 
 class Adapter(NamedTuple):
@@ -137,6 +148,7 @@ def read_adapters(
     updates = [_read_updates(adapter, modules) for adapter in adapters]
     ranks = [update[m.name].rank(m) for update in updates for m in modules if m.name in update]
     rank = max(ranks + [adapter.rank for adapter in adapters])
+    _check_padding(adapters, updates, modules, rank)
     first = adapters[0]
     # rank * scale might differ from alpha in the last bit, so it is used only where it must be.
     alpha = first.alpha if first.scale == first.alpha / rank else first.scale * rank
@@ -151,9 +163,29 @@ def read_adapters(
     return config, bank
 
 
+def _check_padding(
+    adapters: list[Adapter],
+    updates: list[dict[str, Update]],
+    modules: list[Module],
+    rank: int,
+) -> None:
+    """Raise ValueError if the bank would be far larger than what the adapters' files hold.
+
+    One adapter of a high rank makes the tensors of all adapters and modules that large.
+    """
+    need = 4 * rank * len(adapters) * sum(sum(module.shape) for module in modules)
+    held = sum(4 * (a.size + b.size) for update in updates for a, b in update.values())
+    if need > max(FREE_BYTES, MAX_PADDING * held):
+        widest = max(adapters, key=lambda adapter: adapter.rank)
+        raise ValueError(
+            f"{widest.folder}: its rank of {widest.rank:,} would make the adapters of all modules "
+            f"take {need:,} bytes, of which their files hold {held:,}; reduce r"
+        )
+
+
 def _existing_folder(folder: Path, task: str, name: str) -> str:
     """The task's folder. PEFT itself also accepts names with a hyphen."""
-    return task if not (folder / name).exists() and (folder / task).exists() else name
+    return task if not os.path.lexists(folder / name) and (folder / task).exists() else name
 
 
 def _empty_bank(modules: list[Module], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -208,8 +240,10 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= LIMITS["adapter_rank"]:
         raise ValueError(f"{path}: r is {rank!r}, must be 1..{LIMITS['adapter_rank']}")
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"{path}: lora_alpha is {alpha!r}, must be a positive number")
+    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+        raise ValueError(
+            f"{path}: lora_alpha is {str(alpha)[:40]}, must be a number in (0, {MAX_ALPHA:,}]"
+        )
     targets = settings.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise ValueError(f"{path}: target_modules must be a list of module names")

@@ -5,6 +5,7 @@ Reading maps the file into memory, so a tensor costs nothing until it is used. N
 code from a file: there is no pickle and no import.
 """
 
+import errno
 import json
 import math
 import mmap
@@ -49,6 +50,15 @@ def find_file(folder: Path, name: str) -> Path | None:
     the Hugging Face hub, a snapshot's files are links into the `blobs` folder beside it.
     """
     path = folder / name
+    try:
+        # Not `resolve`, which reports a loop in another way in every version of Python.
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is a link that leads to itself; put the file there") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     real, root = path.resolve(), folder.resolve()
     roots = [root]
     for parent in (root, root.parent):
@@ -71,10 +81,12 @@ def read_json(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{path} is {size:,} bytes, more than the {MAX_JSON_BYTES:,} allowed")
-    return _parse_object(path.read_bytes(), str(path))
+    return parse_object(path.read_bytes(), str(path))
 
 
-def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises ValueError, which begins with `where`, if it is anything else."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
@@ -127,7 +139,7 @@ def read_tensors(path: Path) -> dict[str, Stored]:
             f"{path} announces a header of {length:,} bytes in a file of {size:,}; "
             "it is cut short or is not safetensors: download it again"
         )
-    header = _parse_object(mapped[8 : 8 + length], f"the header of {path}")
+    header = parse_object(mapped[8 : 8 + length], f"the header of {path}")
     header.pop("__metadata__", None)
     stored, end = {}, 0
     data = memoryview(mapped)[8 + length :]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -117,7 +117,36 @@ def main() -> None:
     """Run the command line and end the process with an `ExitStatus`."""
     # LanceDB reports every table it creates as a warning, unless told before it is imported.
     os.environ.setdefault("LANCEDB_LOG", "error")
-    sys.exit(run(sys.argv[1:]))
+    _open_streams()
+    status = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # It was reported above. Python would report it again at exit.
+            _discard(stream)
+    sys.exit(status)
+
+
+def _open_streams() -> None:
+    """Connect each standard stream that was closed from the start (`>&-`) to the null device.
+
+    Otherwise Python sets it to None, and the next file that is opened would take its place.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            # It stays open until the process ends.
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what the stream still holds go to the null device."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(words: Sequence[str]) -> ExitStatus:
@@ -131,7 +160,7 @@ def run(words: Sequence[str]) -> ExitStatus:
         return ExitStatus.DONE if status is None else status
     except BrokenPipeError:
         # The reader of our output has enough. Python would report the closed pipe again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return ExitStatus.DONE
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
