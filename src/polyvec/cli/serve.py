@@ -71,7 +71,8 @@ def serve(
         variable POLYVEC_API_KEYS may hold more keys, separated by spaces. If there are no keys,
         every request is accepted.
     cors
-        Origin whose web pages may call the API. May be given several times.
+        Origin whose web pages may call the API, such as https://example.org. May be given several
+        times. `*` means every page; `null` means pages without an origin, such as local files.
     tls_cert
         File of the TLS certificate, in PEM.
     tls_key

@@ -20,8 +20,11 @@ from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics, log_event
 from polyvec.server.serialise import to_json
 
-PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health"})
-"""Paths that need no API key: the playground, which holds no secret, and the probes."""
+READING_METHODS = frozenset({"GET", "HEAD"})
+
+PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health", "/ping"})
+"""Paths that can be read without an API key: the playground, which holds no secret, and the
+probes."""
 
 ALWAYS_SERVED_PATHS = PUBLIC_PATHS | {"/metrics", "/openapi.json"}
 """Paths that are served while the server drains or is overloaded, and that no quota counts."""
@@ -59,9 +62,9 @@ class RequestMiddleware:
         api_keys: ApiKeys,
         metrics: Metrics,
         load: ServerLoad,
-        find_error_form: Callable[[str], ErrorForm],
+        find_error_form: Callable[[str, str], ErrorForm],
     ) -> None:
-        """`find_error_form` returns the form of errors at a path."""
+        """`find_error_form` returns the form of errors at a path, for a method."""
         self._app = app
         self._limits = limits
         self._api_keys = api_keys
@@ -108,7 +111,7 @@ class RequestMiddleware:
             finally:
                 load.num_bytes -= len(body)
         except ApiError as error:
-            form = self._find_error_form(scope["path"])
+            form = self._find_error_form(scope["path"], scope["method"])
             await send_error(error, form.body(error, request_id), send_with_headers)
         finally:
             if admitted is not None:
@@ -133,7 +136,8 @@ class RequestMiddleware:
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiKey | None:
         """The request's key, with the request counted; None if it is not. Raises ApiError."""
-        path = scope["path"]
+        # POST / embeds texts, so it is no public path.
+        path = scope["path"] if scope["method"] in READING_METHODS else None
         if path not in PUBLIC_PATHS:
             authorization = headers.get(b"authorization")
             scope["state"]["api_key"] = self._api_keys.authenticate(

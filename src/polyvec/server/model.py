@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,7 +28,7 @@ from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidat
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
-from polyvec.server.inputs import token_spans, tokenise, whole_text_span
+from polyvec.server.inputs import Side, token_spans, tokenise, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.scheduler import EngineText, Scheduler
@@ -95,6 +96,9 @@ class ServedModel:
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.created = int(time.time())
+        first, last = tokenizer.encode([""], [""])[0].ids.tolist()
+        self._special_ids = (first, last)
+        """The tokens before and after every text, for example `<s>` and `</s>`."""
         self._heads = heads
         self._limits = limits
         self._metrics = metrics
@@ -127,16 +131,20 @@ class ServedModel:
         api_key: ApiKey,
         *,
         truncate: bool = False,
+        truncation_side: Side = "right",
         param: str = "input",
     ) -> Encoded:
         """The requested outputs of each text, all from one forward pass.
 
-        `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. `param` is the request's
-        field, which errors name. Raises ApiError: 400 that names a text that is empty or too long,
-        or a head that the model does not have; 429, 500, 503.
+        `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. With `truncate`, a text that
+        is too long loses its end, or its start if `truncation_side` is "left". `param` is the
+        request's field, which errors name. Raises ApiError: 400 that names a text that is empty or
+        too long, or a head that the model does not have; 429, 500, 503.
         """
         self._check_heads(outputs)
-        tokens = await self.tokenise(texts, choice, truncate=truncate, param=param)
+        tokens = await self.tokenise(
+            texts, choice, truncate=truncate, truncation_side=truncation_side, param=param
+        )
         num_tokens = sum(len(text.ids) for text in tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
@@ -199,6 +207,7 @@ class ServedModel:
         api_key: ApiKey,
         *,
         truncate: bool,
+        truncation_side: Side = "right",
         param: str,
     ) -> tuple[list[Ranked], int]:
         """Documents sorted by their cosine with the query, as `polyvec.rerank` sorts them.
@@ -206,12 +215,18 @@ class ServedModel:
         Also returns the number of tokens read. A model without the retrieval tasks uses no task.
         """
         query_task, passage_task = map(self.choose_task_or_none, RETRIEVAL)
+
+        encode = partial(
+            self.encode,
+            outputs=["dense"],
+            api_key=api_key,
+            truncate=truncate,
+            truncation_side=truncation_side,
+        )
         # The scheduler puts both into one batch.
         query_output, candidates = await asyncio.gather(
-            self.encode([query], query_task, ["dense"], api_key, truncate=truncate, param="query"),
-            self.encode(
-                documents, passage_task, ["dense"], api_key, truncate=truncate, param=param
-            ),
+            encode([query], query_task, param="query"),
+            encode(documents, passage_task, param=param),
         )
 
         def normalise(encoded: Encoded) -> Outputs:
@@ -230,6 +245,7 @@ class ServedModel:
         choice: TaskChoice,
         *,
         truncate: bool = False,
+        truncation_side: Side = "right",
         param: str = "input",
     ) -> list[Tokens]:
         """The tokens of each text as the model reads them. Raises ApiError 400."""
@@ -239,7 +255,7 @@ class ServedModel:
         with self._metrics.timed("tokenise", self._metrics.tokenise):
             for first in range(0, len(texts), TOKENISE_TEXTS):
                 group = await self._tokenise_in_thread(
-                    texts[first : first + TOKENISE_TEXTS], choice.prompt
+                    texts[first : first + TOKENISE_TEXTS], choice.prompt, truncation_side
                 )
                 tokens.extend(group)
                 for number, text in enumerate(group, first):
@@ -268,7 +284,7 @@ class ServedModel:
         return dim
 
     def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
-        """Raise ApiError 400 for too many texts, an empty text, or an unknown token id."""
+        """Raise ApiError 400 for too many texts, an empty text, or ids of another tokenizer."""
         if len(texts) > self._limits.items:
             raise invalid_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
@@ -279,12 +295,33 @@ class ServedModel:
             if isinstance(text, str):
                 if not text or text.isspace():
                     raise invalid_input(f"{param}[{number}] is empty", f"{param}[{number}]")
-            elif min(text) < 0 or max(text) >= self.tokenizer.vocab_size:
-                raise invalid_input(
-                    f"{param}[{number}] holds a token id outside 0..{self.tokenizer.vocab_size - 1}"
-                    ", the ids of this model's tokenizer",
-                    f"{param}[{number}]",
-                )
+            else:
+                self._check_ids(text, f"{param}[{number}]")
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        """Raise ApiError 400 for token ids that this model's tokenizer cannot have written.
+
+        The ids of other tokenizers are in the range of the vocabulary too, but do not begin and end
+        with this model's special tokens.
+        """
+        if len(ids) < 2 or (ids[0], ids[-1]) != self._special_ids:
+            first, last = self._special_ids
+            names = [self.tokenizer.core.id_to_token(number) for number in self._special_ids]
+            raise invalid_input(
+                f"{param} is not a text in this model's token ids, which begins with {names[0]} "
+                f"({first}) and ends with {names[1]} ({last}). The ids of other tokenizers have no "
+                "meaning here: send the text itself, as a string. In LangChain, set "
+                "check_embedding_ctx_length=False",
+                param,
+            )
+        if len(ids) == 2:
+            raise invalid_input(f"{param} is empty", param)
+        if min(ids) < 0 or max(ids) >= self.tokenizer.vocab_size:
+            raise invalid_input(
+                f"{param} holds a token id outside 0..{self.tokenizer.vocab_size - 1}, the ids of "
+                "this model's tokenizer",
+                param,
+            )
 
     async def _run_dense(
         self, tokens: Sequence[Tokens], choice: TaskChoice
@@ -355,10 +392,15 @@ class ServedModel:
         )
 
     async def _tokenise_in_thread(
-        self, texts: Sequence[str] | Sequence[list[int]], prompt: str
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        prompt: str,
+        truncation_side: Side = "right",
     ) -> list[Tokens]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, tokenise, self.tokenizer, texts, prompt)
+        return await loop.run_in_executor(
+            self._threads, tokenise, self.tokenizer, texts, prompt, truncation_side
+        )
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:

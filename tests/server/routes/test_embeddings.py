@@ -100,12 +100,31 @@ def test_without_normalisation_vectors_keep_their_length(server):
 def test_token_ids_are_as_good_as_their_text(server, library, task):
     ids = [text.ids.tolist() for text in library.tokenizer.encode(TEXTS, [""] * len(TEXTS))]
     expected = read_vectors(server.embed(TEXTS, task=task))
-    bare = [one[1:-1] for one in ids]
-    for form in (ids, bare):
-        np.testing.assert_allclose(read_vectors(server.embed(form, task=task)), expected, atol=2e-6)
-    np.testing.assert_allclose(
-        read_vectors(server.embed(bare[0], task=task)), expected[:1], atol=2e-6
-    )
+    for form, vectors in ((ids, expected), (ids[0], expected[:1])):
+        np.testing.assert_allclose(read_vectors(server.embed(form, task=task)), vectors, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param([9241, 1587, 279, 8415, 6212, 30], id="another tokenizer"),
+        pytest.param([[0, 5, 6, 2], [9241, 30]], id="another tokenizer beside our own"),
+        pytest.param([5, 6], id="neither"),
+        pytest.param([0, 5, 6], id="no end"),
+        pytest.param([5, 6, 2], id="no start"),
+        pytest.param([0, 5, 2, 1, 1], id="padding"),
+        pytest.param([2, 5, 0], id="the wrong way round"),
+        pytest.param([0], id="one token"),
+    ],
+)
+def test_token_ids_that_this_models_tokenizer_cannot_write_are_refused(server, ids):
+    """Ids of another tokenizer are in the range of the vocabulary, but mean other words."""
+    for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+        answer = server.http.post(path, json={"model": MODEL, field: ids})
+        sentence = answer.json()["detail"]
+        assert answer.status_code == 400, sentence
+        named = f"{field}[{1 if isinstance(ids[0], list) else 0}]"
+        assert all(part in sentence for part in ("<s>", "</s>", named, "string")), sentence
 
 
 def test_objects_with_a_text_are_texts(server):
