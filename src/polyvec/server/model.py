@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,18 @@ from polyvec.heads import (
     own_states,
     sparse_entries,
 )
-from polyvec.late_chunking import find_token_spans, join_chunks
+from polyvec.late_chunking import (
+    DEFAULT_OVERLAP_TOKENS,
+    ChunkChoice,
+    Semantic,
+    cut_at_changes,
+    cut_document,
+    fill_empty_spans,
+    find_surroundings,
+    find_token_spans,
+    join_chunks,
+)
+from polyvec.pooling import Window, plan_windows
 from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
@@ -60,6 +71,9 @@ class Encoded:
 
     hidden: list[Float32[np.ndarray, "_ D"]] | None = None
     """The hidden states of each text, as `Encoder.encode_tokens` returns them."""
+
+    offsets: list[tuple[int, int]] | None = None
+    """The characters [start, end) of each chunk, if the texts are the chunks of one text."""
 
     num_tokens: int
     """Tokens that the model has read."""
@@ -200,6 +214,57 @@ class ServedModel:
         [means] = await self.scheduler.run([text])
         return Encoded(means=means, num_tokens=num_tokens)
 
+    async def encode_document(
+        self, text: str, choice: TaskChoice, chunks: ChunkChoice, api_key: ApiKey
+    ) -> Encoded:
+        """Late chunking of one text of any length, which is cut as `chunks` says.
+
+        The embeddings are those of `Encoder.encode_chunks`. A text that is longer than the model's
+        longest text is encoded in windows. Raises ApiError 400 for a text or a number of chunks
+        beyond the limits of a request, and for an impossible choice of chunks.
+        """
+        self.check_texts([text], "input")
+        limit = self._limits.request_tokens
+        [tokens] = await self._tokenise_in_thread(
+            [text], choice.prompt, replace(self.tokenizer, max_tokens=limit)
+        )
+        if tokens.truncated:
+            raise invalid_input(f"the text has more than {limit:,} tokens; send it in parts")
+        num_read = 0
+        try:
+            if isinstance(chunks, Semantic):
+                sentences, texts = await asyncio.to_thread(find_surroundings, text, chunks)
+                self._check_num_parts("sentences", len(sentences))
+                near = await self.encode(texts, choice, ["dense"], api_key, truncate=True)
+                vectors = truncate_means(near.dense, self.config.width)
+                offsets = cut_at_changes(text, sentences, vectors, chunks)
+                num_read = near.num_tokens
+            else:
+                offsets = await asyncio.to_thread(cut_document, text, tokens, chunks, _embed_none)
+        except ValueError as error:
+            raise invalid_input(str(error), "chunking") from None
+        self._check_num_parts("chunks", len(offsets))
+
+        def plan() -> list[Window]:
+            spans = fill_empty_spans(tokens, find_token_spans(tokens, text, offsets))
+            size = self.config.max_tokens
+            overlap = min(DEFAULT_OVERLAP_TOKENS, size // 2)
+            windows = plan_windows(len(tokens.ids), *spans, window=size, overlap=overlap)
+            # A window without a chunk has nothing to add.
+            return [window for window in windows if len(window.spans)]
+
+        windows = await asyncio.to_thread(plan)
+        parts = [
+            EngineText(tokens.ids[one.start : one.end], choice.adapter_id, one.starts, one.ends)
+            for one in windows
+        ]
+        num_tokens = sum(len(part.ids) for part in parts)
+        api_key.charge(num_tokens)
+        means = np.zeros((len(offsets), self.config.width), np.float32)
+        for window, vectors in zip(windows, await self.scheduler.run(parts), strict=True):
+            window.add_to(means, vectors)
+        return Encoded(means=means, offsets=offsets, num_tokens=num_read + num_tokens)
+
     async def rerank(
         self,
         query: str,
@@ -255,7 +320,9 @@ class ServedModel:
         with self._metrics.timed("tokenise", self._metrics.tokenise):
             for first in range(0, len(texts), TOKENISE_TEXTS):
                 group = await self._tokenise_in_thread(
-                    texts[first : first + TOKENISE_TEXTS], choice.prompt, truncation_side
+                    texts[first : first + TOKENISE_TEXTS],
+                    choice.prompt,
+                    truncation_side=truncation_side,
                 )
                 tokens.extend(group)
                 for number, text in enumerate(group, first):
@@ -377,6 +444,14 @@ class ServedModel:
             means=means, sparse=sparse, multi_vector=multi, hidden=hidden, num_tokens=num_tokens
         )
 
+    def _check_num_parts(self, name: str, count: int) -> None:
+        if not 0 < count <= self._limits.items:
+            raise invalid_input(
+                f"the text has {count:,} {name}, and a request may have 1 to "
+                f"{self._limits.items:,}; choose larger chunks, or send the text in parts",
+                "chunking",
+            )
+
     def _check_heads(self, outputs: Collection[str]) -> None:
         for output in outputs:
             if output in HEADS and f"{output}.weight" not in self._heads:
@@ -395,12 +470,19 @@ class ServedModel:
         self,
         texts: Sequence[str] | Sequence[list[int]],
         prompt: str,
+        tokenizer: Tokenizer | None = None,
         truncation_side: Side = "right",
     ) -> list[Tokens]:
+        """The tokens of each text. The default `tokenizer` is the model's."""
         loop = asyncio.get_running_loop()
+        tokenizer = tokenizer or self.tokenizer
         return await loop.run_in_executor(
-            self._threads, tokenise, self.tokenizer, texts, prompt, truncation_side
+            self._threads, tokenise, tokenizer, texts, prompt, truncation_side
         )
+
+
+def _embed_none(texts: list[str]) -> Float32[np.ndarray, "N D"]:
+    raise AssertionError("only Semantic embeds texts, and it is cut elsewhere")
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:
