@@ -40,9 +40,9 @@ Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
 class SemanticChunks(StrictModel):
     """Chunks that end where the topic changes."""
 
-    percentile: Annotated[int, Field(ge=0, le=100)] = Semantic.percentile
+    percentile: Annotated[int, Field(ge=0, le=100)] = Semantic().percentile
     """A chunk ends where the distance between two sentences exceeds this percentile of all."""
-    buffer: Annotated[int, Field(ge=0, le=10)] = Semantic.buffer
+    buffer: Annotated[int, Field(ge=0, le=10)] = Semantic().buffer
     """Number of sentences before and after each sentence that are embedded together with it."""
 
 
