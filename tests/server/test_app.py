@@ -95,7 +95,7 @@ def test_a_path_with_a_slash_at_its_end_is_the_same_path(server):
         head = server.http.head(path + "/")
         assert head.status_code == 200 and not head.content
         assert head.headers["content-type"] == whole.headers["content-type"]
-    for path in ("/v1/embeddings//", "//v1/embeddings", "/v1//embeddings", "/nowhere/"):
+    for path in ("/v1/embeddings//", "/v1//embeddings", "/nowhere/"):
         answer = server.http.post(path, json=body)
         assert answer.status_code == 404 and "location" not in answer.headers
 
