@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import tyro
-from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, faulty_engine
+from tests.server.faults import DEATH, ERROR, HANG, MEMORY, NAN, faulty_engine, frame
 
 from benchmarks.load import (
     PATH,
@@ -213,11 +213,11 @@ async def inject_faults(port: int, pid: int, end: float, record: Record) -> None
         elif kind == "disconnect":
             await disconnect(port)
         elif kind == "memory":
-            ids = [[MEMORY, 5 + number] for number in range(8)]
+            ids = frame([MEMORY, 5 + number] for number in range(8))
             await expect(connection, {"model": MODEL, "input": ids}, {200, 503}, kind, record)
         elif kind in by_token:
             token, status = by_token[kind]
-            body = {"model": MODEL, "input": [[5, 6], [token, 7]]}
+            body = {"model": MODEL, "input": frame([[5, 6], [token, 7]])}
             await expect(connection, body, {status, 503}, kind, record)
         else:
             content, status = bodies[kind]

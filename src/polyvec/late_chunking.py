@@ -141,6 +141,12 @@ def group_sentences(text: str, choice: Sentences) -> list[tuple[int, int]]:
 
 def cut_by_topic(text: str, choice: Semantic, embed: Embed) -> list[tuple[int, int]]:
     """Cut between sentences whose embeddings differ most; return characters [start, end)."""
+    sentences, surroundings = find_surroundings(text, choice)
+    return cut_at_changes(text, sentences, embed(surroundings), choice)
+
+
+def find_surroundings(text: str, choice: Semantic) -> tuple[list[tuple[int, int]], list[str]]:
+    """The characters [start, end) of each sentence, and the text around it that is embedded."""
     if choice.buffer < 0 or not 0 <= choice.percentile <= 100:
         raise ValueError(f"{choice}: buffer must be 0 or more, percentile in 0..100")
     sentences = split_sentences(text, choice.lang)
@@ -149,7 +155,17 @@ def cut_by_topic(text: str, choice: Semantic, embed: Embed) -> list[tuple[int, i
         text[sentences[max(i - choice.buffer, 0)][0] : sentences[min(i + choice.buffer, last)][1]]
         for i in range(len(sentences))
     ]
-    changes = find_topic_changes(embed(surroundings), choice.percentile)
+    return sentences, surroundings
+
+
+def cut_at_changes(
+    text: str,
+    sentences: Sequence[tuple[int, int]],
+    vectors: Float32[np.ndarray, "N D"],
+    choice: Semantic,
+) -> list[tuple[int, int]]:
+    """Cut where the embeddings of the surroundings of two neighbouring sentences differ most."""
+    changes = find_topic_changes(vectors, choice.percentile)
     return list(pairwise([0, *(sentences[change][0] for change in changes), len(text)]))
 
 

@@ -8,13 +8,15 @@ chunking, arXiv:2409.04701, section 3.3):
    the previous window.
 3. Every span is the mean of its tokens, which may be in several windows.
 
-Axes in this file: T tokens, S spans, D width.
+Axes in this file: T tokens, S spans, W spans in one window, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 from polyvec.batch import Batch, make_batch
 
@@ -66,6 +68,61 @@ def cut_windows(num_tokens: int, size: int, overlap: int) -> Iterator[tuple[int,
         start, kept = start + size - overlap, end
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """A part of a long text that is encoded at once, and what it adds to the means of the spans."""
+
+    start: int
+    """First token."""
+
+    end: int
+    """Token after the last one."""
+
+    spans: Int[np.ndarray, " W"]
+    """Positions of the spans that have tokens in this window and in no earlier one."""
+
+    starts: Int32[np.ndarray, " W"]
+    """First of these tokens for each span, counted from the start of the window."""
+
+    ends: Int32[np.ndarray, " W"]
+    """Token after the last of them."""
+
+    shares: Float32[np.ndarray, " W"]
+    """These tokens as a fraction of the span's tokens."""
+
+    def add_to(self, means: Float32[np.ndarray, "S D"], parts: Float32[np.ndarray, "W D"]) -> None:
+        """Add the mean hidden states of this window's parts to the means of the whole spans."""
+        means[self.spans] += parts * self.shares[:, None]
+
+
+def plan_windows(
+    num_tokens: int,
+    starts: Int32[np.ndarray, " S"],
+    ends: Int32[np.ndarray, " S"],
+    *,
+    window: int,
+    overlap: int,
+) -> Iterator[Window]:
+    """Yield the windows of a text, in order, with the parts of the spans that each one pools.
+
+    Spans may overlap and be in any order; none may be empty.
+    """
+    order = np.argsort(starts, kind="stable")
+    sorted_starts = starts[order]
+    open_spans, num_seen = order[:0], 0
+    for start, end, kept in cut_windows(num_tokens, window, overlap):
+        reached = int(np.searchsorted(sorted_starts, end))
+        waiting = open_spans[ends[open_spans] > kept]
+        open_spans = np.concatenate([waiting, order[num_seen:reached]])
+        num_seen = reached
+        firsts = np.maximum(starts[open_spans], kept) - start
+        lasts = np.minimum(ends[open_spans], end) - start
+        shares = ((lasts - firsts) / (ends - starts)[open_spans]).astype(np.float32)
+        yield Window(
+            start, end, open_spans, firsts.astype(np.int32), lasts.astype(np.int32), shares
+        )
+
+
 def pool_windows(
     pool: Pool,
     token_ids: Int32[np.ndarray, " T"],
@@ -84,39 +141,22 @@ def pool_windows(
     batch with the number of new tokens. Time is linear in the number of tokens; memory holds one
     batch and the means. Spans may overlap and be in any order; none may be empty.
     """
-    order = np.argsort(starts, kind="stable")
-    sorted_starts = starts[order]
-    means = None
-    open_spans, num_seen = order[:0], 0
-    for group in _group(list(cut_windows(len(token_ids), window, overlap)), batch_tokens // window):
-        texts, firsts, lasts, owners = [], [], [], []
-        offset = 0
-        for start, end, kept in group:
-            reached = int(np.searchsorted(sorted_starts, end))
-            waiting = open_spans[ends[open_spans] > kept]
-            open_spans = np.concatenate([waiting, order[num_seen:reached]])
-            num_seen = reached
-            texts.append(token_ids[start:end])
-            # From positions in the text to positions in the batch.
-            firsts.append(np.maximum(starts[open_spans], kept) - start + offset)
-            lasts.append(np.minimum(ends[open_spans], end) - start + offset)
-            owners.append(open_spans)
-            offset += end - start
-        left, right, owner = (np.concatenate(parts) for parts in (firsts, lasts, owners))
+    windows = plan_windows(len(token_ids), starts, ends, window=window, overlap=overlap)
+    means, done = None, 0
+    while group := list(islice(windows, max(batch_tokens // window, 1))):
+        texts = [token_ids[one.start : one.end] for one in group]
         batch = make_batch(texts, [adapter_id] * len(texts))
-        parts = pool(batch, left.astype(np.int32), right.astype(np.int32))
+        # From positions in a window to positions in the batch.
+        offsets = batch.starts.tolist()
+        lefts = [one.starts + np.int32(offset) for one, offset in zip(group, offsets, strict=True)]
+        rights = [one.ends + np.int32(offset) for one, offset in zip(group, offsets, strict=True)]
+        parts = pool(batch, np.concatenate(lefts), np.concatenate(rights))
         if means is None:
             means = np.zeros((len(starts), parts.shape[1]), np.float32)
-        share = ((right - left) / (ends - starts)[owner]).astype(np.float32)
-        # With `+=`, a span that two windows of the group share would be added only once.
-        np.add.at(means, owner, parts * share[:, None])
-        report(group[-1][1] - group[0][2])
+        edges = np.cumsum([len(one.spans) for one in group])[:-1]
+        for one, own_parts in zip(group, np.split(parts, edges), strict=True):
+            one.add_to(means, own_parts)
+        report(group[-1].end - done)
+        done = group[-1].end
     assert means is not None, "a text has at least its two special tokens"
     return means
-
-
-def _group(
-    windows: Sequence[tuple[int, int, int]], size: int
-) -> Iterator[Sequence[tuple[int, int, int]]]:
-    for first in range(0, len(windows), max(size, 1)):
-        yield windows[first : first + max(size, 1)]

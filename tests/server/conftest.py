@@ -19,7 +19,7 @@ from polyvec.checkpoint import save_checkpoint
 from polyvec.server.limits import Limits
 from polyvec.server.run import make_server, make_service
 from tests.processes import wait_for
-from tests.server.faults import SLOW, faulty_engine
+from tests.server.faults import SLOW, faulty_engine, frame
 
 MODEL = "jina-embeddings-v3"
 
@@ -40,6 +40,8 @@ class Running:
         self.http = httpx.Client(base_url=url, timeout=300, verify=verify)
 
     def embed(self, texts, **fields):
+        """Embed texts, or token ids, which `frame` puts between `<s>` and `</s>`."""
+        texts = frame(texts) if isinstance(texts, list) else texts
         return self.http.post("/v1/embeddings", json={"model": MODEL, "input": texts, **fields})
 
     def error(self, body, *, path="/v1/embeddings"):

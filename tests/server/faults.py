@@ -16,6 +16,17 @@ MEMORY_TEXTS = 3
 """Maximum number of texts in a batch with MEMORY."""
 
 
+BOS, EOS = 0, 2
+"""The bundled model's `<s>` and `</s>`."""
+
+
+def frame(texts):
+    """Texts as they are; bare token ids between `<s>` and `</s>`, as the API expects them."""
+    return [
+        [BOS, *one, EOS] if isinstance(one, list) and BOS not in one[:1] else one for one in texts
+    ]
+
+
 class FaultyEngine:
     def __init__(self, engine):
         self.engine = engine

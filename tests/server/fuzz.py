@@ -13,7 +13,7 @@ from pathlib import Path
 
 SEEDS = (
     {"model": "m", "input": ["a", {"text": "b"}], "task": "separation", "dimensions": 8},
-    {"model": "m", "input": [[5, 6], [7]], "encoding_format": "base64", "user": "u"},
+    {"model": "m", "input": [[0, 5, 2], [0, 7, 2]], "encoding_format": "base64", "user": "u"},
     {"model": "m", "input": ["a", "b"], "late_chunking": True, "embedding_type": ["float"]},
     {"model": "m", "query": "q", "documents": ["d", {"text": "e"}], "top_n": 1},
     {"model": "m", "input": "x", "labels": {"group": ["a", "b"]}},

@@ -8,7 +8,7 @@ from polyvec.server import api_keys
 from polyvec.server.api_keys import ApiKey, ApiKeys, TokenBucket, hash_key, hash_keys
 from polyvec.server.errors import ApiError
 from tests.server.conftest import MODEL, check_error, serving
-from tests.server.faults import SLOW, faulty_engine
+from tests.server.faults import SLOW, faulty_engine, frame
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch):
@@ -112,7 +112,7 @@ def test_quotas_are_enforced_over_http(tmp_path):
         answer = server.http.post("/v1/embeddings", json=body, headers=few)
         assert check_error(answer)[0] == 429 and answer.headers["retry-after"]
         assert answer.json()["code"] == "RATE_REQUEST_LIMIT_EXCEEDED"
-        slow = {"model": MODEL, "input": [[SLOW]]}
+        slow = {"model": MODEL, "input": frame([[SLOW]])}
         with ThreadPoolExecutor(4) as pool:
             answers = list(
                 pool.map(

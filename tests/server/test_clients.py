@@ -39,12 +39,31 @@ def test_openai_with_floats_dimensions_and_a_single_text(client, library):
 
 
 def test_openai_with_token_ids(client, library, expected):
-    ids = [text.ids.tolist()[1:-1] for text in library.tokenizer.encode(TEXTS, ["", ""])]
+    ids = [text.ids.tolist() for text in library.tokenizer.encode(TEXTS, ["", ""])]
     np.testing.assert_allclose(
         rows(client.embeddings.create(model=MODEL, input=ids)), expected, atol=2e-6
     )
     one = client.embeddings.create(model=MODEL, input=ids[0])
     np.testing.assert_allclose(rows(one), expected[:1], atol=2e-6)
+
+
+def test_openai_with_ids_of_its_own_tokenizer_is_told_to_send_texts(client):
+    """This is what LangChain's OpenAIEmbeddings sends by default."""
+    with pytest.raises(openai.BadRequestError, match=r"<s>.*check_embedding_ctx_length=False"):
+        client.embeddings.create(model=MODEL, input=[[9241, 1587, 279, 8415, 6212, 30]])
+
+
+def test_azure_openai(server, expected):
+    with openai.AzureOpenAI(
+        azure_endpoint=server.url, api_key="none", api_version="2024-06-01", max_retries=0
+    ) as azure:
+        got = azure.embeddings.create(model=MODEL, input=TEXTS)
+        np.testing.assert_allclose(rows(got), expected, atol=2e-6)
+        with pytest.raises(openai.BadRequestError, match="gpt-5"):
+            azure.embeddings.create(model="gpt-5", input=TEXTS)
+    with openai.OpenAI(base_url=f"{server.url}/openai/v1/", api_key="none") as newer:
+        got = newer.embeddings.create(model=MODEL, input=TEXTS)
+        np.testing.assert_allclose(rows(got), expected, atol=2e-6)
 
 
 def test_openai_with_a_task(client, library):

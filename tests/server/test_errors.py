@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from polyvec.server.errors import ApiError, ErrorCode, error_table
-from polyvec.server.routes import ENDPOINTS, cohere, tei
+from polyvec.server.errors import (
+    COHERE_ERROR_FORM,
+    DEFAULT_ERROR_FORM,
+    ApiError,
+    ErrorCode,
+    error_table,
+)
+from polyvec.server.openapi import PROBES
+from polyvec.server.routes import ENDPOINTS, tei
 from polyvec.server.service import find_error_form
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +30,7 @@ def test_the_document_describes_every_code_at_every_route(server):
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for code in ErrorCode:
-                if path in ("/ready", "/health") and code.status == 503:
+                if path in PROBES and code.status == 503:
                     continue
                 response = operation["responses"][str(code.status)]
                 assert f"{code.code}: {code.meaning}" in response["description"]
@@ -44,16 +51,20 @@ def test_every_error_has_what_each_family_of_clients_reads(code):
         ("/v1/embeddings", {"message": "a sentence", "code": code.code, "param": "input"}),
         ("/embed", "a sentence"),
     ):
-        body = find_error_form(ENDPOINTS, path).body(error, "id")
+        body = find_error_form(ENDPOINTS, path, "POST").body(error, "id")
         assert common.items() <= body.items()
         got = body["error"]
         assert got == own if isinstance(own, str) else own.items() <= got.items()
-    body = find_error_form(ENDPOINTS, "/v2/embed").body(error, "id")
+    body = find_error_form(ENDPOINTS, "/v2/embed", "POST").body(error, "id")
     assert common.items() <= body.items() and body["message"] == "a sentence"
 
 
 def test_an_unknown_path_has_the_errors_of_its_neighbours():
-    assert find_error_form(ENDPOINTS, "/v2/nowhere") is cohere.ERROR_FORM
-    assert find_error_form(ENDPOINTS, "/embed") is tei.ERROR_FORM
+    assert find_error_form(ENDPOINTS, "/v2/nowhere", "GET") is COHERE_ERROR_FORM
+    assert find_error_form(ENDPOINTS, "/embed", "GET") is tei.ERROR_FORM
     for path in ("/v1/nowhere", "/nowhere", "/", "/v1/batch/batch_1", ""):
-        assert find_error_form(ENDPOINTS, path) is find_error_form(ENDPOINTS, "/v1/embeddings")
+        assert find_error_form(ENDPOINTS, path, "GET") is DEFAULT_ERROR_FORM
+
+
+def test_one_path_may_have_a_form_for_each_method():
+    assert find_error_form(ENDPOINTS, "/", "POST") is tei.ERROR_FORM

@@ -5,6 +5,7 @@ import pytest
 
 from polyvec.server import inputs
 from tests.server.conftest import MODEL, read_vectors
+from tests.server.faults import frame
 
 
 def words(library, num_tokens):
@@ -81,11 +82,11 @@ def test_too_many_tokens_are_refused(server):
     assert (status, "300,000 tokens" in sentence) == (400, True)
 
 
-@pytest.mark.parametrize("ids", [[-1], [1_000_000], [[5], [2**31 - 1]], [[5, -7]]])
+@pytest.mark.parametrize("ids", [[[-1]], [[1_000_000]], [[5], [2**31 - 1]], [[5, -7]]])
 def test_token_ids_outside_the_vocabulary_are_refused(server, ids):
     """Token ids that are negative or beyond the vocabulary."""
-    status, sentence = server.error({"input": ids})
-    assert (status, f"input[{len(ids) - 1}]" in sentence) == (400, True)
+    status, sentence = server.error({"input": frame(ids)})
+    assert (status, f"input[{len(ids) - 1}] holds" in sentence) == (400, True)
 
 
 def test_token_ids_beyond_32_bits_are_refused(server):

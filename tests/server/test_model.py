@@ -8,7 +8,12 @@ import pytest
 from polyvec import rerank
 from polyvec.server import model as model_module
 from polyvec.server.api_keys import ApiKey
-from polyvec.server.model import HIDDEN
+from polyvec.server.errors import ApiError
+from polyvec.server.limits import Limits
+from polyvec.server.metrics import Metrics
+from polyvec.server.model import HIDDEN, ServedModel
+from polyvec.server.scheduler import Scheduler
+from polyvec.tokenizer import Tokenizer
 from tests.server.conftest import MODEL, TEXTS
 
 
@@ -99,3 +104,19 @@ def test_documents_are_ranked_as_by_the_library(server, library):
     assert [one.index for one in ranked] == [one.index for one in expected]
     scores = [one.score for one in expected]
     np.testing.assert_allclose([one.score for one in ranked], scores, atol=1e-6)
+
+
+def test_a_model_with_other_special_tokens_names_its_own(tiny_model, tiny_config, tmp_path):
+    """Token ids are framed by the special tokens of the model's tokenizer, whatever their names."""
+    renamed = (tiny_model / "tokenizer.json").read_text("utf-8")
+    for old, new in (("<s>", "[CLS]"), ("</s>", "[SEP]")):
+        renamed = renamed.replace(f'"{old}"', f'"{new}"')
+    (tmp_path / "tokenizer.json").write_text(renamed, "utf-8")
+    tokenizer = Tokenizer.load(tmp_path, tiny_config.max_tokens)
+    scheduler = Scheduler(lambda: None, tiny_config.width, Metrics())
+    model = ServedModel("m", tiny_config, tokenizer, {}, scheduler, Limits(), Metrics())
+    model.check_texts([[0, 7, 2]], "input")
+    with pytest.raises(ApiError, match=r"begins with \[CLS\] \(0\) and ends with \[SEP\] \(2\)"):
+        model.check_texts([[7, 8]], "input")
+    with pytest.raises(ApiError, match=r"input\[0\] is empty"):
+        model.check_texts([[0, 2]], "input")

@@ -4,6 +4,7 @@ import warnings
 
 import httpx
 import numpy as np
+import pytest
 
 from tests.server.conftest import MODEL
 from tests.server.test_clients import TEXTS
@@ -29,7 +30,9 @@ def test_cohere(server, library):
         import cohere
 
     # Left to itself the client opens a connection that it cannot close.
-    with httpx.Client(follow_redirects=True) as http:
+    with httpx.Client(follow_redirects=True) as http, warnings.catch_warnings():
+        # Version 1 of the client uses attributes that pydantic is going to remove.
+        warnings.simplefilter("ignore")
         client = cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=http)
         answer = client.embed(
             model=MODEL,
@@ -38,9 +41,38 @@ def test_cohere(server, library):
             embedding_types=["float", "int8", "ubinary"],
             output_dimension=64,
         )
+        ranked = client.rerank(model=MODEL, query="Where is the cat?", documents=TEXTS, top_n=1)
+        older = cohere.Client(api_key="none", base_url=server.url, httpx_client=http)
+        floats = older.embed(model=MODEL, texts=TEXTS, input_type="search_query")
+        typed = older.embed(texts=TEXTS, input_type="search_query", embedding_types=["int8"])
+        documents = [{"text": text} for text in TEXTS]
+        again = older.rerank(query="Where is the cat?", documents=documents, return_documents=True)
+        with pytest.raises(cohere.BadRequestError) as caught:
+            older.embed(model="other", texts=TEXTS)
     expected = library.encode(TEXTS, task="retrieval.query", dim=64)
     np.testing.assert_allclose(answer.embeddings.float_, expected, atol=2e-6)
     assert np.abs(np.array(answer.embeddings.int8)).max() == 127
+    assert len(ranked.results) == 1 and ranked.results[0].index == again.results[0].index
+    assert again.results[0].document.text == TEXTS[again.results[0].index]
+    queries = library.encode(TEXTS, task="retrieval.query")
+    np.testing.assert_allclose(floats.embeddings, queries, atol=2e-6)
+    assert np.shape(typed.embeddings.int8) == queries.shape
+    assert "other" in caught.value.body["message"]
+
+
+def test_huggingface_hub(server, library):
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HfHubHTTPError
+
+    client = InferenceClient(base_url=server.url)
+    got = client.feature_extraction(TEXTS[0], truncate=True, truncation_direction="left")
+    np.testing.assert_allclose(got, library.encode(TEXTS[:1]), atol=2e-6)
+    vectors = library.encode(TEXTS)
+    for url in (server.url, f"{server.url}/similarity"):
+        cosines = InferenceClient(model=url).sentence_similarity(TEXTS[0], other_sentences=TEXTS)
+        np.testing.assert_allclose(cosines, vectors @ vectors[0], atol=1e-5)
+    with pytest.raises(HfHubHTTPError, match="is empty"):
+        client.feature_extraction("")
 
 
 def test_llama_index(server, library):

@@ -16,7 +16,7 @@ from polyvec.server.scheduler import EngineText, Scheduler
 from polyvec.tasks import NO_ADAPTER
 from tests.processes import wait_for
 from tests.server.conftest import MODEL, check_error, check_good, embed_beside, serving
-from tests.server.faults import ERROR, MEMORY, NAN, SLOW, faulty_engine, missing_engine
+from tests.server.faults import ERROR, MEMORY, NAN, SLOW, faulty_engine, frame, missing_engine
 
 
 def test_a_text_with_nan_fails_alone(faulty_server, library):
@@ -96,7 +96,7 @@ def post_and_leave(server, text):
 def test_the_work_of_clients_that_disconnect_is_dropped(narrow, library):
     """Clients disconnect while queued and while running."""
     scheduler = narrow.service.models[0].scheduler
-    running = post_and_leave(narrow, f"[[{SLOW}, 5]]")
+    running = post_and_leave(narrow, f"{frame([[SLOW, 5]])}")
     wait_for(lambda: scheduler.num_busy)
     queued = [post_and_leave(narrow, f'"queued {number}"') for number in range(20)]
     wait_for(lambda: len(scheduler.queue) == 20)

@@ -71,7 +71,8 @@ def serve(
         again when it changes, and on SIGHUP. The environment variable POLYVEC_API_KEYS may hold
         more keys, separated by spaces or commas. If there are no keys, every request is accepted.
     cors
-        Origin whose web pages may call the API. May be given several times.
+        Origin whose web pages may call the API, such as https://example.org. May be given several
+        times. `*` means every page; `null` means pages without an origin, such as local files.
     tls_cert
         File of the TLS certificate, in PEM.
     tls_key

@@ -9,12 +9,12 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from polyvec.server.cors import allow_origins
 from polyvec.server.errors import ApiError, ErrorCode
 from polyvec.server.log_privacy import make_route_finder
 from polyvec.server.middleware import RequestMiddleware
@@ -58,7 +58,8 @@ def make_app(
     find_form = partial(find_error_form, service.endpoints)
 
     def answer_error(request: Request, error: ApiError) -> Response:
-        body = find_form(request.url.path).body(error, request.scope["state"]["request_id"])
+        form = find_form(request.url.path, request.method)
+        body = form.body(error, request.scope["state"]["request_id"])
         response = json_response(body, error.status)
         response.headers.update(error.headers)
         return response
@@ -91,16 +92,11 @@ def make_app(
         )
     ]
     if service.cors:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=list(service.cors),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
-        middleware.insert(0, cors)
+        middleware.insert(0, allow_origins(service.cors))
+    middleware.insert(0, Middleware(ignore_trailing_slash))
     if service.traces is not None:
         middleware.append(Middleware(service.traces.wrap))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(endpoint.path, _make_route(service, endpoint), methods=[endpoint.method])
             for endpoint in service.endpoints
@@ -113,6 +109,21 @@ def make_app(
         },
         lifespan=lifespan,
     )
+    # A redirect needs the address that the client used, which a server behind a proxy cannot know.
+    app.router.redirect_slashes = False
+    return app
+
+
+def ignore_trailing_slash(app: ASGIApp) -> ASGIApp:
+    """Middleware that lets a path with one slash at its end mean the path without it."""
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path.endswith("/") and path != "/" and not path.endswith("//"):
+            scope = {**scope, "path": path[:-1]}
+        await app(scope, receive, send)
+
+    return route
 
 
 def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -268,6 +268,20 @@ DEFAULT_ERROR_FORM = ErrorForm(ErrorResponse, _openai_fields)
 """One form for two families of clients: Jina's and OpenAI's."""
 
 
+class CohereErrorResponse(AnyError):
+    """An error as Cohere's clients read it."""
+
+    message: str
+    id: str
+
+
+COHERE_ERROR_FORM = ErrorForm(
+    CohereErrorResponse,
+    lambda error, request_id: {"message": error.message, "id": request_id},
+)
+"""The form of the routes that only Cohere's clients use."""
+
+
 def invalid_input(message: str, param: str | None = "input") -> ApiError:
     """400: the request has the right form, but one of its values is invalid or unsupported."""
     return ApiError(ErrorCode.INPUT_INVALID, message, param=param)

@@ -21,8 +21,11 @@ from polyvec.server.log_privacy import loggable_id
 from polyvec.server.metrics import Metrics, log_event
 from polyvec.server.serialise import to_json
 
-PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health"})
-"""Paths that need no API key: the playground, which holds no secret, and the probes."""
+READING_METHODS = frozenset({"GET", "HEAD"})
+
+PUBLIC_PATHS = frozenset({"/", "/live", "/ready", "/health", "/ping"})
+"""Paths that can be read without an API key: the playground, which holds no secret, and the
+probes."""
 
 ALWAYS_SERVED_PATHS = PUBLIC_PATHS | {"/metrics", "/openapi.json"}
 """Paths that are served while the server drains or is overloaded, and that no quota counts."""
@@ -60,10 +63,10 @@ class RequestMiddleware:
         api_keys: ApiKeys,
         metrics: Metrics,
         load: ServerLoad,
-        find_error_form: Callable[[str], ErrorForm],
+        find_error_form: Callable[[str, str], ErrorForm],
         find_route: Callable[[str], str],
     ) -> None:
-        """`find_error_form` returns the form of errors at a path.
+        """`find_error_form` returns the form of errors at a path, for a method.
 
         `find_route` returns the template of its route, which the log and the metrics name.
         """
@@ -123,7 +126,7 @@ class RequestMiddleware:
             body = await self._receive_body(headers, receive, hold)
             await self._run(scope, body, receive, send_with_headers)
         except ApiError as error:
-            form = self._find_error_form(scope["path"])
+            form = self._find_error_form(scope["path"], scope["method"])
             await send_error(error, form.body(error, request_id), send_with_headers)
         finally:
             if admitted is not None:
@@ -149,7 +152,8 @@ class RequestMiddleware:
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiKey | None:
         """The request's key, with the request counted; None if it is not. Raises ApiError."""
-        path = scope["path"]
+        # POST / embeds texts, so it is no public path.
+        path = scope["path"] if scope["method"] in READING_METHODS else None
         if path not in PUBLIC_PATHS:
             scope["state"]["api_key"] = self._api_keys.authenticate(headers)
         if path in ALWAYS_SERVED_PATHS:

@@ -7,7 +7,8 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,13 +23,24 @@ from polyvec.heads import (
     own_states,
     sparse_entries,
 )
-from polyvec.late_chunking import find_token_spans, join_chunks
+from polyvec.late_chunking import (
+    DEFAULT_OVERLAP_TOKENS,
+    ChunkChoice,
+    Semantic,
+    cut_at_changes,
+    cut_document,
+    fill_empty_spans,
+    find_surroundings,
+    find_token_spans,
+    join_chunks,
+)
+from polyvec.pooling import Window, plan_windows
 from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
 from polyvec.server.fair_queue import EngineText, TrafficClass
-from polyvec.server.inputs import token_spans, tokenise, whole_text_span
+from polyvec.server.inputs import Side, token_spans, tokenise, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.scheduler import Scheduler
@@ -60,6 +72,9 @@ class Encoded:
 
     hidden: list[Float32[np.ndarray, "_ D"]] | None = None
     """The hidden states of each text, as `Encoder.encode_tokens` returns them."""
+
+    offsets: list[tuple[int, int]] | None = None
+    """The characters [start, end) of each chunk, if the texts are the chunks of one text."""
 
     num_tokens: int
     """Tokens that the model has read."""
@@ -101,6 +116,9 @@ class ServedModel:
         self.scheduler = scheduler
         self.fingerprint = fingerprint
         self.created = int(time.time())
+        first, last = tokenizer.encode([""], [""])[0].ids.tolist()
+        self._special_ids = (first, last)
+        """The tokens before and after every text, for example `<s>` and `</s>`."""
         self._heads = heads
         self._limits = limits
         self._metrics = metrics
@@ -133,17 +151,22 @@ class ServedModel:
         api_key: ApiKey,
         *,
         truncate: bool = False,
+        truncation_side: Side = "right",
         param: str = "input",
         traffic: TrafficClass = TrafficClass.INTERACTIVE,
     ) -> Encoded:
         """The requested outputs of each text, all from one forward pass.
 
-        `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. `param` is the request's
-        field, which errors name, and `traffic` is for the queue. Raises ApiError: 400 that names a
-        text that is empty or too long, or a head that the model does not have; 429, 500, 503.
+        `outputs` holds "dense", "sparse", "multi_vector" and `HIDDEN`. With `truncate`, a text that
+        is too long loses its end, or its start if `truncation_side` is "left". `param` is the
+        request's field, which errors name, and `traffic` is for the queue. Raises ApiError: 400
+        that names a text that is empty or too long, or a head that the model does not have; 429,
+        500, 503.
         """
         self._check_heads(outputs)
-        tokens = await self.tokenise(texts, choice, truncate=truncate, param=param)
+        tokens = await self.tokenise(
+            texts, choice, truncate=truncate, truncation_side=truncation_side, param=param
+        )
         num_tokens = sum(len(text.ids) for text in tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
@@ -202,6 +225,59 @@ class ServedModel:
         [means] = await self.scheduler.run([text], traffic)
         return Encoded(means=means, num_tokens=num_tokens)
 
+    async def encode_document(
+        self, text: str, choice: TaskChoice, chunks: ChunkChoice, api_key: ApiKey
+    ) -> Encoded:
+        """Late chunking of one text of any length, which is cut as `chunks` says.
+
+        The embeddings are those of `Encoder.encode_chunks`. A text that is longer than the model's
+        longest text is encoded in windows. Raises ApiError 400 for a text or a number of chunks
+        beyond the limits of a request, and for an impossible choice of chunks.
+        """
+        self.check_texts([text], "input")
+        limit = self._limits.request_tokens
+        [tokens] = await self._tokenise_in_thread(
+            [text], choice.prompt, replace(self.tokenizer, max_tokens=limit)
+        )
+        if tokens.truncated:
+            raise invalid_input(f"the text has more than {limit:,} tokens; send it in parts")
+        num_read = 0
+        try:
+            if isinstance(chunks, Semantic):
+                sentences, texts = await asyncio.to_thread(find_surroundings, text, chunks)
+                self._check_num_parts("sentences", len(sentences))
+                near = await self.encode(
+                    texts, choice, ["dense"], api_key, truncate=True, traffic=traffic
+                )
+                vectors = truncate_means(near.dense, self.config.width)
+                offsets = cut_at_changes(text, sentences, vectors, chunks)
+                num_read = near.num_tokens
+            else:
+                offsets = await asyncio.to_thread(cut_document, text, tokens, chunks, _embed_none)
+        except ValueError as error:
+            raise invalid_input(str(error), "chunking") from None
+        self._check_num_parts("chunks", len(offsets))
+
+        def plan() -> list[Window]:
+            spans = fill_empty_spans(tokens, find_token_spans(tokens, text, offsets))
+            size = self.config.max_tokens
+            overlap = min(DEFAULT_OVERLAP_TOKENS, size // 2)
+            windows = plan_windows(len(tokens.ids), *spans, window=size, overlap=overlap)
+            # A window without a chunk has nothing to add.
+            return [window for window in windows if len(window.spans)]
+
+        windows = await asyncio.to_thread(plan)
+        parts = [
+            EngineText(tokens.ids[one.start : one.end], choice.adapter_id, one.starts, one.ends)
+            for one in windows
+        ]
+        num_tokens = sum(len(part.ids) for part in parts)
+        api_key.charge(num_tokens)
+        means = np.zeros((len(offsets), self.config.width), np.float32)
+        for window, vectors in zip(windows, await self.scheduler.run(parts, traffic), strict=True):
+            window.add_to(means, vectors)
+        return Encoded(means=means, offsets=offsets, num_tokens=num_read + num_tokens)
+
     async def rerank(
         self,
         query: str,
@@ -209,6 +285,7 @@ class ServedModel:
         api_key: ApiKey,
         *,
         truncate: bool,
+        truncation_side: Side = "right",
         param: str,
     ) -> tuple[list[Ranked], int]:
         """Documents sorted by their cosine with the query, as `polyvec.rerank` sorts them.
@@ -216,12 +293,18 @@ class ServedModel:
         Also returns the number of tokens read. A model without the retrieval tasks uses no task.
         """
         query_task, passage_task = map(self.choose_task_or_none, RETRIEVAL)
+
+        encode = partial(
+            self.encode,
+            outputs=["dense"],
+            api_key=api_key,
+            truncate=truncate,
+            truncation_side=truncation_side,
+        )
         # The scheduler puts both into one batch.
         query_output, candidates = await asyncio.gather(
-            self.encode([query], query_task, ["dense"], api_key, truncate=truncate, param="query"),
-            self.encode(
-                documents, passage_task, ["dense"], api_key, truncate=truncate, param=param
-            ),
+            encode([query], query_task, param="query"),
+            encode(documents, passage_task, param=param),
         )
 
         def normalise(encoded: Encoded) -> Outputs:
@@ -240,6 +323,7 @@ class ServedModel:
         choice: TaskChoice,
         *,
         truncate: bool = False,
+        truncation_side: Side = "right",
         param: str = "input",
     ) -> list[Tokens]:
         """The tokens of each text as the model reads them. Raises ApiError 400."""
@@ -249,7 +333,9 @@ class ServedModel:
         with self._metrics.timed("tokenise", self._metrics.tokenise):
             for first in range(0, len(texts), TOKENISE_TEXTS):
                 group = await self._tokenise_in_thread(
-                    texts[first : first + TOKENISE_TEXTS], choice.prompt
+                    texts[first : first + TOKENISE_TEXTS],
+                    choice.prompt,
+                    truncation_side=truncation_side,
                 )
                 tokens.extend(group)
                 for number, text in enumerate(group, first):
@@ -278,7 +364,7 @@ class ServedModel:
         return dim
 
     def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
-        """Raise ApiError 400 for too many texts, an empty text, or an unknown token id."""
+        """Raise ApiError 400 for too many texts, an empty text, or ids of another tokenizer."""
         if len(texts) > self._limits.items:
             raise invalid_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
@@ -289,12 +375,33 @@ class ServedModel:
             if isinstance(text, str):
                 if not text or text.isspace():
                     raise invalid_input(f"{param}[{number}] is empty", f"{param}[{number}]")
-            elif min(text) < 0 or max(text) >= self.tokenizer.vocab_size:
-                raise invalid_input(
-                    f"{param}[{number}] holds a token id outside 0..{self.tokenizer.vocab_size - 1}"
-                    ", the ids of this model's tokenizer",
-                    f"{param}[{number}]",
-                )
+            else:
+                self._check_ids(text, f"{param}[{number}]")
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        """Raise ApiError 400 for token ids that this model's tokenizer cannot have written.
+
+        The ids of other tokenizers are in the range of the vocabulary too, but do not begin and end
+        with this model's special tokens.
+        """
+        if len(ids) < 2 or (ids[0], ids[-1]) != self._special_ids:
+            first, last = self._special_ids
+            names = [self.tokenizer.core.id_to_token(number) for number in self._special_ids]
+            raise invalid_input(
+                f"{param} is not a text in this model's token ids, which begins with {names[0]} "
+                f"({first}) and ends with {names[1]} ({last}). The ids of other tokenizers have no "
+                "meaning here: send the text itself, as a string. In LangChain, set "
+                "check_embedding_ctx_length=False",
+                param,
+            )
+        if len(ids) == 2:
+            raise invalid_input(f"{param} is empty", param)
+        if min(ids) < 0 or max(ids) >= self.tokenizer.vocab_size:
+            raise invalid_input(
+                f"{param} holds a token id outside 0..{self.tokenizer.vocab_size - 1}, the ids of "
+                "this model's tokenizer",
+                param,
+            )
 
     async def _run_dense(
         self, tokens: Sequence[Tokens], choice: TaskChoice, traffic: TrafficClass
@@ -350,6 +457,14 @@ class ServedModel:
             means=means, sparse=sparse, multi_vector=multi, hidden=hidden, num_tokens=num_tokens
         )
 
+    def _check_num_parts(self, name: str, count: int) -> None:
+        if not 0 < count <= self._limits.items:
+            raise invalid_input(
+                f"the text has {count:,} {name}, and a request may have 1 to "
+                f"{self._limits.items:,}; choose larger chunks, or send the text in parts",
+                "chunking",
+            )
+
     def _check_heads(self, outputs: Collection[str]) -> None:
         for output in outputs:
             if output in HEADS and f"{output}.weight" not in self._heads:
@@ -365,10 +480,22 @@ class ServedModel:
         )
 
     async def _tokenise_in_thread(
-        self, texts: Sequence[str] | Sequence[list[int]], prompt: str
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        prompt: str,
+        tokenizer: Tokenizer | None = None,
+        truncation_side: Side = "right",
     ) -> list[Tokens]:
+        """The tokens of each text. The default `tokenizer` is the model's."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, tokenise, self.tokenizer, texts, prompt)
+        tokenizer = tokenizer or self.tokenizer
+        return await loop.run_in_executor(
+            self._threads, tokenise, tokenizer, texts, prompt, truncation_side
+        )
+
+
+def _embed_none(texts: list[str]) -> Float32[np.ndarray, "N D"]:
+    raise AssertionError("only Semantic embeds texts, and it is cut elsewhere")
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from polyvec.server.errors import describe_statuses
 from polyvec.server.service import Endpoint
 
-PROBES = ("/ready", "/health")
+PROBES = ("/ready", "/health", "/ping")
 """Paths whose 503 has the form of their 200, and not that of an error."""
 
 
@@ -28,7 +28,7 @@ def describe_api(
         }
         operation: dict[str, Any] = {
             "summary": endpoint.summary,
-            "operationId": f"{endpoint.method.lower()}_{endpoint.answer.__name__}",
+            "operationId": _name_operation(endpoint, endpoints),
             "responses": {"200": {"description": "Success"}, **errors},
             "security": [{}, {"key": []}],
         }
@@ -60,6 +60,13 @@ def describe_api(
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _name_operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> str:
+    """A unique name. If several routes have the same handler, the path is a part of the name."""
+    name = f"{endpoint.method.lower()}_{endpoint.answer.__name__}"
+    first = next(other for other in endpoints if other.answer is endpoint.answer)
+    return name if endpoint is first else name + re.sub(r"\W+", "_", endpoint.path).rstrip("_")
 
 
 def _reference(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, str]:

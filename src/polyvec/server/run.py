@@ -20,6 +20,7 @@ from polyvec.heads import select_heads
 from polyvec.server.api_keys import ApiKeys
 from polyvec.server.app import make_app
 from polyvec.server.batch_job_worker import answer_batch_jobs
+from polyvec.server.cors import check_origin
 from polyvec.server.engine_process import EngineFactory, load_engine
 from polyvec.server.key_reload import reload_api_keys
 from polyvec.server.limits import Limits
@@ -128,8 +129,11 @@ def make_service(
 
     If `make_engine` is given, it creates the engines, for example engines that fail on purpose in
     tests.
-    Raises ValueError if a model does not exist or is damaged, or if two models have the same name.
+    Raises ValueError if a model does not exist or is damaged, if two models have the same name, or
+    if `cors` has a value that is no origin.
     """
+    for origin in cors:
+        check_origin(origin)
     limits, metrics, traces = limits or Limits(), Metrics(), None
     if num_engines < 1:
         raise ValueError(f"engines is {num_engines}, must be at least 1")

@@ -73,15 +73,24 @@ def truncate_means(
 
 
 def dense_objects(
-    vectors: Float32[np.ndarray, "N dim"], encodings: Sequence[str], *, first_index: int
+    vectors: Float32[np.ndarray, "N dim"],
+    encodings: Sequence[str],
+    *,
+    first_index: int,
+    offsets: Sequence[tuple[int, int]] | None = None,
 ) -> list[bytes]:
-    """The objects of `data` for dense embeddings, one per text; several encodings are allowed."""
+    """The objects of `data` for dense embeddings, one per text; several encodings are allowed.
+
+    `offsets` are the characters [start, end) of each chunk, if the texts are chunks of one.
+    """
     columns = [ENCODINGS[name].apply(vectors) for name in encodings]
     objects = []
     for index, values in enumerate(zip(*columns, strict=True), first_index):
         item = {"object": "embedding", "index": index, "embedding": values[0]}
         if len(encodings) > 1:
             item["embedding_types"] = dict(zip(encodings, values, strict=True))
+        if offsets is not None:
+            item["start"], item["end"] = offsets[index - first_index]
         objects.append(to_json(item))
     return objects
 

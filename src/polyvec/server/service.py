@@ -55,8 +55,10 @@ class Service:
         """Every model once, whatever the number of its names."""
         return list(dict.fromkeys(self.models_by_name.values()))
 
-    def choose_model(self, name: str) -> ServedModel:
-        """The model of a name. Raises ApiError 400."""
+    def choose_model(self, name: str | None) -> ServedModel:
+        """The model of a name, or the first model for None. Raises ApiError 400."""
+        if name is None:
+            return self.models[0]
         model = self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
         if model is None:
             known = ", ".join(self.models_by_name)
@@ -126,14 +128,17 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
 
 
-def find_error_form(endpoints: Sequence[Endpoint], path: str) -> ErrorForm:
+def find_error_form(endpoints: Sequence[Endpoint], path: str, method: str) -> ErrorForm:
     """The form of errors at a path: that of its endpoint, or of the nearest one.
 
     A path without an endpoint has the form of the first endpoint with the same first segment.
     """
-    for endpoint in endpoints:
-        if endpoint.path == path:
+    at_path = [endpoint for endpoint in endpoints if endpoint.path == path]
+    for endpoint in at_path:
+        if endpoint.method == method:
             return endpoint.error_form
+    if at_path:
+        return at_path[0].error_form
     segment = path.split("/")[:2]
     for endpoint in endpoints:
         if endpoint.path.split("/")[:2] == segment:

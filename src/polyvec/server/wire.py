@@ -1,7 +1,8 @@
 """Strict parsing of request bodies, and the field types that several routes share.
 
 Bodies follow Jina's OpenAPI document (2026.04.02) and OpenAI's embeddings API. Unknown fields are
-errors, and values are not converted: "8" is not 8.
+errors on these routes, and ignored on routes whose own servers ignore them. Values are not
+converted: "8" is not 8.
 """
 
 import json
@@ -53,6 +54,16 @@ class StrictModel(BaseModel):
     """The body of a request, or a part of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class TolerantModel(StrictModel):
+    """The body of a request to a route of another server, which ignores unknown fields.
+
+    Clients of these servers send fields that the server does not have, for example those of a
+    similar server.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def parse_texts(value: Any) -> list[str]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from polyvec import TASKS, to_binary, to_ubinary
+from polyvec import TASKS, Semantic, Sentences, to_binary, to_ubinary
 from tests.server.conftest import MODEL, read_vectors
 
 TEXTS = [
@@ -100,12 +100,31 @@ def test_without_normalisation_vectors_keep_their_length(server):
 def test_token_ids_are_as_good_as_their_text(server, library, task):
     ids = [text.ids.tolist() for text in library.tokenizer.encode(TEXTS, [""] * len(TEXTS))]
     expected = read_vectors(server.embed(TEXTS, task=task))
-    bare = [one[1:-1] for one in ids]
-    for form in (ids, bare):
-        np.testing.assert_allclose(read_vectors(server.embed(form, task=task)), expected, atol=2e-6)
-    np.testing.assert_allclose(
-        read_vectors(server.embed(bare[0], task=task)), expected[:1], atol=2e-6
-    )
+    for form, vectors in ((ids, expected), (ids[0], expected[:1])):
+        np.testing.assert_allclose(read_vectors(server.embed(form, task=task)), vectors, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param([9241, 1587, 279, 8415, 6212, 30], id="another tokenizer"),
+        pytest.param([[0, 5, 6, 2], [9241, 30]], id="another tokenizer beside our own"),
+        pytest.param([5, 6], id="neither"),
+        pytest.param([0, 5, 6], id="no end"),
+        pytest.param([5, 6, 2], id="no start"),
+        pytest.param([0, 5, 2, 1, 1], id="padding"),
+        pytest.param([2, 5, 0], id="the wrong way round"),
+        pytest.param([0], id="one token"),
+    ],
+)
+def test_token_ids_that_this_models_tokenizer_cannot_write_are_refused(server, ids):
+    """Ids of another tokenizer are in the range of the vocabulary, but mean other words."""
+    for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+        answer = server.http.post(path, json={"model": MODEL, field: ids})
+        sentence = answer.json()["detail"]
+        assert answer.status_code == 400, sentence
+        named = f"{field}[{1 if isinstance(ids[0], list) else 0}]"
+        assert all(part in sentence for part in ("<s>", "</s>", named, "string")), sentence
 
 
 def test_objects_with_a_text_are_texts(server):
@@ -261,3 +280,93 @@ def test_one_chunk_is_its_text(server):
     """Late chunking of one chunk is plain embedding."""
     late = read_vectors(server.embed(["a fox in its den"], late_chunking=True))
     np.testing.assert_allclose(late, read_vectors(server.embed("a fox in its den")), atol=1e-6)
+
+
+DOCUMENT = (
+    "The fox 🦊 sleeps in its den. Snow falls; nobody minds.\n\n猫在椅子上睡觉。Brot backen! " * 60
+)
+"""More tokens than the model with 1,024 reads at once, and characters of four bytes."""
+
+
+@pytest.mark.parametrize(
+    ("chunking", "chunks"),
+    [
+        ({"tokens": 50}, 50),
+        ({"sentences": 7}, Sentences(7)),
+        ({"sentences": 9, "language": "de"}, Sentences(9, "de")),
+        ({"semantic": {}}, Semantic()),
+        ({"semantic": {"percentile": 70, "buffer": 0}}, Semantic(70, 0)),
+        ({"spans": [[0, 40], [20, 4_000], [9, 9]]}, [(0, 40), (20, 4_000), (9, 9)]),
+    ],
+)
+@pytest.mark.parametrize("task", [None, "retrieval.passage"])
+def test_one_text_is_cut_and_encoded_as_the_library_does_it(
+    long_server, long_library, jina_schema, chunking, chunks, task
+):
+    """Late chunking beyond the model's longest text: offsets and vectors are the library's."""
+    assert long_library.tokenizer.count(DOCUMENT) > 2 * long_library.config.max_tokens
+    expected = long_library.encode_chunks(
+        DOCUMENT, task=task, chunks=chunks, dim=8, any_dim=True, progress=False
+    )
+    answer = long_server.embed(
+        DOCUMENT, task=task, dimensions=8, late_chunking=True, chunking=chunking
+    )
+    np.testing.assert_allclose(read_vectors(answer), expected.vectors, atol=1e-5)
+    data = answer.json()["data"]
+    assert [[one["start"], one["end"]] for one in data] == expected.offsets.tolist()
+    jina_schema("EmbeddingResponse", answer.json())
+
+
+def test_a_short_text_that_is_one_chunk_has_its_own_vector(server, library):
+    answer = server.embed("a fox", late_chunking=True, chunking={"tokens": 99})
+    np.testing.assert_allclose(read_vectors(answer), library.encode("a fox"), atol=1e-5)
+    assert answer.json()["data"][0]["end"] == len("a fox")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "named"),
+    [
+        ({"chunking": {"tokens": 5}, "late_chunking": False}, 400, "late_chunking: true"),
+        ({"chunking": {"tokens": 5}, "input": ["a", "b"]}, 400, "one text"),
+        ({"chunking": {"tokens": 5}, "input": [[0, 5, 2]]}, 400, "token ids"),
+        ({"chunking": {"tokens": 0}}, 422, "chunking.tokens"),
+        ({"chunking": {}}, 422, "one of tokens"),
+        ({"chunking": {"tokens": 5, "sentences": 2}}, 422, "one of tokens"),
+        ({"chunking": {"paragraphs": 5}}, 422, "paragraphs"),
+        ({"chunking": {"spans": [[0, 9_999]]}}, 400, "outside the document"),
+        ({"chunking": {"spans": []}}, 400, "0 chunks"),
+        ({"chunking": {"semantic": {"percentile": 101}}}, 422, "percentile"),
+        ({"chunking": {"tokens": 1}, "input": "a " * 3_000}, 400, "chunks"),
+        ({"chunking": {"semantic": {}}, "input": "Ah. " * 3_000}, 400, "sentences"),
+        ({"chunking": {"tokens": 9}, "input": "a " * 300_000}, 400, "300,000 tokens"),
+        ({"chunking": {"tokens": 9}, "output": "sparse"}, 400, "late_chunking"),
+        ({"chunking": {"tokens": 9}, "input": " "}, 400, "empty"),
+    ],
+)
+def test_an_impossible_chunking_is_refused_by_its_field(server, fields, status, named):
+    got, sentence = server.error({"input": "a fox", "late_chunking": True} | fields)
+    assert (got, named in sentence) == (status, True), sentence
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/embeddings",
+        "/openai/v1/embeddings",
+        f"/openai/deployments/{MODEL}/embeddings?api-version=2024-06-01",
+        f"/openai/deployments/jina-ai/{MODEL}/embeddings",
+    ],
+)
+def test_paths_of_other_servers_embed_and_ignore_unknown_fields(server, library, path):
+    """The model is optional there: it is the deployment in the path, or the first model."""
+    answer = server.http.post(path, json={"input": TEXTS[:2], "surprise": [1]})
+    np.testing.assert_allclose(read_vectors(answer), library.encode(TEXTS[:2]), atol=2e-6)
+    assert server.http.post("/v1/embeddings", json={"input": "a"}).status_code == 422
+
+
+def test_a_deployment_names_the_model(server):
+    path = "/openai/deployments/{}/embeddings"
+    answer = server.http.post(path.format(MODEL), json={"model": "gpt-5", "input": "a"})
+    assert answer.json()["model"] == MODEL
+    answer = server.http.post(path.format("gpt-5"), json={"model": MODEL, "input": "a"})
+    assert answer.status_code == 400 and "gpt-5" in answer.json()["error"]["message"]

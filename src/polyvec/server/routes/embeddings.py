@@ -1,10 +1,14 @@
-"""POST /v1/embeddings, for the clients of Jina and of OpenAI."""
+"""POST /v1/embeddings, for the clients of Jina and of OpenAI.
+
+The same handler answers the paths of Azure and of TEI, whose own servers ignore unknown fields.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from polyvec.late_chunking import ChunkChoice, Semantic, Sentences
 from polyvec.server.errors import invalid_input
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import (
@@ -24,6 +28,56 @@ SERIALISE_TEXTS = 32
 Encodings = JinaEncoding | Annotated[list[JinaEncoding], Field(min_length=1, max_length=4)] | None
 
 
+MAX_SPANS = 10_000
+"""Maximum number of spans that are read; the limit of chunks in a request is lower by default."""
+
+Position = Annotated[int, Field(ge=0)]
+Span = Annotated[list[Position], Field(min_length=2, max_length=2)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
+
+
+class SemanticChunks(StrictModel):
+    """Chunks that end where the topic changes."""
+
+    percentile: Annotated[int, Field(ge=0, le=100)] = Semantic().percentile
+    """A chunk ends where the distance between two sentences exceeds this percentile of all."""
+    buffer: Annotated[int, Field(ge=0, le=10)] = Semantic().buffer
+    """Number of sentences before and after each sentence that are embedded together with it."""
+
+
+class Chunking(StrictModel):
+    """How one text is cut into chunks. Exactly one of the first four fields says it."""
+
+    tokens: Count | None = None
+    """Tokens per chunk."""
+    sentences: Count | None = None
+    """Sentences per chunk."""
+    semantic: SemanticChunks | None = None
+    """Chunks that end where the topic changes; `{}` uses the defaults."""
+    spans: Annotated[list[Span], Field(max_length=MAX_SPANS)] | None = None
+    """The characters [start, end) of each chunk. Chunks may overlap and leave gaps."""
+    language: Language = "en"
+    """Language (ISO 639-1) whose abbreviations do not end sentences."""
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> "Chunking":
+        given = (self.tokens, self.sentences, self.semantic, self.spans)
+        if sum(choice is not None for choice in given) != 1:
+            raise ValueError("give one of tokens, sentences, semantic and spans")
+        return self
+
+    def choose(self) -> ChunkChoice:
+        """The choice as the library has it."""
+        if self.tokens is not None:
+            return self.tokens
+        if self.sentences is not None:
+            return Sentences(self.sentences, self.language)
+        if self.semantic is not None:
+            return Semantic(self.semantic.percentile, self.semantic.buffer, self.language)
+        return [(start, end) for start, end in self.spans or []]
+
+
 class EmbeddingRequest(StrictModel):
     """The fields of Jina's API and of OpenAI's, which have different names."""
 
@@ -37,6 +91,9 @@ class EmbeddingRequest(StrictModel):
     """Size of the vectors, at most the model's width; preferably one of its Matryoshka sizes."""
     late_chunking: bool | None = None
     """Encode all inputs as one document, joined by single spaces; still one vector per input."""
+    chunking: Chunking | None = None
+    """With late_chunking, `input` is one text of any length, and this cuts it into chunks. A field
+    of polyvec's own."""
     embedding_type: Encodings = None
     """Encoding of the vectors. With a list, `embedding` has the first, `embedding_types` all."""
     encoding_type: Encodings = None
@@ -67,6 +124,15 @@ class EmbeddingRequest(StrictModel):
         return [given] if isinstance(given, str) else given
 
 
+class CompatibleRequest(EmbeddingRequest):
+    """The body of a path that other servers have. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Name of the model; by default the deployment in the path, or the server's first model."""
+
+
 class Usage(BaseModel):
     """Tokens that the model has read, special tokens and instructions included."""
 
@@ -81,6 +147,10 @@ class Embedding(BaseModel):
     index: int
     embedding: list[float] | list[int] | str | dict[str, float]
     embedding_types: dict[JinaEncoding, list[float] | list[int] | str] | None = None
+    start: int | None = None
+    """With `chunking`, the chunk's first character in the text, counted in Unicode code points."""
+    end: int | None = None
+    """With `chunking`, the character after the chunk's last one."""
 
 
 class MultiVectorEmbedding(BaseModel):
@@ -103,12 +173,19 @@ class EmbeddingResponse(BaseModel):
 async def embeddings(context: RequestContext) -> Response:
     """POST /v1/embeddings."""
     request: EmbeddingRequest = context.body
-    model = context.service.choose_model(request.model)
+    name = context.path_params.get("deployment", request.model)
+    model = context.service.choose_model(name)
     choice = model.choose_task(request.task)
     _check_options(request, model)
     dim = model.check_dim(request.dimensions, packs_bits=pack_bits(request.encodings))
     truncate = bool(request.truncate)
-    if request.late_chunking:
+    if request.chunking is not None:
+        text = _only_document(request)
+        chunks = request.chunking.choose()
+        encoded = await model.encode_document(
+            text, choice, chunks, context.api_key, traffic=context.traffic
+        )
+    elif request.late_chunking:
         chunks = _only_texts(request.input, "late_chunking")
         encoded = await model.encode_chunks(
             chunks, choice, context.api_key, truncate=truncate, traffic=context.traffic
@@ -126,7 +203,7 @@ async def embeddings(context: RequestContext) -> Response:
 
     def write() -> bytes:
         objects = _serialise(request, model, encoded, dim)
-        return embedding_body(request.model, objects, encoded.num_tokens)
+        return embedding_body(name or model.name, objects, encoded.num_tokens)
 
     body = await context.serialise(write, _count_numbers(encoded, dim))
     return Response(body, media_type="application/json")
@@ -136,7 +213,7 @@ def _check_options(request: EmbeddingRequest, model: ServedModel) -> None:
     """Raise ApiError 400 for options that the requested output does not have."""
     if request.output == "dense":
         return
-    for name in ("dimensions", "late_chunking"):
+    for name in ("dimensions", "late_chunking", "chunking"):
         if getattr(request, name):
             raise invalid_input(f"output {request.output} does not support {name}", name)
     _only_texts(request.input, f"output {request.output}")
@@ -166,7 +243,8 @@ def _serialise(
     objects: list[bytes] = []
     for first in range(0, len(vectors), SERIALISE_TEXTS):
         group = vectors[first : first + SERIALISE_TEXTS]
-        objects.extend(dense_objects(group, request.encodings, first_index=first))
+        offsets = encoded.offsets and encoded.offsets[first : first + SERIALISE_TEXTS]
+        objects.extend(dense_objects(group, request.encodings, first_index=first, offsets=offsets))
     return objects
 
 
@@ -176,6 +254,20 @@ def _count_numbers(encoded: Encoded, dim: int) -> int:
     if encoded.multi_vector is not None:
         return sum(vectors.size for vectors in encoded.multi_vector)
     return len(encoded) * dim
+
+
+def _only_document(request: EmbeddingRequest) -> str:
+    """The one text that `chunking` cuts. Raises ApiError 400."""
+    if not request.late_chunking:
+        raise invalid_input("chunking needs late_chunking: true", "chunking")
+    texts = _only_texts(request.input, "chunking")
+    if len(texts) != 1:
+        raise invalid_input(
+            f"chunking cuts one text, and input has {len(texts):,}; send one text, or omit "
+            "chunking if these are the chunks of a document",
+            "chunking",
+        )
+    return texts[0]
 
 
 def _only_texts(inputs: list[str] | list[list[int]], option: str) -> list[str]:
@@ -194,5 +286,23 @@ ENDPOINTS = [
         summary="Embed texts",
         reads=EmbeddingRequest,
         writes=EmbeddingResponse,
+    ),
+    *(
+        Endpoint(
+            method="POST",
+            path=path,
+            answer=embeddings,
+            summary=summary,
+            reads=CompatibleRequest,
+            writes=EmbeddingResponse,
+        )
+        for path, summary in (
+            ("/embeddings", "TEI: embed texts, for the clients of OpenAI"),
+            ("/openai/v1/embeddings", "Azure: embed texts"),
+            (
+                "/openai/deployments/{deployment:path}/embeddings",
+                "Azure: embed texts with the model that the path names",
+            ),
+        )
     ),
 ]

@@ -16,7 +16,7 @@ async def live(context: RequestContext) -> Response:
 
 
 async def ready(context: RequestContext) -> Response:
-    """GET /ready and /health: the server can answer requests."""
+    """GET /ready, /health and /ping: the server can answer requests."""
     is_ready, state = context.service.check_ready()
     models = [model.name for model in context.service.models]
     return json_response({"status": state, "models": models}, 200 if is_ready else 503)
@@ -52,6 +52,9 @@ ENDPOINTS = [
     Endpoint(method="GET", path="/ready", answer=ready, summary="Readiness probe"),
     Endpoint(
         method="GET", path="/health", answer=ready, summary="Readiness probe, as TEI names it"
+    ),
+    Endpoint(
+        method="GET", path="/ping", answer=ready, summary="Readiness probe, as SageMaker names it"
     ),
     Endpoint(method="GET", path="/metrics", answer=metrics, summary="Prometheus metrics"),
     Endpoint(method="GET", path="/", answer=page, summary="Playground, a web page"),

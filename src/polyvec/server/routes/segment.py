@@ -39,8 +39,7 @@ class SegmentRequest(StrictModel):
 async def segment(context: RequestContext) -> Response:
     """POST /v1/segment."""
     request: SegmentRequest = context.body
-    service, name = context.service, request.tokenizer
-    model = service.models[0] if name is None else service.choose_model(name)
+    model = context.service.choose_model(request.tokenizer)
     answer = await asyncio.to_thread(segment_text, request, model.tokenizer)
     answer["tokenizer"] = model.name
     context.api_key.charge(answer["num_tokens"])

@@ -1,17 +1,31 @@
 """The routes of Text Embeddings Inference (TEI). They use the first model of the server."""
 
 import asyncio
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema, model_validator
 from starlette.responses import Response
 
-from polyvec.server.errors import AnyError, ErrorForm
-from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded, ServedModel
+from polyvec.server.errors import AnyError, ApiError, ErrorForm, invalid_input
+from polyvec.server.inputs import Side
+from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded
 from polyvec.server.serialise import to_json, truncate_means
 from polyvec.server.service import Endpoint, RequestContext, json_response
-from polyvec.server.wire import MAX_TOKENISE_CHARACTERS, Dimensions, StrictModel, Texts
-from polyvec.tasks import TaskChoice
+from polyvec.server.wire import (
+    MAX_TOKENISE_CHARACTERS,
+    TOKEN_IDS_SCHEMA,
+    Dimensions,
+    Input,
+    ItemCount,
+    Texts,
+    TokenIds,
+    TolerantModel,
+    parse_input,
+)
+
+ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
+"""TEI's error types; other 4xx are "Validation" and other 5xx are "Backend"."""
 
 
 class TeiErrorResponse(AnyError):
@@ -21,42 +35,106 @@ class TeiErrorResponse(AnyError):
     error_type: str
 
 
+def _error_type(error: ApiError) -> str:
+    return ERROR_TYPES.get(error.status, "Backend" if error.status >= 500 else "Validation")
+
+
 ERROR_FORM = ErrorForm(
     TeiErrorResponse,
-    lambda error, _: {"error": error.message, "error_type": error.openai_type},
+    lambda error, _: {"error": error.message, "error_type": _error_type(error)},
 )
 
 
-class TeiRequest(StrictModel):
-    """Texts to embed."""
+class Truncation(TolerantModel):
+    """Whether and where texts that are too long are truncated."""
 
-    inputs: Texts
     truncate: bool | None = False
     """Truncate texts that are too long; otherwise they are an error."""
-    truncation_direction: Literal["Right", "right"] = "Right"
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = "Right"
+    """The side of a text that truncation removes."""
+
+    @property
+    def truncation_side(self) -> Side:
+        """The side in lower case."""
+        return "left" if self.truncation_direction in ("Left", "left") else "right"
+
+
+class TeiOptions(Truncation):
+    """Options of every route that embeds."""
+
     prompt_name: str | None = None
     """Name of the task."""
-    normalize: bool = True
+
+
+class TeiEmbedOptions(TeiOptions):
+    """Options of the routes that return embeddings."""
+
+    normalize: bool | None = True
     """Scale every vector to length 1."""
     dimensions: Dimensions | None = None
     """Size of the vectors, at most the model's width."""
 
 
-class TeiRerankRequest(StrictModel):
+class TeiRequest(TeiEmbedOptions):
+    """Texts to embed."""
+
+    inputs: Input
+
+
+class SimilarityInput(TolerantModel):
+    """A sentence, and the sentences to compare with it."""
+
+    source_sentence: str
+    sentences: Annotated[list[str], Field(min_length=1)]
+
+
+class TeiSimilarityRequest(TolerantModel):
+    """Sentences to compare."""
+
+    inputs: SimilarityInput
+    parameters: TeiOptions | None = None
+
+
+def _input_kind(value: Any) -> str:
+    is_similarity = isinstance(value, SimilarityInput) or (
+        isinstance(value, dict) and "source_sentence" in value
+    )
+    return "similarity" if is_similarity else "embed"
+
+
+class TeiRootRequest(TeiEmbedOptions):
+    """Texts to embed, or sentences to compare: the form of the input decides."""
+
+    inputs: Annotated[
+        Annotated[Input, Tag("embed")] | Annotated[SimilarityInput, Tag("similarity")],
+        Discriminator(_input_kind),
+    ]
+    parameters: TeiOptions | None = None
+    """Options for sentences to compare, which may also stand beside `inputs`."""
+
+
+class TeiPredictRequest(Truncation):
+    """Texts to classify."""
+
+    inputs: Any
+
+
+class TeiRerankRequest(Truncation):
     """A query, and the texts to sort."""
 
     query: str
     texts: Texts
     raw_scores: bool = False
     """A field without effect, since scores are cosines."""
-    return_text: bool = False
+    return_text: bool | None = False
     """Include the texts in the answer."""
-    truncate: bool | None = False
-    """Truncate texts that are too long; otherwise they are an error."""
-    truncation_direction: Literal["Right", "right"] = "Right"
+    return_documents: bool | None = None
+    """Another name of `return_text`, which other rerank APIs use."""
+    top_n: ItemCount | None = None
+    """Number of texts to return; by default all. TEI itself returns all."""
 
 
-class TeiTokenizeRequest(StrictModel):
+class TeiTokenizeRequest(TolerantModel):
     """Texts to tokenise."""
 
     inputs: Texts
@@ -73,45 +151,119 @@ class TeiTokenizeRequest(StrictModel):
         return self
 
 
+def parse_ids(value: Any) -> TokenIds:
+    """The token ids of one text or of several."""
+    texts = [ids for ids in parse_input(value) if isinstance(ids, list)]
+    if not texts:
+        raise ValueError("must be a list of token ids, or a list of such lists")
+    return texts
+
+
+class TeiDecodeRequest(TolerantModel):
+    """Token ids to turn into texts."""
+
+    ids: Annotated[
+        TokenIds,
+        PlainValidator(parse_ids),
+        WithJsonSchema({"anyOf": [TOKEN_IDS_SCHEMA, {"type": "array", "items": TOKEN_IDS_SCHEMA}]}),
+    ]
+    skip_special_tokens: bool = True
+    """Leave `<s>` and `</s>` out of the texts."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "TeiDecodeRequest":
+        if sum(map(len, self.ids)) > MAX_TOKENISE_CHARACTERS:
+            raise ValueError(f"ids has more than {MAX_TOKENISE_CHARACTERS:,} token ids together")
+        return self
+
+
 async def _encode(
-    context: RequestContext, model: ServedModel, choice: TaskChoice, output: str
+    context: RequestContext,
+    texts: list[str] | TokenIds,
+    options: TeiOptions,
+    output: str,
+    param: str = "inputs",
 ) -> Encoded:
     """One output of the texts of a request that embeds."""
-    request: TeiRequest = context.body
-    encoded = await model.encode(
-        request.inputs,
-        choice,
+    model = context.service.models[0]
+    return await model.encode(
+        texts,
+        model.choose_task(options.prompt_name),
         [output],
         context.api_key,
-        truncate=bool(request.truncate),
-        param="inputs",
+        truncate=bool(options.truncate),
+        truncation_side=options.truncation_side,
+        param=param,
     )
-    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
-    return encoded
+
+
+def _check_dim(context: RequestContext, options: TeiEmbedOptions) -> int:
+    return context.service.models[0].check_dim(options.dimensions, packs_bits=False)
 
 
 async def tei_embed(context: RequestContext) -> Response:
     """POST /embed: one vector per text."""
     request: TeiRequest = context.body
-    model = context.service.models[0]
-    choice = model.choose_task(request.prompt_name)
-    dim = model.check_dim(request.dimensions, packs_bits=False)
-    encoded = await _encode(context, model, choice, "dense")
+    return await _embed(context, request.inputs, request)
+
+
+async def _embed(
+    context: RequestContext, texts: list[str] | TokenIds, options: TeiEmbedOptions
+) -> Response:
+    dim = _check_dim(context, options)
+    encoded = await _encode(context, texts, options, "dense")
+    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
     def write() -> bytes:
-        return to_json(list(truncate_means(encoded.dense, dim, normalized=request.normalize)))
+        normalized = options.normalize is not False
+        return to_json(list(truncate_means(encoded.dense, dim, normalized=normalized)))
 
     body = await context.serialise(write, len(encoded) * dim)
+    return Response(body, media_type="application/json")
+
+
+async def tei_root(context: RequestContext) -> Response:
+    """POST / and /invocations: embed or compare, as the clients of Hugging Face and SageMaker do.
+
+    These clients send all requests to one address.
+    """
+    request: TeiRootRequest = context.body
+    if isinstance(request.inputs, SimilarityInput):
+        return await _compare(context, request.inputs, request.parameters or request)
+    return await _embed(context, request.inputs, request)
+
+
+async def tei_similarity(context: RequestContext) -> Response:
+    """POST /similarity: the cosine of one sentence with each of the others."""
+    request: TeiSimilarityRequest = context.body
+    return await _compare(context, request.inputs, request.parameters or TeiOptions())
+
+
+async def _compare(
+    context: RequestContext, inputs: SimilarityInput, options: TeiOptions
+) -> Response:
+    width = context.service.models[0].config.width
+    # The scheduler puts both into one batch.
+    source, others = await asyncio.gather(
+        _encode(context, [inputs.source_sentence], options, "dense", "source_sentence"),
+        _encode(context, inputs.sentences, options, "dense", "sentences"),
+    )
+    context.record_usage(texts=1 + len(others), tokens=source.num_tokens + others.num_tokens)
+
+    def write() -> bytes:
+        [vector] = truncate_means(source.dense, width)
+        return to_json(truncate_means(others.dense, width) @ vector)
+
+    body = await context.serialise(write, len(others) * width)
     return Response(body, media_type="application/json")
 
 
 async def tei_embed_all(context: RequestContext) -> Response:
     """POST /embed_all: one vector per token, not normalised."""
     request: TeiRequest = context.body
-    model = context.service.models[0]
-    choice = model.choose_task(request.prompt_name)
-    dim = model.check_dim(request.dimensions, packs_bits=False)
-    encoded = await _encode(context, model, choice, HIDDEN)
+    dim = _check_dim(context, request)
+    encoded = await _encode(context, request.inputs, request, HIDDEN)
+    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
     def write() -> bytes:
         assert encoded.hidden is not None
@@ -126,9 +278,8 @@ async def tei_embed_all(context: RequestContext) -> Response:
 async def tei_embed_sparse(context: RequestContext) -> Response:
     """POST /embed_sparse: token ids and their weights."""
     request: TeiRequest = context.body
-    model = context.service.models[0]
-    choice = model.choose_task(request.prompt_name)
-    encoded = await _encode(context, model, choice, "sparse")
+    encoded = await _encode(context, request.inputs, request, "sparse")
+    context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
     sparse = encoded.sparse
     assert sparse is not None
 
@@ -145,6 +296,16 @@ async def tei_embed_sparse(context: RequestContext) -> Response:
     return Response(body, media_type="application/json")
 
 
+async def tei_predict(context: RequestContext) -> Response:
+    """POST /predict: an error, because no model of this server is a classifier."""
+    model = context.service.models[0]
+    raise invalid_input(
+        f"{model.name} is an embedding model and not a classifier; POST /v1/classify classifies "
+        "texts by the names of labels or by examples",
+        param=None,
+    )
+
+
 async def tei_rerank(context: RequestContext) -> Response:
     """POST /rerank: texts sorted by their cosine with the query, best first."""
     request: TeiRerankRequest = context.body
@@ -153,11 +314,14 @@ async def tei_rerank(context: RequestContext) -> Response:
         request.texts,
         context.api_key,
         truncate=bool(request.truncate),
+        truncation_side=request.truncation_side,
         param="texts",
     )
     context.record_usage(texts=len(ranked) + 1, tokens=num_tokens)
-    ranks: list[dict[str, Any]] = [{"index": one.index, "score": one.score} for one in ranked]
-    if request.return_text:
+    ranks: list[dict[str, Any]] = [
+        {"index": one.index, "score": one.score} for one in ranked[: request.top_n]
+    ]
+    if request.return_text or request.return_documents:
         for rank in ranks:
             rank["text"] = request.texts[rank["index"]]
     return json_response(ranks)
@@ -194,6 +358,28 @@ async def tei_tokenize(context: RequestContext) -> Response:
     return json_response(texts)
 
 
+async def tei_decode(context: RequestContext) -> Response:
+    """POST /decode: the texts of token ids."""
+    request: TeiDecodeRequest = context.body
+    model, limit = context.service.models[0], context.service.limits.items
+    if len(request.ids) > limit:
+        raise invalid_input(f"{len(request.ids):,} lists are too many; the limit is {limit:,}")
+    vocab_size = model.tokenizer.vocab_size
+
+    def decode() -> list[str]:
+        for number, ids in enumerate(request.ids):
+            if min(ids) < 0 or max(ids) >= vocab_size:
+                param = f"ids[{number}]"
+                raise invalid_input(f"{param} holds an id outside 0..{vocab_size - 1}", param)
+        return model.tokenizer.core.decode_batch(
+            request.ids, skip_special_tokens=request.skip_special_tokens
+        )
+
+    texts = await asyncio.to_thread(decode)
+    context.api_key.charge(sum(map(len, request.ids)))
+    return json_response(texts)
+
+
 async def tei_info(context: RequestContext) -> Response:
     """GET /info."""
     model, limits = context.service.models[0], context.service.limits
@@ -202,14 +388,18 @@ async def tei_info(context: RequestContext) -> Response:
             "model_id": model.name,
             "model_sha": None,
             "model_dtype": "float32",
+            "served_model_name": model.name,
             "model_type": {"embedding": {"pooling": "mean"}},
             "max_concurrent_requests": limits.requests,
             "max_input_length": model.config.max_tokens,
             "max_batch_tokens": limits.request_tokens,
+            "max_batch_requests": None,
             "max_client_batch_size": limits.items,
             "auto_truncate": False,
             "tokenization_workers": TOKENISE_THREADS,
-            "version": "polyvec",
+            "version": version("polyvec"),
+            "sha": None,
+            "docker_label": None,
         }
     )
 
@@ -221,6 +411,30 @@ ENDPOINTS = [
         answer=tei_embed,
         summary="TEI: embed texts",
         reads=TeiRequest,
+        error_form=ERROR_FORM,
+    ),
+    Endpoint(
+        method="POST",
+        path="/",
+        answer=tei_root,
+        summary="TEI: embed texts, or compare sentences",
+        reads=TeiRootRequest,
+        error_form=ERROR_FORM,
+    ),
+    Endpoint(
+        method="POST",
+        path="/invocations",
+        answer=tei_root,
+        summary="TEI on SageMaker: embed texts, or compare sentences",
+        reads=TeiRootRequest,
+        error_form=ERROR_FORM,
+    ),
+    Endpoint(
+        method="POST",
+        path="/similarity",
+        answer=tei_similarity,
+        summary="TEI: compare one sentence with others",
+        reads=TeiSimilarityRequest,
         error_form=ERROR_FORM,
     ),
     Endpoint(
@@ -241,6 +455,14 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="POST",
+        path="/predict",
+        answer=tei_predict,
+        summary="TEI: an error, because the models are no classifiers",
+        reads=TeiPredictRequest,
+        error_form=ERROR_FORM,
+    ),
+    Endpoint(
+        method="POST",
         path="/rerank",
         answer=tei_rerank,
         summary="TEI: sort texts by their relevance to a query",
@@ -253,6 +475,14 @@ ENDPOINTS = [
         answer=tei_tokenize,
         summary="TEI: tokenise texts",
         reads=TeiTokenizeRequest,
+        error_form=ERROR_FORM,
+    ),
+    Endpoint(
+        method="POST",
+        path="/decode",
+        answer=tei_decode,
+        summary="TEI: turn token ids into texts",
+        reads=TeiDecodeRequest,
         error_form=ERROR_FORM,
     ),
     Endpoint(
