@@ -226,7 +226,13 @@ class ServedModel:
         return Encoded(means=means, num_tokens=num_tokens)
 
     async def encode_document(
-        self, text: str, choice: TaskChoice, chunks: ChunkChoice, api_key: ApiKey
+        self,
+        text: str,
+        choice: TaskChoice,
+        chunks: ChunkChoice,
+        api_key: ApiKey,
+        *,
+        traffic: TrafficClass = TrafficClass.INTERACTIVE,
     ) -> Encoded:
         """Late chunking of one text of any length, which is cut as `chunks` says.
 
