@@ -411,8 +411,8 @@ def find_model(model: str | Path | None) -> Path:
         return BUNDLED
     if Path(model).is_dir():
         return Path(model)
-    hub_name = model.partition("@")[0] if isinstance(model, str) else ""
-    if hub_name.count("/") == 1 and model[0] not in "/.~":
+    # A revision after "@" may have slashes of its own.
+    if isinstance(model, str) and model.partition("@")[0].count("/") == 1 and model[0] not in "/.~":
         if importlib.util.find_spec("huggingface_hub") is None:
             raise ValueError(
                 f"there is no folder {model}; downloading a model from the Hugging Face hub needs "

@@ -240,7 +240,7 @@ def _read_adapter(folder: Path, name: str) -> Adapter:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= LIMITS["adapter_rank"]:
         raise ValueError(f"{path}: r is {rank!r}, must be 1..{LIMITS['adapter_rank']}")
-    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MAX_ALPHA:
         raise ValueError(
             f"{path}: lora_alpha is {str(alpha)[:40]}, must be a number in (0, {MAX_ALPHA:,}]"
         )
