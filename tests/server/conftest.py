@@ -115,8 +115,6 @@ def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
     service = make_service(models, aliases=[MODEL], precision=precision, **options)
     verify, cert, key = tls or (True, None, None)
     server = make_server(service, "127.0.0.1", 0, tls_cert=cert, tls_key=key)
-    # Clients that a test leaves behind are not waited for.
-    server.config.timeout_graceful_shutdown = 1
     loops = []
 
     async def run():

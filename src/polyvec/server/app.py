@@ -25,6 +25,7 @@ from polyvec.server.service import (
     find_error_form,
     json_response,
 )
+from polyvec.server.supervision import start_supervised, stop_supervised
 from polyvec.server.wire import parse_json, validate
 
 HTTP_ERROR_CODES = {404: ErrorCode.RESOURCE_NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
@@ -41,13 +42,11 @@ def make_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         for model in service.models:
             model.scheduler.start()
-        tasks = [asyncio.create_task(run(service)) for run in background]
+        tasks = [start_supervised(run.__name__, partial(run, service)) for run in background]
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stop_supervised(tasks)
             if service.batch_jobs is not None:
                 service.batch_jobs.close()
             for model in service.models:

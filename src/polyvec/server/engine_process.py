@@ -8,11 +8,20 @@ Axes in this file: B texts, T tokens in the batch, S spans, D width.
   adapter ids [B], span starts [S] and span ends [S].
 - From the engine: a header with one status byte and three bytes of padding; then float32 vectors
   [S, D], or an error message in UTF-8.
+
+The first message, from the server, is the pickled function that makes the engine.
 """
 
-import multiprocessing
+import os
+import pickle
 import signal
+import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -32,6 +41,9 @@ WARM_UP_LENGTHS = (2, 8, 64)
 """Tokens of the texts that an engine encodes before it is ready."""
 
 MAX_ERROR_CHARACTERS = 500
+
+SECRET_VARIABLES = ("POLYVEC_API_KEYS",)
+"""Environment variables that an engine's process does not inherit."""
 
 OUT_OF_MEMORY_PHRASES = ("out of memory", "bad_alloc", "cannot allocate", "can't allocate")
 """Phrases by which engines that raise RuntimeError report that memory ran out."""
@@ -57,21 +69,33 @@ def load_engine(model: str | None, device: str, precision: Literal["auto", "floa
 
 
 class EngineProcess:
-    """The server's side of one engine process. Its methods block: call them in a thread."""
+    """The server's side of one engine process.
+
+    `wait_until_ready` and `pool` block: call them in a thread. `close` must not run at the same
+    time as they do; `kill` ends them.
+    """
 
     def __init__(self, make: EngineFactory, width: int) -> None:
-        """Start the process. It is not ready yet."""
-        # A forked child would inherit the event loop, its threads' locks and the clients' sockets.
-        context = multiprocessing.get_context("spawn")
-        self._connection, child_connection = context.Pipe()
+        """Start the process. It is not ready yet. Raises OSError, and leaves nothing open then."""
         self._width = width
-        self._process = context.Process(
-            target=run_engine, args=(child_connection, make), name="polyvec-engine", daemon=True
-        )
-        self._process.start()
-        child_connection.close()
         self.batch_tokens = 0
         """The engine's best batch size in tokens; known when the engine is ready."""
+        with ExitStack() as opened:
+            self._connection, child_connection = Pipe()
+            opened.callback(self._connection.close)
+            with child_connection:
+                self.sentinel, child_sentinel = os.pipe()
+                opened.callback(os.close, self.sentinel)
+                try:
+                    # It fits into the buffer of the connection, so this does not wait.
+                    self._connection.send_bytes(pickle.dumps(make))
+                    self._process = _spawn(child_connection.fileno(), child_sentinel)
+                finally:
+                    os.close(child_sentinel)
+            self._opened = opened.pop_all()
+
+    sentinel: int
+    """A file descriptor that becomes readable when the process ends."""
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return when the engine has run its first batches.
@@ -81,19 +105,14 @@ class EngineProcess:
         self.batch_tokens = int(np.frombuffer(self._receive(seconds), np.int64)[0])
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int:
         """The process's id."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.is_alive()
-
-    @property
-    def sentinel(self) -> int:
-        """A file descriptor that becomes readable when the process ends."""
-        return self._process.sentinel
+        return self._process.poll() is None
 
     def pool(
         self,
@@ -111,21 +130,26 @@ class EngineProcess:
         counts = np.array([len(batch.lengths), len(batch.token_ids), len(starts)], np.int64)
         arrays = (counts, batch.token_ids, batch.lengths, batch.adapter_ids, starts, ends)
         try:
+            # A process that is stopped reads nothing, and the buffer may be too small for a batch.
+            self._set_send_timeout(seconds)
             self._connection.send_bytes(b"".join(array.tobytes() for array in arrays))
         except OSError as error:
-            self.stop()
-            raise EngineDied(f"the engine has ended ({error})") from None
+            raise self._died(f"does not read ({error})") from None
         answer = self._receive(seconds)
         if answer[0] == OK:
             return np.frombuffer(answer, np.float32, offset=4).reshape(-1, self._width)
         failure = EngineOutOfMemory if answer[0] == OUT_OF_MEMORY else EngineFailure
         raise failure(answer[4:].decode("utf-8", "replace"))
 
-    def stop(self) -> None:
-        """Kill the process, whatever it is doing."""
+    def kill(self) -> None:
+        """Kill the process, whatever it is doing. Does not wait for its end."""
         self._process.kill()
-        self._process.join()
-        self._connection.close()
+
+    def close(self) -> None:
+        """Kill the process, wait for its end, and free all that belongs to it."""
+        self._process.kill()
+        self._process.wait()
+        self._opened.close()
 
     def _receive(self, seconds: float) -> bytes:
         try:
@@ -134,28 +158,63 @@ class EngineProcess:
             reason = f"has not answered for {seconds:g} s"
         except (EOFError, OSError):
             reason = "has ended"
-        self.stop()
-        raise EngineDied(f"the engine {reason} (exit code {self._process.exitcode})")
+        raise self._died(reason)
+
+    def _died(self, reason: str) -> EngineDied:
+        self._process.kill()
+        return EngineDied(f"the engine {reason} (exit code {self._process.wait()})")
+
+    def _set_send_timeout(self, seconds: float) -> None:
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as same:
+            timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
 
-def run_engine(connection: Connection, make: EngineFactory) -> None:
-    """Run batches in the engine's process until the server closes the connection."""
-    # Terminals and service managers signal the whole process group; batches are finished first.
+def _spawn(connection: int, sentinel: int) -> subprocess.Popen[bytes]:
+    """Start an engine's process, which inherits two file descriptors and no secrets.
+
+    It is not forked: a forked child would inherit the event loop, the locks of other threads and
+    the clients' sockets. It has a session of its own: Ctrl-C in a terminal does not reach it.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
+    # The function that makes the engine is imported from where the server imports it.
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    program = f"from {__name__} import main; main({connection})"
+    return subprocess.Popen(
+        # -P: the current folder is not a place to import from, unless it is one for the server.
+        [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", program],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        pass_fds=(connection, sentinel),
+        start_new_session=True,
+    )
+
+
+def main(connection: int) -> None:
+    """Run an engine in this process, for the server at the other end of a file descriptor."""
+    # Service managers signal all processes of a service; batches are finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Connection(connection) as server:
+        run_engine(server, pickle.loads(server.recv_bytes()))
+
+
+def run_engine(connection: Connection, make: EngineFactory) -> None:
+    """Run batches in the engine's process until the server closes the connection."""
     engine = make()
     for length in WARM_UP_LENGTHS:
         batch = make_batch([[0] * length], [NO_ADAPTER])
         engine.pool(batch, batch.starts, batch.ends)
-    connection.send_bytes(np.int64(engine.batch_tokens).tobytes())
+    answer = np.int64(engine.batch_tokens).tobytes()
     while True:
         try:
+            connection.send_bytes(answer)
             message = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        connection.send_bytes(_run_batch(engine, message))
+        answer = _run_batch(engine, message)
 
 
 def _run_batch(engine: Engine, message: bytes) -> bytes:

@@ -69,8 +69,14 @@ class Limits:
     engine_seconds: float = _limit(30.0, "503, and the engine is restarted")
     """Time limit for every 1,000 tokens of a batch."""
 
+    restart_seconds: float = _limit(10.0, "503")
+    """Time limit for the restart of an engine, if requests wait and no other engine is running."""
+
+    shutdown_delay_seconds: float = _limit(3.0, "503")
+    """Time between SIGTERM, when `/ready` turns false, and the refusal of new requests."""
+
     drain_seconds: float = _limit(30.0, "the connection is closed")
-    """Time limit for the requests in progress when the server is told to stop."""
+    """Time limit for the requests in progress after that."""
 
 
 def limits_table() -> str:

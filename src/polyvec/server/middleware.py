@@ -44,7 +44,10 @@ DISCARD_FACTOR = 8
 class ServerLoad:
     """The requests in progress."""
 
+    is_stopping: bool = False
+    """Whether the server was told to stop. It is no longer ready, but still answers requests."""
     is_draining: bool = False
+    """Whether new requests are refused, since the server is about to end."""
     running: int = 0
     """Number of requests."""
     num_bytes: int = 0
@@ -111,6 +114,9 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 extra = {"X-Request-Id": request_id, **state["api_key"].headers()}
+                if load.is_stopping:
+                    # The client's next connection goes to another server.
+                    extra["Connection"] = "close"
                 encoded = [(k.lower().encode(), v.encode("latin-1")) for k, v in extra.items()]
                 message["headers"] = [*message.get("headers", []), *encoded]
             # This returns when most of the answer has left.

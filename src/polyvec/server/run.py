@@ -41,6 +41,9 @@ must be the first to close it."""
 DRAIN_DELAY_SECONDS = 0.2
 """Time for requests that are already on the wire to arrive before draining ends."""
 
+CLOSE_SECONDS = 1
+"""Time for connections to close when the server ends at once, or draining takes too long."""
+
 
 def run_server(
     service: Service,
@@ -88,7 +91,7 @@ def make_server(
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(service.limits.drain_seconds)),
+        timeout_graceful_shutdown=CLOSE_SECONDS,
     )
     return DrainingServer(config, service)
 
@@ -155,6 +158,7 @@ def make_service(
             queue_tokens=limits.queue_tokens,
             batch_tokens=batch_tokens,
             engine_seconds=limits.engine_seconds,
+            restart_seconds=limits.restart_seconds,
         )
         name = "polyvec-mini" if model == "mini" else Path(model).name
         if name in by_name:
@@ -195,10 +199,15 @@ def _start_fingerprint(folder: Path) -> Future[str]:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM first finishes the requests in progress.
+    """uvicorn's server, which on SIGTERM leaves without losing a request.
 
-    Meanwhile /ready and new requests are answered with 503. The server stops when no request is
-    left, or when the time limit is reached. A second signal stops it at once.
+    1. /ready turns false, so that load balancers send new requests elsewhere. For
+       `shutdown_delay_seconds` everything else goes on as before, except that connections are
+       closed after their answers.
+    2. New requests are answered with 503. The server ends when no request is left, or after
+       `drain_seconds`.
+
+    A second signal, and Ctrl-C (SIGINT), end the server at once.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -209,20 +218,28 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
         load = self._service.load
-        if load.is_draining or sig == signal.SIGINT:
+        if load.is_stopping or sig == signal.SIGINT:
+            self.force_exit = self.should_exit or load.is_stopping
             self.should_exit = True
             return
-        load.is_draining = True
+        load.is_stopping = True
         asyncio.get_running_loop().call_soon_threadsafe(self._start_draining)
 
     def _start_draining(self) -> None:
         self._drain_task = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
+        load, limits = self._service.load, self._service.limits
+        await asyncio.sleep(limits.shutdown_delay_seconds)
+        load.is_draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.drain_seconds
         await asyncio.sleep(DRAIN_DELAY_SECONDS)
         try:
-            async with asyncio.timeout(self._service.limits.drain_seconds):
-                await self._service.load.idle.wait()
+            async with asyncio.timeout_at(end):
+                await load.idle.wait()
         except TimeoutError:
             pass
+        # Slow clients are still receiving the last answers.
+        self.config.timeout_graceful_shutdown = max(CLOSE_SECONDS, round(end - loop.time()))
         self.should_exit = True

@@ -18,6 +18,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float32
@@ -47,6 +49,7 @@ from polyvec.server.fair_queue import (
     TrafficClass,
 )
 from polyvec.server.metrics import Metrics, log_event
+from polyvec.server.supervision import start_supervised, stop_supervised
 
 BATCH_SECONDS = 0.1
 """Target duration of a batch. In a busy server, a text waits for about one batch."""
@@ -54,8 +57,8 @@ BATCH_SECONDS = 0.1
 MIN_BATCH_TOKENS = 512
 """Smaller batches do not use an engine fully."""
 
-RESTART_DELAY_SECONDS = (0.0, 0.5, 2.0, 10.0)
-"""Delays before an engine is restarted; the last one applies to all further restarts."""
+REAP_SECONDS = 0.01
+"""Time between two looks whether an engine that was killed has ended."""
 
 INITIAL_TOKENS_PER_SECOND = 5_000.0
 """Estimate of an engine's speed before the first batch."""
@@ -75,12 +78,14 @@ class Scheduler:
         batch_tokens: int | None = None,
         engine_seconds: float = 30.0,
         start_seconds: float = 300.0,
+        restart_seconds: float = 10.0,
     ) -> None:
         """Nothing starts before `start`.
 
         `queue_tokens` limits the queue. `batch_tokens` limits a batch; the default is a quarter of
         the engine's own batch size. An engine is restarted if it has not answered for
         `engine_seconds` per 1,000 tokens of its batch, or has not started in `start_seconds`.
+        Requests that wait when the last engine ends get 503 if none runs after `restart_seconds`.
         """
         self.queue = FairQueue()
         self.num_alive = 0
@@ -95,9 +100,10 @@ class Scheduler:
         self._batch_tokens = batch_tokens
         self._engine_seconds = engine_seconds
         self._start_seconds = start_seconds
-        self._cannot_start = False
+        self._restart_seconds = restart_seconds
+        self._restart_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
-        self._engine_tasks: list[asyncio.Task[None]] = []
+        self._supervisors: list[asyncio.Task[NoReturn]] = []
 
     @property
     def is_ready(self) -> bool:
@@ -107,15 +113,14 @@ class Scheduler:
     def start(self) -> None:
         """Start the engines; `is_ready` turns true with the first one."""
         for number in range(len(self.engines)):
-            self._engine_tasks.append(asyncio.create_task(self._supervise_engine(number)))
+            run = partial(self._run_engine, number)
+            self._supervisors.append(start_supervised(f"engine {number}", run))
 
     async def stop(self) -> None:
         """Stop the engines, and answer the requests that still wait with 503."""
-        for task in self._engine_tasks:
-            task.cancel()
-        for engine in filter(None, self.engines):
-            engine.stop()
-        await asyncio.gather(*self._engine_tasks, return_exceptions=True)
+        await stop_supervised(self._supervisors)
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
         self._fail_waiting(unavailable("the server is shutting down"))
 
     async def run(
@@ -124,10 +129,10 @@ class Scheduler:
         """The vectors of each text's spans, neither truncated nor normalised.
 
         If the caller is cancelled, texts that still wait are dropped. Raises ApiError: 429 if the
-        queue is full, 503 if the engine died while it ran the texts, 500 if it fails on a text.
+        queue is full, 503 if no engine runs or it died with the texts, 500 if it fails on a text.
         """
-        if self._cannot_start:
-            raise unavailable("the engine does not start; the server's log gives the reason")
+        if not self.is_ready:
+            raise no_engine()
         request = QueuedRequest(texts, traffic)
         waiting = self.queue.count_tokens(traffic)
         if waiting and waiting + request.tokens > self._queue_tokens:
@@ -141,46 +146,52 @@ class Scheduler:
             self.queue.drop(request)
         return [vectors for vectors in request.vectors if vectors is not None]
 
-    async def _supervise_engine(self, number: int) -> None:
-        """Keep one engine running, and give it batches."""
-        failures = 0
-        with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
-            while True:
-                delays = RESTART_DELAY_SECONDS
-                await asyncio.sleep(delays[min(failures, len(delays) - 1)])
-                try:
-                    engine = await self._start_engine(number, thread)
-                except EngineDied as error:
-                    failures += 1
-                    log_event("engine died", {"engine": number, "reason": str(error)})
-                    # One failure may be an accident, so requests keep waiting after the first.
-                    self._cannot_start = failures > 1 and self.num_alive == 0
-                    if self._cannot_start:
-                        self._fail_waiting(unavailable(f"the engine does not start: {error}"))
-                    continue
-                failures, self._cannot_start = 0, False
-                self.num_alive += 1
-                loop = asyncio.get_running_loop()
-                # The death of an idle engine is noticed at once, and not by the next request.
-                loop.add_reader(engine.sentinel, self._wake.set)
-                try:
-                    await self._run_batches(engine, thread)
-                except EngineDied as error:
-                    log_event("engine died", {"engine": number, "reason": str(error)})
-                    self._metrics.restarts.inc()
-                finally:
-                    loop.remove_reader(engine.sentinel)
-                    self.num_alive -= 1
-                    self.engines[number] = None
-                    engine.stop()
+    async def _run_engine(self, number: int) -> None:
+        """Keep one engine running. Ends only by an exception, for example if none can start."""
+        while True:
+            engine = EngineProcess(self._make, self._width)
+            self.engines[number] = engine
+            try:
+                with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
+                    try:
+                        await self._run_until_death(number, engine, thread)
+                    finally:
+                        # The thread is free after this.
+                        await _end(engine)
+            finally:
+                self.engines[number] = None
+                engine.close()
 
-    async def _start_engine(self, number: int, thread: ThreadPoolExecutor) -> EngineProcess:
-        engine = EngineProcess(self._make, self._width)
-        # Stored before it is ready, so that `stop` can stop it while it starts.
-        self.engines[number] = engine
+    async def _run_until_death(
+        self, number: int, engine: EngineProcess, thread: ThreadPoolExecutor
+    ) -> None:
+        """Run batches in one engine until it dies. Raises EngineDied if it does not start."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
-        return engine
+        # The death of an idle engine is noticed at once, and not by the next request.
+        loop.add_reader(engine.sentinel, self._wake.set)
+        self._add_alive(1)
+        try:
+            await self._run_batches(engine, thread)
+        except EngineDied as error:
+            log_event("engine died", {"engine": number, "reason": str(error)})
+            self._metrics.restarts.inc()
+        finally:
+            self._add_alive(-1)
+            loop.remove_reader(engine.sentinel)
+
+    def _add_alive(self, change: int) -> None:
+        """Count an engine that has started or ended."""
+        self.num_alive += change
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
+            self._restart_timer = None
+        if not self.num_alive:
+            # One death may be an accident: requests that wait are usually served by the next
+            # engine. They do not wait long for one that cannot start.
+            self._restart_timer = asyncio.get_running_loop().call_later(
+                self._restart_seconds, lambda: self._fail_waiting(no_engine())
+            )
 
     async def _run_batches(self, engine: EngineProcess, thread: ThreadPoolExecutor) -> None:
         """Give an engine batch after batch. Ends only by an exception."""
@@ -197,7 +208,8 @@ class Scheduler:
             self.num_busy += 1
             try:
                 enough_memory = await self._run_batch(engine, thread, batch)
-            except EngineDied:
+            except BaseException:
+                # Whatever it was: nobody else would answer these requests.
                 for queued in batch:
                     queued.request.fail(engine_crashed())
                 raise
@@ -251,6 +263,18 @@ class Scheduler:
         while batch := self.queue.take(1):
             batch[0].request.fail(error)
             self.queue.drop(batch[0].request)
+
+
+async def _end(engine: EngineProcess) -> None:
+    """Kill an engine and wait for its end, which takes a while if it has gigabytes to free."""
+    engine.kill()
+    while engine.is_alive:
+        await asyncio.sleep(REAP_SECONDS)
+
+
+def no_engine() -> ApiError:
+    """503: no engine of the model runs."""
+    return unavailable("no engine of this model is running; the server is starting one")
 
 
 def _text_failed(position: int, failure: EngineFailure) -> ApiError:

@@ -71,8 +71,8 @@ class Service:
 
     def check_ready(self) -> tuple[bool, str]:
         """Whether the server can answer requests, and a word that says why it cannot."""
-        if self.load.is_draining:
-            return False, "draining"
+        if self.load.is_stopping:
+            return False, "shutting down"
         missing = [model.name for model in self.models if not model.scheduler.is_ready]
         self.metrics.ready.set(not missing)
         return not missing, "ok" if not missing else "engine not running: " + ", ".join(missing)
