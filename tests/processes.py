@@ -21,12 +21,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def start_server(*options: str, optimise: bool = False) -> tuple[subprocess.Popen, str]:
-    """`polyvec serve`, ready, in a process of its own that the caller ends; and its address."""
+    """`polyvec serve`, ready, in a process of its own that the caller ends; and its address.
+
+    It drains as soon as it is told to stop, since no load balancer has to notice.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     python = [sys.executable, *(["-O"] if optimise else [])]
     command = [*python, "-m", "polyvec", "serve", "--port", str(port), *options]
+    command += ["--shutdown-delay-seconds", "0"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
 

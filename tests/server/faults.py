@@ -61,5 +61,9 @@ def missing_engine():
     raise SystemExit(7)
 
 
+def sleeping_engine():
+    time.sleep(3_600)
+
+
 def faulty_engine():
     return FaultyEngine(load_engine(None, "cpu", "float32"))
