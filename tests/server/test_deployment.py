@@ -13,8 +13,9 @@ import pytest
 import trustme
 import yaml
 
+from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
-from polyvec.server.run import check_certificate
+from polyvec.server.run import CLOSE_SECONDS, check_certificate
 from tests.server.conftest import serving
 
 ROOT = Path(__file__).parents[2]
@@ -144,3 +145,18 @@ def test_the_scaler_scales_the_deployment_of_the_manifest():
     [deployment] = [document for document in MANIFEST if document["kind"] == "Deployment"]
     assert SCALER["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert SCALER["spec"]["minReplicaCount"] >= deployment["spec"]["replicas"]
+
+
+def test_kubernetes_gives_the_server_the_time_that_it_needs_to_stop():
+    pod = MANIFEST[0]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert "args" not in container, "the limits are the default ones"
+    limits = Limits()
+    [program, pause] = container["lifecycle"]["preStop"]["exec"]["command"]
+    needed = int(pause) + limits.shutdown_delay_seconds + limits.drain_seconds + CLOSE_SECONDS
+    assert program == "sleep" and needed < pod["terminationGracePeriodSeconds"]
+    probe = container["readinessProbe"]
+    assert probe["httpGet"]["path"] == "/ready"
+    notices = probe["periodSeconds"] * probe["failureThreshold"] + probe.get("timeoutSeconds", 1)
+    assert notices <= limits.shutdown_delay_seconds
+    assert container["livenessProbe"]["httpGet"]["path"] == "/live"

@@ -52,9 +52,9 @@ def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: late.get("/ready").status_code == 503)
         refused = late.post("/v1/embeddings", json=body)
-        assert check_error(refused)[0] == 503
+        assert check_error(refused)[0] == 503 and refused.headers["connection"] == "close"
         assert len(working.result().json()["data"]) == 1_500
-    assert process.wait(300) in (0, -signal.SIGTERM)
+    assert process.wait(300) == 0
     process, url = start_server()
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -62,6 +62,21 @@ def test_sigterm_drains_and_sigkill_leaves_nothing_behind():
     process.kill()
     process.wait()
     wait_for(lambda: not any(Path(f"/proc/{child}/stat").exists() for child in children))
+
+
+def test_after_sigterm_a_server_is_unready_but_answers_until_the_delay_is_over(long_model):
+    """A second signal ends it at once, and its engine with it."""
+    limits = Limits(shutdown_delay_seconds=3_600.0)
+    with serving(long_model, device="cpu", limits=limits) as server:
+        assert server.embed("a fox").headers.get("connection") != "close"
+        server.loop.call_soon_threadsafe(server.server.handle_exit, signal.SIGTERM, None)
+        wait_for(lambda: server.http.get("/ready").status_code == 503)
+        answer = server.embed("a fox")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert server.http.get("/live").status_code == 200
+        engine = server.service.models[0].scheduler.engines[0]
+        server.loop.call_soon_threadsafe(server.server.handle_exit, signal.SIGTERM, None)
+        wait_for(lambda: not engine.is_alive)
 
 
 def test_models_and_engines_share_a_server(library, tiny_model):

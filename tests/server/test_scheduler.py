@@ -1,14 +1,21 @@
 """Batches are shared fairly, and a failure stays with the text that causes it."""
 
 import asyncio
+import errno
+import os
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
 
+from polyvec.server import scheduler as scheduler_module
+from polyvec.server import supervision
+from polyvec.server.engine_process import EngineDied
 from polyvec.server.errors import ApiError
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
@@ -55,22 +62,144 @@ def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, li
     assert batches[0] - sizes[0] <= 12, "the last requests had whole batches again"
 
 
-def test_an_engine_that_never_starts_is_answered_with_503():
-    """Requests that wait and later requests both get this answer."""
+TEXT = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
 
-    async def ask():
-        text = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
-        scheduler = Scheduler(missing_engine, 384, Metrics())
+
+class ThreadEngine:
+    """Stands for an engine process: answers at once, or dies with the first batch."""
+
+    batch_tokens = 4_096
+
+    def __init__(self, *, dies):
+        self.sentinel, self._end = os.pipe()
+        self.dies = dies
+        self.is_alive = True
+
+    def wait_until_ready(self, seconds):
+        pass
+
+    def pool(self, batch, starts, ends, *, seconds):
+        if self.dies:
+            self.kill()
+            raise EngineDied("on purpose")
+        return np.ones((len(starts), 8), np.float32)
+
+    def kill(self):
+        self.is_alive = False
+
+    def close(self):
+        for file in (self.sentinel, self._end):
+            os.close(file)
+
+
+def run_scheduler(monkeypatch, lives, ask, **options):
+    """The result of `ask(scheduler)`; each life of its engine is an exception or an engine."""
+    monkeypatch.setattr(supervision, "RESTART_DELAYS_SECONDS", (0.0, 0.001))
+    rest = iter(lives)
+
+    def spawn(*_):
+        life = next(rest)
+        if isinstance(life, BaseException):
+            raise life
+        return life
+
+    monkeypatch.setattr(scheduler_module, "EngineProcess", spawn)
+
+    async def main():
+        scheduler = Scheduler(missing_engine, 8, Metrics(), **options)
+        with pytest.raises(ApiError) as early:
+            await scheduler.run([TEXT])
+        assert early.value.status == 503 and early.value.headers["Retry-After"]
         scheduler.start()
-        with pytest.raises(ApiError, match="does not start") as waiting:
-            await scheduler.run([text])
-        with pytest.raises(ApiError, match="does not start") as later:
-            await scheduler.run([text])
-        assert not scheduler.is_ready
-        await scheduler.stop()
-        return waiting.value.status, later.value.status
+        try:
+            return await ask(scheduler)
+        finally:
+            await scheduler.stop()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    assert asyncio.run(ask()) == (503, 503)
+    return asyncio.run(main())
+
+
+async def wait_ready(scheduler):
+    while not scheduler.is_ready:
+        await asyncio.sleep(0.001)
+
+
+def test_an_engine_is_started_for_as_long_as_the_server_lives(monkeypatch):
+    """Whatever is missing at the moment: descriptors, processes, threads, or memory."""
+    reasons = [
+        OSError(errno.EMFILE, "Too many open files"),
+        BlockingIOError(errno.EAGAIN, "no more processes"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+        EOFError(),
+        EngineDied("it does not start"),
+        asyncio.CancelledError(),
+    ]
+
+    async def ask(scheduler):
+        await wait_ready(scheduler)
+        return await scheduler.run([TEXT])
+
+    lives = [*reasons * 3, ThreadEngine(dies=False)]
+    [vectors] = run_scheduler(monkeypatch, lives, ask)
+    assert vectors.tolist() == [[1.0] * 8]
+
+
+def test_a_thread_that_cannot_be_started_at_one_moment_is_started_later(monkeypatch):
+    start, failures = threading.Thread.start, iter([RuntimeError("can't start new thread")])
+
+    def start_later(thread):
+        for error in failures:
+            raise error
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+
+    async def ask(scheduler):
+        await wait_ready(scheduler)
+        return await scheduler.run([TEXT])
+
+    lives = [ThreadEngine(dies=False), ThreadEngine(dies=False)]
+    assert len(run_scheduler(monkeypatch, lives, ask)) == 1
+
+
+async def ask_twice(scheduler):
+    """The results of two requests, of which the first one ends the engine."""
+    await wait_ready(scheduler)
+    # More tokens than a batch has: the second request waits.
+    long = EngineText(np.zeros(4_096, np.int32), NO_ADAPTER, np.int32([0]), np.int32([2]))
+    waits = (scheduler.run([text]) for text in (long, TEXT))
+    return await asyncio.gather(*waits, return_exceptions=True)
+
+
+def test_requests_that_wait_when_the_last_engine_ends_are_served_by_the_next_one(monkeypatch):
+    lives = [ThreadEngine(dies=True), ThreadEngine(dies=False)]
+    first, second = run_scheduler(monkeypatch, lives, ask_twice)
+    assert first.code == "SERVICE_ENGINE_CRASHED" and len(second) == 1
+
+
+def test_requests_that_wait_do_not_wait_long_for_an_engine_that_does_not_start(monkeypatch):
+    lives = chain([ThreadEngine(dies=True)], repeat(OSError("no processes")))
+    _, second = run_scheduler(monkeypatch, lives, ask_twice, restart_seconds=0.05)
+    assert (second.code, second.status) == ("SERVICE_UNAVAILABLE", 503)
+    assert second.headers["Retry-After"]
+
+
+def test_an_unexpected_error_fails_its_batch_and_nothing_else(monkeypatch):
+    """Memory runs out in the server itself while it reads the engine's answer."""
+    broken = ThreadEngine(dies=False)
+    broken.pool = None
+
+    async def ask(scheduler):
+        await wait_ready(scheduler)
+        [failed] = await asyncio.gather(scheduler.run([TEXT]), return_exceptions=True)
+        while scheduler.engines[0] in (broken, None) or not scheduler.is_ready:
+            await asyncio.sleep(0.001)
+        return failed, await scheduler.run([TEXT])
+
+    failed, served = run_scheduler(monkeypatch, [broken, ThreadEngine(dies=False)], ask)
+    assert failed.status == 503 and len(served) == 1
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_a_task_that_ends_is_started_again_and_the_log_says_why(accident, reason
     async def run():
         runs.append(len(runs))
         if len(runs) == 1:
-            await accident()
+            return await accident()
         await asyncio.Event().wait()
 
     async def main():
