@@ -15,7 +15,7 @@ import pytest
 
 from polyvec.server import scheduler as scheduler_module
 from polyvec.server import supervision
-from polyvec.server.engine_process import EngineDied
+from polyvec.server.engine_process import EngineDied, EngineProcess
 from polyvec.server.errors import ApiError
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
@@ -62,18 +62,20 @@ def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, li
     assert batches[0] - sizes[0] <= 12, "the last requests had whole batches again"
 
 
+WIDTH = 8
+
 TEXT = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
 
 
-class ThreadEngine:
-    """Stands for an engine process: answers at once, or dies with the first batch."""
+class ThreadEngine(EngineProcess):
+    """An engine without a process: it answers at once, or dies with the first batch."""
 
-    batch_tokens = 4_096
+    is_alive = True
 
     def __init__(self, *, dies):
         self.sentinel, self._end = os.pipe()
+        self.batch_tokens = 4_096
         self.dies = dies
-        self.is_alive = True
 
     def wait_until_ready(self, seconds):
         pass
@@ -82,7 +84,7 @@ class ThreadEngine:
         if self.dies:
             self.kill()
             raise EngineDied("on purpose")
-        return np.ones((len(starts), 8), np.float32)
+        return np.ones((len(starts), WIDTH), np.float32)
 
     def kill(self):
         self.is_alive = False
@@ -106,7 +108,7 @@ def run_scheduler(monkeypatch, lives, ask, **options):
     monkeypatch.setattr(scheduler_module, "EngineProcess", spawn)
 
     async def main():
-        scheduler = Scheduler(missing_engine, 8, Metrics(), **options)
+        scheduler = Scheduler(missing_engine, WIDTH, Metrics(), **options)
         with pytest.raises(ApiError) as early:
             await scheduler.run([TEXT])
         assert early.value.status == 503 and early.value.headers["Retry-After"]
@@ -143,7 +145,7 @@ def test_an_engine_is_started_for_as_long_as_the_server_lives(monkeypatch):
 
     lives = [*reasons * 3, ThreadEngine(dies=False)]
     [vectors] = run_scheduler(monkeypatch, lives, ask)
-    assert vectors.tolist() == [[1.0] * 8]
+    assert vectors.tolist() == [[1.0] * WIDTH]
 
 
 def test_a_thread_that_cannot_be_started_at_one_moment_is_started_later(monkeypatch):
