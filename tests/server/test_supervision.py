@@ -111,7 +111,6 @@ from polyvec.server import supervision
 async def main():
     supervision.start_supervised("the task", asyncio.Event().wait)
     await asyncio.sleep(3600)
-supervision.RESTART_DELAYS_SECONDS = ()
 supervision.asyncio.wait = None
 asyncio.run(main())
 """

@@ -206,15 +206,15 @@ class Scheduler:
             target = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
             batch = self.queue.take(min(limit, target))
             self.num_busy += 1
+            enough_memory = None
             try:
                 enough_memory = await self._run_batch(engine, thread, batch)
-            except BaseException:
-                # Whatever it was: nobody else would answer these requests.
-                for queued in batch:
-                    queued.request.fail(engine_crashed())
-                raise
             finally:
                 self.num_busy -= 1
+                if enough_memory is None:
+                    # Whatever ended the batch: nobody else would answer these requests.
+                    for queued in batch:
+                        queued.request.fail(engine_crashed())
             # The size falls faster than it grows: a failed batch costs more than a small one.
             limit = min(largest, limit * 3 // 2) if enough_memory else max(1, limit // 2)
 

@@ -49,12 +49,8 @@ async def supervise(name: str, run: BackgroundTask) -> NoReturn:
     failures = 0
     while True:
         started = time.monotonic()
-        try:
-            # In a task of its own: a cancellation that comes from inside is an end like any other.
-            reason = await _run_once(asyncio.create_task(run(), name=name))
-        # This is the outermost handler of the task: memory may run out here as well.
-        except Exception as error:
-            reason = _describe(error)
+        # In a task of its own: a cancellation that comes from inside is an end like any other.
+        reason = await _run_once(asyncio.create_task(run(), name=name))
         if time.monotonic() - started > RESET_SECONDS:
             failures = 0
         delay = RESTART_DELAYS_SECONDS[min(failures, len(RESTART_DELAYS_SECONDS) - 1)]
