@@ -89,6 +89,8 @@ def test_an_engine_inherits_neither_keys_nor_the_signals_of_a_terminal(monkeypat
     monkeypatch.setenv("SOMETHING_ELSE", "kept")
     engine = EngineProcess(sleeping_engine, 384)
     try:
+        # It is empty for a moment, while the program is loaded.
+        wait_for(Path(f"/proc/{engine.pid}/environ").read_bytes)
         environment = Path(f"/proc/{engine.pid}/environ").read_bytes()
         assert b"SOMETHING_ELSE=kept" in environment and b"a-secret" not in environment
         assert os.getsid(engine.pid) == engine.pid != os.getsid(0)
