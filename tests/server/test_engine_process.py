@@ -14,6 +14,7 @@ import pytest
 from polyvec.batch import make_batch
 from polyvec.server import engine_process
 from polyvec.server.engine_process import EngineDied, EngineProcess
+from polyvec.server.key_file import KEYS_VARIABLE
 from polyvec.server.limits import Limits
 from polyvec.tasks import NO_ADAPTER
 from tests.processes import start_server, wait_for
@@ -85,7 +86,7 @@ def sleeping():
 
 
 def test_an_engine_inherits_neither_keys_nor_the_signals_of_a_terminal(monkeypatch):
-    monkeypatch.setenv("POLYVEC_API_KEYS", "a-secret")
+    monkeypatch.setenv(KEYS_VARIABLE, "a-secret")
     monkeypatch.setenv("SOMETHING_ELSE", "kept")
     engine = EngineProcess(sleeping_engine, 384)
     try:
