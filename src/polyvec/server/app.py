@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.json_bounds import is_small
 from polyvec.server.middleware import RequestMiddleware
 from polyvec.server.service import (
     Endpoint,
@@ -24,7 +25,8 @@ from polyvec.server.service import (
     find_error_form,
     json_response,
 )
-from polyvec.server.wire import parse_json, validate
+from polyvec.server.wire import read_body
+from polyvec.server.worker_threads import CLIENT
 
 HTTP_ERROR_CODES = {404: ErrorCode.RESOURCE_NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 """The codes of the errors that the router raises."""
@@ -49,6 +51,7 @@ def make_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             for model in service.models:
                 await model.stop()
+            service.threads.stop()
             if service.traces is not None:
                 await asyncio.to_thread(service.traces.stop)
 
@@ -115,14 +118,23 @@ def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awa
     async def route(request: Request) -> Response:
         state = request.scope["state"]
         state["route"] = endpoint.path
-        body = None
-        if endpoint.reads is not None:
-            body = validate(endpoint.reads, parse_json(await request.body()))
-        context = RequestContext(
-            service, state["api_key"], body, request.path_params, request.query_params, state
-        )
+        is_anyone = state["api_key"] is service.api_keys.anyone
+        CLIENT.set(request.scope.get("client") if is_anyone else state["api_key"].name)
         try:
             async with asyncio.timeout(service.limits.request_seconds):
+                body = None
+                if endpoint.reads is not None:
+                    content = await request.body()
+                    read = partial(read_body, endpoint.reads, content, service.limits)
+                    body = read() if is_small(content) else await service.threads.run(read)
+                context = RequestContext(
+                    service,
+                    state["api_key"],
+                    body,
+                    request.path_params,
+                    request.query_params,
+                    state,
+                )
                 return await endpoint.answer(context)
         except TimeoutError:
             raise ApiError(

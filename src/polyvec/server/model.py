@@ -5,9 +5,10 @@ Axes in this file: N texts of a request, D the model's width, V numbers in a tok
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,18 +28,25 @@ from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidat
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
-from polyvec.server.inputs import token_spans, tokenise, whole_text_span
+from polyvec.server.inputs import token_spans, tokenise_steps, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.scheduler import EngineText, Scheduler
 from polyvec.server.serialise import truncate_means
+from polyvec.server.worker_threads import FairThreads
 from polyvec.tasks import TaskChoice, choose_task
 from polyvec.tokenizer import Tokenizer, Tokens
 
-TOKENISE_TEXTS = 64
-"""Texts that are tokenised in one go; then another request has its turn."""
+SMALL_CHARACTERS = 4_096
+"""Texts that have no more characters together are tokenised in one step, in threads of their own.
+They never wait for longer texts."""
 
 TOKENISE_THREADS = 4
+LONG_TOKENISE_THREADS = 2
+"""Threads for small requests, and for all others. The others have turns, client by client."""
+
+MAX_WHOLE_TOKENS = 1_000_000
+"""Maximum number of tokens in a request whose texts are only tokenised."""
 
 HIDDEN = "hidden"
 """The output that is the hidden state of every token, special tokens and instruction included."""
@@ -101,11 +109,13 @@ class ServedModel:
         self._cache = VectorCache(cache_bytes) if cache_bytes else None
         # The tokenizer releases Python's lock, so a long text does not block short ones.
         self._threads = ThreadPoolExecutor(TOKENISE_THREADS, thread_name_prefix="tokenise")
+        self._long_threads = FairThreads(LONG_TOKENISE_THREADS, "tokenise-long")
 
     async def stop(self) -> None:
         """Stop the engines and the threads."""
         await self.scheduler.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._long_threads.stop()
 
     def choose_task(self, name: str | None) -> TaskChoice:
         """The adapter and the instruction of a task. Raises ApiError 400 for an unknown task."""
@@ -138,6 +148,7 @@ class ServedModel:
         self._check_heads(outputs)
         tokens = await self.tokenise(texts, choice, truncate=truncate, param=param)
         num_tokens = sum(len(text.ids) for text in tokens)
+        self._check_size(outputs, len(tokens), num_tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
             return Encoded(means=await self._run_dense(tokens, choice), num_tokens=num_tokens)
@@ -173,7 +184,9 @@ class ServedModel:
         """
         self.check_texts(chunks, "input")
         joined, offsets = join_chunks(chunks)
-        [document] = await self._tokenise_in_thread([joined], choice.prompt)
+        [[(_, document)]] = [
+            step async for step in self._tokenise_steps([joined], choice.prompt) if step
+        ]
         if document.truncated and not truncate:
             raise invalid_input(
                 f"the chunks have more than {self.config.max_tokens:,} tokens together; send "
@@ -234,15 +247,12 @@ class ServedModel:
     ) -> list[Tokens]:
         """The tokens of each text as the model reads them. Raises ApiError 400."""
         self.check_texts(texts, param)
-        tokens: list[Tokens] = []
+        tokens: dict[int, Tokens] = {}
         total = 0
         with self._metrics.timed("tokenise", self._metrics.tokenise):
-            for first in range(0, len(texts), TOKENISE_TEXTS):
-                group = await self._tokenise_in_thread(
-                    texts[first : first + TOKENISE_TEXTS], choice.prompt
-                )
-                tokens.extend(group)
-                for number, text in enumerate(group, first):
+            async for step in self._tokenise_steps(texts, choice.prompt):
+                tokens.update(step)
+                for number, text in step:
                     if text.truncated and not truncate:
                         raise self._too_long(f"{param}[{number}]")
                     total += len(text.ids)
@@ -252,7 +262,22 @@ class ServedModel:
                         "send fewer texts at once",
                         param,
                     )
-        return tokens
+        return [tokens[number] for number in range(len(texts))]
+
+    async def tokenise_whole(self, texts: Sequence[str], param: str) -> list[Tokens]:
+        """The tokens of texts that may be longer than what the model reads. Raises ApiError 400."""
+        tokenizer = replace(self.tokenizer, max_tokens=MAX_WHOLE_TOKENS)
+        tokens: dict[int, Tokens] = {}
+        total = 0
+        async for step in self._tokenise_steps(texts, "", tokenizer):
+            tokens.update(step)
+            total += sum(len(text.ids) for _, text in step)
+            if total > MAX_WHOLE_TOKENS or any(text.truncated for _, text in step):
+                raise invalid_input(
+                    f"{param} has more than {MAX_WHOLE_TOKENS:,} tokens; send less text at once",
+                    param,
+                )
+        return [tokens[number] for number in range(len(texts))]
 
     def check_dim(self, dim: int | None, *, packs_bits: bool, param: str = "dimensions") -> int:
         """The size of the vectors to return. Raises ApiError 400 for an unsupported size."""
@@ -347,6 +372,18 @@ class ServedModel:
                     f"{self.name} has no {HEADS[output]} head; request dense vectors", "output"
                 )
 
+    def _check_size(self, outputs: Collection[str], num_texts: int, num_tokens: int) -> None:
+        """Raise ApiError 400 if the vectors would have too many numbers for one answer."""
+        width, limit = self.config.width, self._limits.answer_numbers
+        sizes = {"dense": num_texts * width, HIDDEN: num_tokens * width}
+        sizes |= {"multi_vector": num_tokens * self.config.multi_vector_dim}
+        size = sum(sizes.get(output, 0) for output in outputs)
+        if size > limit:
+            raise invalid_input(
+                f"the vectors of {num_tokens:,} tokens would have {size:,} numbers, and an answer "
+                f"may have {limit:,}; send fewer or shorter texts at once"
+            )
+
     def _too_long(self, param: str) -> ApiError:
         return invalid_input(
             f"{param} has more than {self.config.max_tokens:,} tokens; shorten it, or send "
@@ -354,11 +391,24 @@ class ServedModel:
             param,
         )
 
-    async def _tokenise_in_thread(
-        self, texts: Sequence[str] | Sequence[list[int]], prompt: str
-    ) -> list[Tokens]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, tokenise, self.tokenizer, texts, prompt)
+    async def _tokenise_steps(
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        prompt: str,
+        tokenizer: Tokenizer | None = None,
+    ) -> AsyncIterator[list[tuple[int, Tokens]]]:
+        """Yield tokens and their positions, as threads complete them.
+
+        The default `tokenizer` is the model's, which truncates to what the model reads.
+        """
+        steps = tokenise_steps(tokenizer or self.tokenizer, texts, prompt)
+        if sum(map(len, texts)) <= SMALL_CHARACTERS:
+            loop = asyncio.get_running_loop()
+            for step in await loop.run_in_executor(self._threads, list, steps):
+                yield step
+            return
+        while (step := await self._long_threads.run(partial(next, steps, None))) is not None:
+            yield step
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:

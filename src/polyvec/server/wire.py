@@ -6,6 +6,7 @@ errors, and values are not converted: "8" is not 8.
 
 import json
 import re
+import reprlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -18,6 +19,8 @@ from pydantic import (
 )
 
 from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.json_bounds import check_bounds
+from polyvec.server.limits import Limits
 from polyvec.server.serialise import COHERE_ENCODINGS, JINA_ENCODINGS
 
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -30,6 +33,18 @@ MAX_ERRORS = 10
 
 MAX_SHOWN_CHARACTERS = 80
 """Characters of a wrong value that an error repeats."""
+
+SHORT_REPR = reprlib.Repr()
+"""Shows the beginning of a value, without writing all of it first."""
+SHORT_REPR.maxstring = SHORT_REPR.maxlong = SHORT_REPR.maxother = 2 * MAX_SHOWN_CHARACTERS
+SHORT_REPR.maxlevel = 4
+
+SURROGATE_CHARACTERS = 65_536
+"""Characters in which surrogates are replaced at once. Python's lock is held meanwhile."""
+
+VALUES_PER_ITEM = 8
+MIN_VALUES = 1_000
+"""A body may have `MIN_VALUES` JSON values, and `VALUES_PER_ITEM` for each text of a request."""
 
 TokenIds = list[list[int]]
 
@@ -53,6 +68,11 @@ class StrictModel(BaseModel):
     """The body of a request, or a part of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """Maximum number of JSON values in a body, with which it is refused before it is parsed."""
+        return MIN_VALUES + VALUES_PER_ITEM * limits.items
 
 
 def parse_texts(value: Any) -> list[str]:
@@ -104,7 +124,7 @@ def _type_name(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = SHORT_REPR.repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
@@ -144,6 +164,15 @@ MAX_TOKENISE_CHARACTERS = 1_000_000
 Request = TypeVar("Request", bound=StrictModel)
 
 
+def read_body(model: type[Request], body: bytes, limits: Limits) -> Request:
+    """The request of a body. Raises ApiError 400 or 422.
+
+    Memory and time follow the number of bytes, values and errors, which are all bounded.
+    """
+    check_bounds(body, model.max_values(limits))
+    return validate(model, parse_json(body))
+
+
 def parse_json(body: bytes) -> Any:
     """The JSON value of a body. Raises ApiError 400 for what a strict parser refuses.
 
@@ -172,7 +201,7 @@ def validate(model: type[Request], value: Any) -> Request:
         faults = error.errors(include_url=False, include_context=False)[:MAX_ERRORS]
     errors = [
         {
-            "field": ".".join(map(str, fault["loc"])) or "body",
+            "field": ".".join(map(_name_field, fault["loc"])) or "body",
             "message": fault["msg"].removeprefix("Value error, "),
             "type": fault["type"],
             "input": _show(fault["input"]),
@@ -183,6 +212,11 @@ def validate(model: type[Request], value: Any) -> Request:
     raise ApiError(
         ErrorCode.INPUT_VALIDATION, message, param=str(errors[0]["field"]), errors=errors
     )
+
+
+def _name_field(part: str | int) -> str:
+    """A part of the path to a field, which may be the name of an unknown field of any length."""
+    return str(part)[:MAX_SHOWN_CHARACTERS]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,9 +234,18 @@ def _refuse_constant(name: str) -> None:
 
 def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return SURROGATE.sub(REPLACEMENT, value)
+        if value.isascii():
+            return value
+        parts = [
+            SURROGATE.sub(REPLACEMENT, value[first : first + SURROGATE_CHARACTERS])
+            for first in range(0, len(value), SURROGATE_CHARACTERS)
+        ]
+        return "".join(parts)
     if isinstance(value, list):
         return [_replace_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {SURROGATE.sub(REPLACEMENT, k): _replace_surrogates(v) for k, v in value.items()}
+        # Two keys that differ only in halves of pairs would become one.
+        return _unique(
+            [(_replace_surrogates(key), _replace_surrogates(item)) for key, item in value.items()]
+        )
     return value

@@ -10,9 +10,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from polyvec.server.errors import ApiError, ErrorCode, invalid_input
+from polyvec.server.limits import Limits
 from polyvec.server.service import Endpoint, RequestContext, json_response
 from polyvec.server.stores.batch_jobs import BatchJob, BatchJobs
-from polyvec.server.wire import Dimensions, StrictModel
+from polyvec.server.wire import VALUES_PER_ITEM, Dimensions, StrictModel
 
 MAX_LINES = 50_000
 """Maximum number of lines in a batch job."""
@@ -29,11 +30,15 @@ class BatchLine(StrictModel):
     """A body of /v1/embeddings. The job has the values of the fields that are missing here."""
 
 
+LINES = Field(min_length=1, max_length=MAX_LINES, fail_fast=True)
+"""The bounds of the lines of a job. The first wrong line ends their validation."""
+
+
 class BatchRequest(StrictModel):
     """A batch job."""
 
     model: str
-    input: Annotated[list[BatchLine], Field(min_length=1, max_length=MAX_LINES)] | None = None
+    input: Annotated[list[BatchLine], LINES] | None = None
     input_url: str | None = None
     """Not supported: the server downloads nothing."""
     webhook_url: str | None = None
@@ -41,6 +46,11 @@ class BatchRequest(StrictModel):
     task: str | None = None
     dimensions: Dimensions | None = None
     normalized: bool | None = True
+
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """As for other bodies, but for the lines of a job."""
+        return super().max_values(limits) + VALUES_PER_ITEM * MAX_LINES
 
 
 async def create(context: RequestContext) -> Response:
@@ -53,11 +63,12 @@ async def create(context: RequestContext) -> Response:
     if request.input is None:
         raise invalid_input("input is missing; send the lines there")
     context.service.choose_model(request.model).choose_task(request.task)
-    ids = [line.custom_id for line in request.input]
+    given = request.input
+    ids = [line.custom_id for line in given]
     if len(set(ids)) < len(ids):
         raise invalid_input("two lines have the same custom_id")
     defaults = request.model_dump(include={"model", "task", "dimensions", "normalized"})
-    lines = [line.model_dump() for line in request.input]
+    lines = await context.service.threads.run(lambda: [line.model_dump() for line in given])
     owner = context.api_key.name
     job = await asyncio.to_thread(jobs.create, owner, request.model, defaults, lines)
     return json_response(describe(job))

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.responses import Response
 
 from polyvec.server.errors import invalid_input
+from polyvec.server.limits import Limits
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import (
     dense_objects,
@@ -51,6 +52,11 @@ class EmbeddingRequest(StrictModel):
     """A field of OpenAI's API without effect."""
     output: Literal["dense", "sparse", "multi_vector"] = "dense"
     """One vector per text, token weights, or one vector per token. A field of polyvec's own."""
+
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """As for other bodies, and every token id is a value."""
+        return super().max_values(limits) + limits.request_tokens
 
     @model_validator(mode="after")
     def _check_encodings(self) -> "EmbeddingRequest":

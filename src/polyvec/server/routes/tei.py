@@ -1,6 +1,6 @@
 """The routes of Text Embeddings Inference (TEI). They use the first model of the server."""
 
-import asyncio
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -8,10 +8,18 @@ from starlette.responses import Response
 
 from polyvec.server.errors import AnyError, ErrorForm
 from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded, ServedModel
-from polyvec.server.serialise import to_json, truncate_means
-from polyvec.server.service import Endpoint, RequestContext, json_response
+from polyvec.server.serialise import (
+    join_slices,
+    nested_slices,
+    object_slices,
+    to_json,
+    truncate_means,
+    vector_slices,
+)
+from polyvec.server.service import Endpoint, RequestContext, SlicedResponse, json_response
 from polyvec.server.wire import MAX_TOKENISE_CHARACTERS, Dimensions, StrictModel, Texts
 from polyvec.tasks import TaskChoice
+from polyvec.tokenizer import Tokenizer, Tokens
 
 
 class TeiErrorResponse(AnyError):
@@ -113,14 +121,12 @@ async def tei_embed_all(context: RequestContext) -> Response:
     dim = model.check_dim(request.dimensions, packs_bits=False)
     encoded = await _encode(context, model, choice, HIDDEN)
 
-    def write() -> bytes:
-        assert encoded.hidden is not None
-        return to_json(
-            [list(truncate_means(rows, dim, normalized=False)) for rows in encoded.hidden]
-        )
+    def write() -> list[bytes]:
+        texts = [truncate_means(rows, dim, normalized=False) for rows in encoded.hidden or []]
+        return join_slices(nested_slices(vector_slices(vectors, "float") for vectors in texts))
 
-    body = await context.serialise(write, encoded.num_tokens * dim)
-    return Response(body, media_type="application/json")
+    slices = await context.serialise(write, encoded.num_tokens * dim)
+    return SlicedResponse(slices)
 
 
 async def tei_embed_sparse(context: RequestContext) -> Response:
@@ -170,28 +176,36 @@ async def tei_tokenize(context: RequestContext) -> Response:
     prompt = model.choose_task(request.prompt_name).prompt
     model.check_texts(request.inputs, "inputs")
 
-    def tokenise() -> list[list[dict[str, Any]]]:
-        encodings = model.tokenizer.core.encode_batch(
-            [prompt + text for text in request.inputs],
-            add_special_tokens=request.add_special_tokens,
-        )
-        return [
-            [
-                {"id": i, "text": token, "special": bool(special), "start": start, "stop": stop}
-                for i, token, special, (start, stop) in zip(
-                    encoding.ids,
-                    encoding.tokens,
-                    encoding.special_tokens_mask,
-                    encoding.offsets,
-                    strict=True,
-                )
-            ]
-            for encoding in encodings
-        ]
+    texts = [prompt + text for text in request.inputs]
+    tokens = await model.tokenise_whole(texts, "inputs")
+    context.api_key.charge(sum(len(text.ids) for text in tokens))
 
-    texts = await asyncio.to_thread(tokenise)
-    context.api_key.charge(sum(map(len, texts)))
-    return json_response(texts)
+    def write() -> list[bytes]:
+        objects = (
+            _token_objects(model.tokenizer, text, one, request.add_special_tokens)
+            for text, one in zip(texts, tokens, strict=True)
+        )
+        return join_slices(nested_slices(map(object_slices, objects)))
+
+    return SlicedResponse(await context.service.threads.run(write))
+
+
+def _token_objects(
+    tokenizer: Tokenizer, text: str, tokens: Tokens, with_special: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield what the answer says about each token of a text."""
+    last = len(tokens.ids) - 1
+    for number in range(last + 1) if with_special else range(1, last):
+        special = number in (0, last)
+        start, stop = (0, 0) if special else tokens.offsets[number].tolist()
+        token_id = int(tokens.ids[number])
+        yield {
+            "id": token_id,
+            "text": tokenizer.core.id_to_token(token_id),
+            "special": special,
+            "start": start,
+            "stop": stop,
+        }
 
 
 async def tei_info(context: RequestContext) -> Response:
