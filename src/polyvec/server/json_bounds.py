@@ -16,6 +16,9 @@ MAX_DEPTH = 64
 MAX_FIELDS = 64
 """Fields of one object."""
 
+VALUES_PER_OBJECT = 4
+"""One in this many values may be an object. Objects cost far more than numbers and texts."""
+
 PIECE_BYTES = 262_144
 """Bytes that are counted at once."""
 
@@ -45,6 +48,9 @@ def check_bounds(body: bytes, max_values: int) -> None:
     if is_flat and body.count(b":") <= MAX_FIELDS and _max_values(body) <= max_values:
         return
     marks = _find_marks(body, max_values)
+    max_objects = max(MAX_DEPTH, max_values // VALUES_PER_OBJECT)
+    if np.count_nonzero(marks == OPEN_OBJECT) > max_objects:
+        raise _refused(f"it has more than {max_objects:,} objects; send fewer at once")
     depths = np.cumsum(_steps(marks), dtype=np.int32)
     if len(depths) and depths.max() > MAX_DEPTH:
         raise _refused(f"it is nested more than {MAX_DEPTH} levels deep")

@@ -42,6 +42,9 @@ SHORT_REPR.maxlevel = 4
 SURROGATE_CHARACTERS = 65_536
 """Characters in which surrogates are replaced at once. Python's lock is held meanwhile."""
 
+MAX_DIGITS = 100
+"""Digits of an integer. No field needs more than ten."""
+
 VALUES_PER_ITEM = 8
 MIN_VALUES = 1_000
 """A body may have `MIN_VALUES` JSON values, and `VALUES_PER_ITEM` for each text of a request."""
@@ -176,12 +179,15 @@ def read_body(model: type[Request], body: bytes, limits: Limits) -> Request:
 def parse_json(body: bytes) -> Any:
     """The JSON value of a body. Raises ApiError 400 for what a strict parser refuses.
 
-    It refuses bytes that are not UTF-8, duplicate keys, NaN and Infinity, numbers of thousands of
+    It refuses bytes that are not UTF-8, duplicate keys, NaN and Infinity, integers of hundreds of
     digits, and nesting that is too deep. Halves of surrogate pairs become U+FFFD.
     """
     try:
         value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_parse_int,
+            parse_constant=_refuse_constant,
         )
         return _replace_surrogates(value) if ESCAPED_SURROGATE.search(body) else value
     except UnicodeDecodeError as error:
@@ -226,6 +232,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {_show(duplicate)} occurs twice")
     return value
+
+
+def _parse_int(digits: str) -> int:
+    # Python's time for an integer grows with the square of its digits.
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> None:

@@ -68,7 +68,8 @@ async def create(context: RequestContext) -> Response:
     if len(set(ids)) < len(ids):
         raise invalid_input("two lines have the same custom_id")
     defaults = request.model_dump(include={"model", "task", "dimensions", "normalized"})
-    lines = await context.service.threads.run(lambda: [line.model_dump() for line in given])
+    # `model_dump` would copy every value of every line, and hold Python's lock meanwhile.
+    lines = [{"custom_id": line.custom_id, "body": line.body} for line in given]
     owner = context.api_key.name
     job = await asyncio.to_thread(jobs.create, owner, request.model, defaults, lines)
     return json_response(describe(job))

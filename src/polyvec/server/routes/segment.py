@@ -58,7 +58,7 @@ async def segment(context: RequestContext) -> Response:
         answer = {**segment_text(request, tokens), "tokenizer": model.name}
         return join_slices(_answer_slices(answer)), answer["num_tokens"]
 
-    slices, num_used = await context.serialise(write, num_tokens)
+    slices, num_used = await context.serialise(write, max(num_tokens, len(request.content)))
     context.api_key.charge(num_used)
     context.record_usage(texts=1, tokens=num_used)
     return SlicedResponse(slices)
