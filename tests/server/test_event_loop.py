@@ -26,15 +26,15 @@ def segment(content):
 WORST = {
     "unknown fields": (embed(input="a", **{f"k{n}": 1 for n in range(300_000)}), 400),
     "lists": (embed(input=[[5]] * 600_000), 400),
-    "texts": (embed(input=["a"] * 300_000), 400),
-    "token ids": (embed(input=[5] * 250_000), 400),
+    "texts": (embed(input=["a"] * 40_000), 400),
+    "token ids": (embed(input=[5] * 30_000), 400),
     "a value of another type": (embed(input="a", dimensions="x" * 4_000_000), 422),
     "a long word": (embed(input="a" * 4_000_000), 400),
     "characters that expand": (embed(input="\ufdfa" * 500_000), 400),
     "halves of pairs": (embed(input="\ud800" * 600_000), 200),
-    "line ends": (segment("\n" * 300_000), 200),
-    "short words": (segment("a b " * 50_000), 200),
-    "tokens": (("/tokenize", {"inputs": "a b " * 50_000}), 200),
+    "line ends": (segment("\n" * 50_000), 200),
+    "short words": (segment("a b " * 10_000), 200),
+    "tokens": (("/tokenize", {"inputs": "a b " * 10_000}), 200),
     "vectors": (("/embed_all", {"inputs": ["the cat sat " * 2_000] * 10}), 400),
 }
 
