@@ -19,6 +19,7 @@ FLOORS = (
         "config",
         "data_folder",
         "terminal",
+        "text_pieces",
         "text_rows",
         "tokenizer_check",
         "records",

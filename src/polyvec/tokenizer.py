@@ -8,8 +8,9 @@ Axes in this file: T tokens of one text.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxtyping import Int32
 from tokenizers import models
 
 from polyvec.checkpoint.storage import find_file, parse_object
+from polyvec.text_pieces import find_cuts, find_piece_end, measure
 from polyvec.tokenizer_check import check_tokenizer
 
 BUNDLED = (Path(__file__).parent / "models" / "mini").resolve()
@@ -25,6 +27,14 @@ BUNDLED = (Path(__file__).parent / "models" / "mini").resolve()
 
 MAX_FILE_BYTES = 100_000_000
 """Largest tokenizer.json that is read. XLM-RoBERTa's has 17 million bytes."""
+
+STEP_CHARACTERS = 65_536
+"""Characters that one call of the library tokenises, measured in the normal form NFKC, unless a
+single word has more. They bound its memory, and the time until another text has its turn."""
+
+SHORT_CHARACTERS = 512
+"""A text of this many characters is tokenised without the library's threads, in which it would wait
+for longer texts. The library holds Python's lock meanwhile."""
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 """Halves of a surrogate pair, which Python strings may contain but UTF-8 cannot."""
@@ -61,7 +71,9 @@ class Tokenizer:
 
     Every string can be tokenised. An empty one becomes `<s></s>`; spaces, NUL and a byte order mark
     become what the vocabulary has for them; lone surrogates become U+FFFD. Time is linear in the
-    length of the text, even if it is a single word.
+    length of the text, even if it is a single word, and ends where the text is truncated. Memory is
+    that of a piece and of the tokens: a long text is tokenised in pieces, between its words. A word
+    of more than `text_pieces.MAX_WORD_CHARACTERS` is read as several words.
     """
 
     max_tokens: int
@@ -75,6 +87,9 @@ class Tokenizer:
 
     core: tokenizers.Tokenizer = field(repr=False)
     """The library's tokenizer, with neither truncation nor padding."""
+
+    cuts: str = field(repr=False)
+    """The white space before which a long text may be cut into pieces."""
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
@@ -116,7 +131,7 @@ class Tokenizer:
             ids.add(core.get_vocab_size(with_added_tokens=False) - 1)
         else:
             ids.update(core.get_vocab(with_added_tokens=False).values())
-        return cls(max_tokens, path, 1 + max(ids), core)
+        return cls(max_tokens, path, 1 + max(ids), core, find_cuts(core))
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -132,21 +147,62 @@ class Tokenizer:
         Tokens beyond `max_tokens` are removed from the end of the text, unless `truncate` is False;
         `</s>` is kept.
         """
+        tokens: list[Tokens | None] = [None] * len(texts)
+        for step in self.encode_steps(texts, prompts, truncate=truncate):
+            for number, text in step:
+                tokens[number] = text
+        return [text for text in tokens if text is not None]
+
+    def encode_steps(
+        self, texts: Sequence[str], prompts: Sequence[str], *, truncate: bool = True
+    ) -> Iterator[list[tuple[int, Tokens]]]:
+        """Yield the results of `encode` with their positions, after steps of bounded cost.
+
+        A step tokenises pieces of a few texts, so it may complete none of them.
+        """
         assert len(texts) == len(prompts)
-        whole = [
-            SURROGATES.sub(REPLACEMENT, prompt + text)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        encodings = self.core.encode_batch(whole)
         max_tokens = self.max_tokens if truncate else None
-        return [
-            _convert_encoding(encoding, len(prompt), max_tokens)
-            for encoding, prompt in zip(encodings, prompts, strict=True)
-        ]
+        waiting = (
+            _PartialText(number, prompt + text, len(prompt))
+            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+        )
+        unfinished: list[_PartialText] = []
+        for _ in count():
+            pieces, size = list[str](), 0
+            for position in count():
+                if size >= STEP_CHARACTERS:
+                    break
+                if position == len(unfinished):
+                    text = next(waiting, None)
+                    if text is None:
+                        break
+                    unfinished.append(text)
+                piece = unfinished[position].next_piece(self.cuts)
+                size += measure(piece)
+                pieces.append(piece)
+            if not pieces:
+                return
+            for text, encoding in zip(unfinished, self._encode_pieces(pieces), strict=False):
+                text.add(encoding)
+            finished = [text for text in unfinished if text.is_finished(max_tokens)]
+            unfinished = [text for text in unfinished if not text.is_finished(max_tokens)]
+            yield [(text.number, text.convert(max_tokens)) for text in finished]
 
     def count(self, text: str) -> int:
         """Number of tokens of the text before truncation, including `<s>` and `</s>`."""
-        return len(self.core.encode(SURROGATES.sub(REPLACEMENT, text)))
+        total, start = 2, 0
+        while True:
+            end = find_piece_end(text, start, self.cuts)
+            [encoding] = self._encode_pieces([_replace_surrogates(text[start:end])])
+            total += len(encoding) - 2
+            start = end
+            if start == len(text):
+                return total
+
+    def _encode_pieces(self, pieces: list[str]) -> list[tokenizers.Encoding]:
+        if len(pieces) == 1 and len(pieces[0]) <= SHORT_CHARACTERS:
+            return [self.core.encode(pieces[0])]
+        return self.core.encode_batch(pieces)
 
     def files(self) -> dict[str, bytes]:
         """The files with which other tools load this tokenizer, to write beside the weights."""
@@ -169,10 +225,63 @@ class Tokenizer:
         return {"tokenizer.json": self.path.read_bytes(), "tokenizer_config.json": text.encode()}
 
 
-def _convert_encoding(encoding: tokenizers.Encoding, prompt: int, max_tokens: int | None) -> Tokens:
-    """The tokens of an encoding, truncated, with offsets that do not count the prompt."""
-    ids = np.array(encoding.ids, np.int32)
-    offsets = np.array(encoding.offsets, np.int32)
+class _PartialText:
+    """A text of which some pieces are tokenised."""
+
+    def __init__(self, number: int, whole: str, num_prompt_characters: int) -> None:
+        """`whole` is the prompt and the text."""
+        self.number = number
+        self._whole = whole
+        self._num_prompt_characters = num_prompt_characters
+        self._start = self._end = 0
+        self._ids: list[Int32[np.ndarray, " _"]] = []
+        self._offsets: list[Int32[np.ndarray, "_ 2"]] = []
+        self._num_tokens = 0
+
+    def next_piece(self, cuts: str) -> str:
+        """The next piece, which must then be added."""
+        self._end = find_piece_end(self._whole, self._start, cuts)
+        return _replace_surrogates(self._whole[self._start : self._end])
+
+    def add(self, encoding: tokenizers.Encoding) -> None:
+        """Keep the tokens of the piece."""
+        ids = np.array(encoding.ids, np.int32)
+        offsets = np.array(encoding.offsets, np.int32)
+        if self._ids:
+            # `</s>` of the pieces before, and `<s>` of this one.
+            self._ids[-1] = self._ids[-1][:-1]
+            self._offsets[-1] = self._offsets[-1][:-1]
+            ids, offsets = ids[1:], offsets[1:] + np.int32(self._start)
+        self._ids.append(ids)
+        self._offsets.append(offsets)
+        self._num_tokens += len(encoding) - 2
+        self._start = self._end
+
+    def is_finished(self, max_tokens: int | None) -> bool:
+        """Whether the text is tokenised to its end, or to that of the longest text."""
+        if max_tokens is not None and self._num_tokens + 2 > max_tokens:
+            return True
+        return bool(self._ids) and self._start == len(self._whole)
+
+    def convert(self, max_tokens: int | None) -> Tokens:
+        """The tokens of the pieces, truncated."""
+        one = len(self._ids) == 1
+        ids = self._ids[0] if one else np.concatenate(self._ids)
+        offsets = self._offsets[0] if one else np.concatenate(self._offsets)
+        return _convert(ids, offsets, self._num_prompt_characters, max_tokens)
+
+
+def _replace_surrogates(text: str) -> str:
+    return text if text.isascii() else SURROGATES.sub(REPLACEMENT, text)
+
+
+def _convert(
+    ids: Int32[np.ndarray, " _"],
+    offsets: Int32[np.ndarray, "_ 2"],
+    prompt: int,
+    max_tokens: int | None,
+) -> Tokens:
+    """The tokens of a prompt and a text, truncated, with offsets that do not count the prompt."""
     num_prompt = 1
     if prompt:
         # A token of the text may begin with the prompt's last space.

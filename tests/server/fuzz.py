@@ -63,14 +63,15 @@ def parse_body(body):
             continue
         to_json(request.model_dump())
         if isinstance(request, SegmentRequest):
-            answer = segment_text(request, tokenizer)
+            [tokens] = tokenizer.encode([request.content], [""], truncate=False)
+            answer = segment_text(request, tokens)
             assert (
                 "chunks" not in answer
                 or request.head
                 or request.tail
                 or ("".join(answer["chunks"]) == request.content)
             )
-            to_json(answer)
+            [list(chunk) for chunk in answer.get("tokens", [])]
         else:
             tokenise_request(request, tokenizer)
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polyvec.server.cors import allow_origins
 from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.json_bounds import is_small
 from polyvec.server.log_privacy import make_route_finder
 from polyvec.server.middleware import RequestMiddleware
 from polyvec.server.service import (
@@ -26,7 +27,8 @@ from polyvec.server.service import (
     json_response,
 )
 from polyvec.server.supervision import start_supervised, stop_supervised
-from polyvec.server.wire import parse_json, validate
+from polyvec.server.wire import read_body
+from polyvec.server.worker_threads import CLIENT
 
 HTTP_ERROR_CODES = {404: ErrorCode.RESOURCE_NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 """The codes of the errors that the router raises."""
@@ -51,6 +53,7 @@ def make_app(
                 service.batch_jobs.close()
             for model in service.models:
                 await model.stop()
+            service.threads.stop()
             if service.traces is not None:
                 await asyncio.to_thread(service.traces.stop)
 
@@ -128,14 +131,23 @@ def ignore_trailing_slash(app: ASGIApp) -> ASGIApp:
 def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         state = request.scope["state"]
-        body = None
-        if endpoint.reads is not None:
-            body = validate(endpoint.reads, parse_json(await request.body()))
-        context = RequestContext(
-            service, state["api_key"], body, request.path_params, request.query_params, state
-        )
+        is_anyone = state["api_key"] is service.api_keys.anyone
+        CLIENT.set(request.scope.get("client") if is_anyone else state["api_key"].name)
         try:
             async with asyncio.timeout(service.limits.request_seconds):
+                body = None
+                if endpoint.reads is not None:
+                    content = await request.body()
+                    read = partial(read_body, endpoint.reads, content, service.limits)
+                    body = read() if is_small(content) else await service.threads.run(read)
+                context = RequestContext(
+                    service,
+                    state["api_key"],
+                    body,
+                    request.path_params,
+                    request.query_params,
+                    state,
+                )
                 return await endpoint.answer(context)
         except TimeoutError:
             raise ApiError(

@@ -4,7 +4,7 @@ Axes in this file: T tokens of one text, S spans.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy as np
 from polyvec.late_chunking import TokenSpans
 from polyvec.tokenizer import Tokenizer, Tokens
 
-PREFIX_CHARACTERS_PER_TOKEN = 32
-"""Characters of a long text that are tokenised first, per token that the model reads."""
+END_CHARACTERS_PER_TOKEN = 32
+"""Characters of the end of a long text that are tokenised first, per token that the model reads."""
+
+IDS_TEXTS = 64
+"""Texts of token ids that are read in one step."""
 
 
 WHITE_SPACE = re.compile(r"\s+")
@@ -32,51 +35,42 @@ def tokenise(
 
     A text may also be a list of token ids.
     """
-    if truncation_side == "left":
-        return [
-            tokenise_ids(tokenizer, text, prompt, truncation_side)
+    steps = tokenise_steps(tokenizer, texts, prompt, truncation_side)
+    tokens = dict(found for step in steps for found in step)
+    return [tokens[number] for number in range(len(texts))]
+
+
+def tokenise_steps(
+    tokenizer: Tokenizer,
+    texts: Sequence[str] | Sequence[list[int]],
+    prompt: str,
+    truncation_side: Side = "right",
+) -> Iterator[list[tuple[int, Tokens]]]:
+    """Yield the results of `tokenise` with their positions, after steps of bounded cost."""
+    strings = [text for text in texts if isinstance(text, str)]
+    if strings and truncation_side == "left":
+        for number, text in enumerate(strings):
+            yield [(number, tokenise_end(tokenizer, text, prompt))]
+        return
+    if len(strings) == len(texts):
+        yield from tokenizer.encode_steps(strings, [prompt] * len(strings))
+        return
+    for first in range(0, len(texts), IDS_TEXTS):
+        group = enumerate(texts[first : first + IDS_TEXTS], first)
+        yield [
+            (number, tokenise_ids(tokenizer, text, prompt, truncation_side))
+            for number, text in group
             if isinstance(text, list)
-            else tokenise_end(tokenizer, text, prompt)
-            for text in texts
         ]
-    limit = PREFIX_CHARACTERS_PER_TOKEN * tokenizer.max_tokens
-    # Tokenising many short texts in one call is several times faster than one by one.
-    short = [text for text in texts if isinstance(text, str) and len(text) <= limit]
-    short_tokens = iter(tokenizer.encode(short, [prompt] * len(short)) if short else [])
-    tokens = []
-    for text in texts:
-        if isinstance(text, list):
-            tokens.append(tokenise_ids(tokenizer, text, prompt))
-        elif len(text) > limit:
-            tokens.append(tokenise_long_text(tokenizer, text, prompt))
-        else:
-            tokens.append(next(short_tokens))
-    return tokens
-
-
-def tokenise_long_text(tokenizer: Tokenizer, text: str, prompt: str) -> Tokens:
-    """The tokens of a text, of which only the beginning is tokenised where that is enough.
-
-    A tokenizer splits at white space first. The beginning of a text up to a white space therefore
-    has the same tokens alone as in the whole text. A text without white space, or with few tokens
-    for its length, is tokenised to its end.
-    """
-    limit = PREFIX_CHARACTERS_PER_TOKEN * tokenizer.max_tokens
-    cut = max(text.rfind(space, 0, limit) for space in " \n\t")
-    if cut > 0:
-        [tokens] = tokenizer.encode([text[:cut]], [prompt])
-        if tokens.truncated:
-            return tokens
-    return tokenizer.encode([text], [prompt])[0]
 
 
 def tokenise_end(tokenizer: Tokenizer, text: str, prompt: str) -> Tokens:
     """The tokens of a text, truncated at its start: `<s>`, the prompt, the end, `</s>`.
 
-    Only the end of a long text is tokenised where that is enough, for the reason that
-    `tokenise_long_text` gives.
+    A tokenizer splits at white space first. Only the end of a long text is therefore tokenised
+    where that is enough.
     """
-    limit = PREFIX_CHARACTERS_PER_TOKEN * tokenizer.max_tokens
+    limit = END_CHARACTERS_PER_TOKEN * tokenizer.max_tokens
     if len(text) > limit:
         space = WHITE_SPACE.search(text, len(text) - limit)
         if space is not None:

@@ -38,6 +38,9 @@ class Limits:
     request_tokens: int = _limit(300_000, "400")
     """Maximum number of tokens in a request, after truncation."""
 
+    answer_numbers: int = _limit(10_000_000, "400")
+    """Maximum number of numbers in the vectors of an answer. JSON needs about 11 bytes for each."""
+
     queue_tokens: int = _limit(1_000_000, "429")
     """Maximum number of tokens in the queue."""
 

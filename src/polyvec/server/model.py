@@ -5,7 +5,7 @@ Axes in this file: N texts of a request, D the model's width, V numbers in a tok
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,35 +23,30 @@ from polyvec.heads import (
     own_states,
     sparse_entries,
 )
-from polyvec.late_chunking import (
-    DEFAULT_OVERLAP_TOKENS,
-    ChunkChoice,
-    Semantic,
-    cut_at_changes,
-    cut_document,
-    fill_empty_spans,
-    find_surroundings,
-    find_token_spans,
-    join_chunks,
-)
-from polyvec.pooling import Window, plan_windows
 from polyvec.reranking import RETRIEVAL, Ranked, rank_candidates, score_candidates
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.cache import VectorCache, cache_key
 from polyvec.server.errors import ApiError, invalid_input, not_finite
 from polyvec.server.fair_queue import EngineText, TrafficClass
-from polyvec.server.inputs import Side, token_spans, tokenise, whole_text_span
+from polyvec.server.inputs import Side, token_spans, tokenise_steps, whole_text_span
 from polyvec.server.limits import Limits
 from polyvec.server.metrics import Metrics
 from polyvec.server.scheduler import Scheduler
 from polyvec.server.serialise import truncate_means
+from polyvec.server.worker_threads import FairThreads
 from polyvec.tasks import TaskChoice, choose_task
 from polyvec.tokenizer import Tokenizer, Tokens
 
-TOKENISE_TEXTS = 64
-"""Texts that are tokenised in one go; then another request has its turn."""
+SMALL_CHARACTERS = 4_096
+"""Texts that have no more characters together are tokenised in one step, in threads of their own.
+They never wait for longer texts."""
 
 TOKENISE_THREADS = 4
+LONG_TOKENISE_THREADS = 2
+"""Threads for small requests, and for all others. The others have turns, client by client."""
+
+MAX_WHOLE_TOKENS = 1_000_000
+"""Maximum number of tokens in a request whose texts are only tokenised."""
 
 HIDDEN = "hidden"
 """The output that is the hidden state of every token, special tokens and instruction included."""
@@ -120,16 +115,18 @@ class ServedModel:
         self._special_ids = (first, last)
         """The tokens before and after every text, for example `<s>` and `</s>`."""
         self._heads = heads
-        self._limits = limits
+        self.limits = limits
         self._metrics = metrics
         self._cache = VectorCache(cache_bytes) if cache_bytes else None
         # The tokenizer releases Python's lock, so a long text does not block short ones.
         self._threads = ThreadPoolExecutor(TOKENISE_THREADS, thread_name_prefix="tokenise")
+        self._long_threads = FairThreads(LONG_TOKENISE_THREADS, "tokenise-long")
 
     async def stop(self) -> None:
         """Stop the engines and the threads."""
         await self.scheduler.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._long_threads.stop()
 
     def choose_task(self, name: str | None) -> TaskChoice:
         """The adapter and the instruction of a task. Raises ApiError 400 for an unknown task."""
@@ -168,6 +165,7 @@ class ServedModel:
             texts, choice, truncate=truncate, truncation_side=truncation_side, param=param
         )
         num_tokens = sum(len(text.ids) for text in tokens)
+        self._check_size(outputs, len(tokens), num_tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
             return Encoded(
@@ -189,100 +187,6 @@ class ServedModel:
         return await asyncio.to_thread(
             self._apply_heads, tokens, means, states, outputs, num_tokens
         )
-
-    async def encode_chunks(
-        self,
-        chunks: Sequence[str],
-        choice: TaskChoice,
-        api_key: ApiKey,
-        *,
-        truncate: bool = False,
-        traffic: TrafficClass = TrafficClass.INTERACTIVE,
-    ) -> Encoded:
-        """Late chunking: the mean hidden state of each chunk, in the context of all chunks.
-
-        The document is the chunks joined by single spaces (docs/serving.md). A chunk beyond the
-        model's longest text has no vector and is an error 400, with `truncate` too.
-        """
-        self.check_texts(chunks, "input")
-        joined, offsets = join_chunks(chunks)
-        [document] = await self._tokenise_in_thread([joined], choice.prompt)
-        if document.truncated and not truncate:
-            raise invalid_input(
-                f"the chunks have more than {self.config.max_tokens:,} tokens together; send "
-                "fewer, or set late_chunking to false"
-            )
-        starts, ends = find_token_spans(document, joined, offsets)
-        without_tokens = np.flatnonzero(ends <= starts)
-        if len(without_tokens):
-            raise invalid_input(
-                f"input[{without_tokens[0]}] lies beyond the {self.config.max_tokens:,} tokens "
-                "that the model reads, or has no token of its own; send fewer chunks"
-            )
-        num_tokens = len(document.ids)
-        api_key.charge(num_tokens)
-        text = EngineText(document.ids, choice.adapter_id, starts, ends)
-        [means] = await self.scheduler.run([text], traffic)
-        return Encoded(means=means, num_tokens=num_tokens)
-
-    async def encode_document(
-        self,
-        text: str,
-        choice: TaskChoice,
-        chunks: ChunkChoice,
-        api_key: ApiKey,
-        *,
-        traffic: TrafficClass = TrafficClass.INTERACTIVE,
-    ) -> Encoded:
-        """Late chunking of one text of any length, which is cut as `chunks` says.
-
-        The embeddings are those of `Encoder.encode_chunks`. A text that is longer than the model's
-        longest text is encoded in windows. Raises ApiError 400 for a text or a number of chunks
-        beyond the limits of a request, and for an impossible choice of chunks.
-        """
-        self.check_texts([text], "input")
-        limit = self._limits.request_tokens
-        [tokens] = await self._tokenise_in_thread(
-            [text], choice.prompt, replace(self.tokenizer, max_tokens=limit)
-        )
-        if tokens.truncated:
-            raise invalid_input(f"the text has more than {limit:,} tokens; send it in parts")
-        num_read = 0
-        try:
-            if isinstance(chunks, Semantic):
-                sentences, texts = await asyncio.to_thread(find_surroundings, text, chunks)
-                self._check_num_parts("sentences", len(sentences))
-                near = await self.encode(
-                    texts, choice, ["dense"], api_key, truncate=True, traffic=traffic
-                )
-                vectors = truncate_means(near.dense, self.config.width)
-                offsets = cut_at_changes(text, sentences, vectors, chunks)
-                num_read = near.num_tokens
-            else:
-                offsets = await asyncio.to_thread(cut_document, text, tokens, chunks, _embed_none)
-        except ValueError as error:
-            raise invalid_input(str(error), "chunking") from None
-        self._check_num_parts("chunks", len(offsets))
-
-        def plan() -> list[Window]:
-            spans = fill_empty_spans(tokens, find_token_spans(tokens, text, offsets))
-            size = self.config.max_tokens
-            overlap = min(DEFAULT_OVERLAP_TOKENS, size // 2)
-            windows = plan_windows(len(tokens.ids), *spans, window=size, overlap=overlap)
-            # A window without a chunk has nothing to add.
-            return [window for window in windows if len(window.spans)]
-
-        windows = await asyncio.to_thread(plan)
-        parts = [
-            EngineText(tokens.ids[one.start : one.end], choice.adapter_id, one.starts, one.ends)
-            for one in windows
-        ]
-        num_tokens = sum(len(part.ids) for part in parts)
-        api_key.charge(num_tokens)
-        means = np.zeros((len(offsets), self.config.width), np.float32)
-        for window, vectors in zip(windows, await self.scheduler.run(parts, traffic), strict=True):
-            window.add_to(means, vectors)
-        return Encoded(means=means, offsets=offsets, num_tokens=num_read + num_tokens)
 
     async def rerank(
         self,
@@ -334,27 +238,48 @@ class ServedModel:
     ) -> list[Tokens]:
         """The tokens of each text as the model reads them. Raises ApiError 400."""
         self.check_texts(texts, param)
-        tokens: list[Tokens] = []
+        tokens: dict[int, Tokens] = {}
         total = 0
         with self._metrics.timed("tokenise", self._metrics.tokenise):
-            for first in range(0, len(texts), TOKENISE_TEXTS):
-                group = await self._tokenise_in_thread(
-                    texts[first : first + TOKENISE_TEXTS],
-                    choice.prompt,
-                    truncation_side=truncation_side,
-                )
-                tokens.extend(group)
-                for number, text in enumerate(group, first):
+            async for step in self._tokenise_steps(
+                texts, choice.prompt, truncation_side=truncation_side
+            ):
+                tokens.update(step)
+                for number, text in step:
                     if text.truncated and not truncate:
                         raise self._too_long(f"{param}[{number}]")
                     total += len(text.ids)
-                if total > self._limits.request_tokens:
+                if total > self.limits.request_tokens:
                     raise invalid_input(
-                        f"the request has more than {self._limits.request_tokens:,} tokens; "
+                        f"the request has more than {self.limits.request_tokens:,} tokens; "
                         "send fewer texts at once",
                         param,
                     )
-        return tokens
+        return [tokens[number] for number in range(len(texts))]
+
+    async def tokenise_whole(
+        self,
+        texts: Sequence[str],
+        param: str,
+        *,
+        prompt: str = "",
+        max_tokens: int = MAX_WHOLE_TOKENS,
+    ) -> list[Tokens]:
+        """The tokens of texts that may be longer than what the model reads.
+
+        Raises ApiError 400 if they have more than `max_tokens` together.
+        """
+        tokenizer = replace(self.tokenizer, max_tokens=max_tokens)
+        tokens: dict[int, Tokens] = {}
+        total = 0
+        async for step in self._tokenise_steps(texts, prompt, tokenizer):
+            tokens.update(step)
+            total += sum(len(text.ids) for _, text in step)
+            if total > max_tokens or any(text.truncated for _, text in step):
+                raise invalid_input(
+                    f"{param} has more than {max_tokens:,} tokens; send less text at once", param
+                )
+        return [tokens[number] for number in range(len(texts))]
 
     def check_dim(self, dim: int | None, *, packs_bits: bool, param: str = "dimensions") -> int:
         """The size of the vectors to return. Raises ApiError 400 for an unsupported size."""
@@ -371,10 +296,10 @@ class ServedModel:
 
     def check_texts(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
         """Raise ApiError 400 for too many texts, an empty text, or ids of another tokenizer."""
-        if len(texts) > self._limits.items:
+        if len(texts) > self.limits.items:
             raise invalid_input(
                 f"{len(texts):,} texts are too many for one request; the limit is "
-                f"{self._limits.items:,}",
+                f"{self.limits.items:,}",
                 param,
             )
         for number, text in enumerate(texts):
@@ -463,20 +388,24 @@ class ServedModel:
             means=means, sparse=sparse, multi_vector=multi, hidden=hidden, num_tokens=num_tokens
         )
 
-    def _check_num_parts(self, name: str, count: int) -> None:
-        if not 0 < count <= self._limits.items:
-            raise invalid_input(
-                f"the text has {count:,} {name}, and a request may have 1 to "
-                f"{self._limits.items:,}; choose larger chunks, or send the text in parts",
-                "chunking",
-            )
-
     def _check_heads(self, outputs: Collection[str]) -> None:
         for output in outputs:
             if output in HEADS and f"{output}.weight" not in self._heads:
                 raise invalid_input(
                     f"{self.name} has no {HEADS[output]} head; request dense vectors", "output"
                 )
+
+    def _check_size(self, outputs: Collection[str], num_texts: int, num_tokens: int) -> None:
+        """Raise ApiError 400 if the vectors would have too many numbers for one answer."""
+        width, limit = self.config.width, self.limits.answer_numbers
+        sizes = {"dense": num_texts * width, HIDDEN: num_tokens * width}
+        sizes |= {"multi_vector": num_tokens * self.config.multi_vector_dim}
+        size = sum(sizes.get(output, 0) for output in outputs)
+        if size > limit:
+            raise invalid_input(
+                f"the vectors of {num_tokens:,} tokens would have {size:,} numbers, and an answer "
+                f"may have {limit:,}; send fewer or shorter texts at once"
+            )
 
     def _too_long(self, param: str) -> ApiError:
         return invalid_input(
@@ -485,23 +414,25 @@ class ServedModel:
             param,
         )
 
-    async def _tokenise_in_thread(
+    async def _tokenise_steps(
         self,
         texts: Sequence[str] | Sequence[list[int]],
         prompt: str,
         tokenizer: Tokenizer | None = None,
         truncation_side: Side = "right",
-    ) -> list[Tokens]:
-        """The tokens of each text. The default `tokenizer` is the model's."""
-        loop = asyncio.get_running_loop()
-        tokenizer = tokenizer or self.tokenizer
-        return await loop.run_in_executor(
-            self._threads, tokenise, tokenizer, texts, prompt, truncation_side
-        )
+    ) -> AsyncIterator[list[tuple[int, Tokens]]]:
+        """Yield tokens and their positions, as threads complete them.
 
-
-def _embed_none(texts: list[str]) -> Float32[np.ndarray, "N D"]:
-    raise AssertionError("only Semantic embeds texts, and it is cut elsewhere")
+        The default `tokenizer` is the model's, which truncates to what the model reads.
+        """
+        steps = tokenise_steps(tokenizer or self.tokenizer, texts, prompt, truncation_side)
+        if sum(map(len, texts)) <= SMALL_CHARACTERS:
+            loop = asyncio.get_running_loop()
+            for step in await loop.run_in_executor(self._threads, list, steps):
+                yield step
+            return
+        while (step := await self._long_threads.run(partial(next, steps, None))) is not None:
+            yield step
 
 
 def _check_finite(texts: Sequence[np.ndarray]) -> None:

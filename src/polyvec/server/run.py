@@ -1,6 +1,7 @@
 """Starting a server: from the options of `polyvec serve` to a process that listens."""
 
 import asyncio
+import gc
 import logging
 import signal
 import ssl
@@ -56,6 +57,9 @@ def run_server(
     """Serve until a signal stops the process. Raises ValueError if it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
+    # What start-up has made stays; a search for garbage in all of it would stop the event loop.
+    gc.collect()
+    gc.freeze()
     server.run()
     if not server.started:
         raise ValueError(f"cannot listen on {host}:{port}; the log gives the reason")

@@ -7,8 +7,9 @@ a row here.
 Axes in this file: N texts, D the model's width, dim the requested size.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ ENCODINGS = {
         apply=lambda vectors: list(outputs.to_ubinary(vectors)), packs_bits=True
     ),
 }
+
+SLICE_NUMBERS = 65_536
+"""Numbers that are serialised at once. Python's lock is held meanwhile."""
+
+SLICE_OBJECTS = 1_024
+"""Small objects that are serialised at once."""
+
+SLICE_BYTES = 262_144
+"""Bytes that a long answer sends at once, or a few more."""
 
 JINA_ENCODINGS = tuple(name for name, encoding in ENCODINGS.items() if encoding.in_jina)
 COHERE_ENCODINGS = tuple(name for name, encoding in ENCODINGS.items() if encoding.in_cohere)
@@ -99,11 +109,49 @@ def multi_vector_objects(
     texts: Sequence[Float32[np.ndarray, "_ dim"]], encoding: str
 ) -> list[bytes]:
     """The objects of `data` for multi-vector embeddings, which have one vector per token."""
-    apply = ENCODINGS[encoding].apply
     return [
-        to_json({"object": "embeddings", "index": index, "embeddings": list(apply(vectors))})
+        b'{"object":"embeddings","index":%d,"embeddings":%b}'
+        % (index, b"".join(vector_slices(vectors, encoding)))
         for index, vectors in enumerate(texts)
     ]
+
+
+def vector_slices(vectors: Float32[np.ndarray, "_ dim"], encoding: str) -> Iterator[bytes]:
+    """Yield the JSON of a list of vectors, in slices."""
+    apply = ENCODINGS[encoding].apply
+    size = max(1, SLICE_NUMBERS // max(1, vectors.shape[1]))
+    groups = (vectors[first : first + size] for first in range(0, len(vectors), size))
+    return nested_slices((to_json(list(apply(group)))[1:-1],) for group in groups)
+
+
+def object_slices(objects: Iterator[Any]) -> Iterator[bytes]:
+    """Yield the JSON of a list of small objects, in slices."""
+    groups = iter(lambda: list(islice(objects, SLICE_OBJECTS)), [])
+    return nested_slices((to_json(group)[1:-1],) for group in groups)
+
+
+def nested_slices(lists: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """Yield a list of lists in JSON, given the slices of each."""
+    yield b"["
+    for number, slices in enumerate(lists):
+        if number:
+            yield b","
+        yield from slices
+    yield b"]"
+
+
+def join_slices(slices: Iterable[bytes]) -> list[bytes]:
+    """The same bytes in fewer and larger slices."""
+    joined: list[bytes] = []
+    held: list[bytes] = []
+    size = 0
+    for part in slices:
+        held.append(part)
+        size += len(part)
+        if size >= SLICE_BYTES:
+            joined.append(b"".join(held))
+            held, size = [], 0
+    return [*joined, b"".join(held)]
 
 
 def sparse_objects(texts: Sequence[dict[str, float]]) -> list[bytes]:

@@ -1,12 +1,12 @@
 """The values that routes work with: the service, the context of one request, and an endpoint."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from polyvec.server.api_keys import ApiKey, ApiKeys
 from polyvec.server.errors import DEFAULT_ERROR_FORM, ApiError, ErrorCode, ErrorForm
@@ -19,12 +19,16 @@ from polyvec.server.serialise import to_json
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.server.wire import StrictModel
+from polyvec.server.worker_threads import FairThreads
 
 if TYPE_CHECKING:
     from polyvec.server.tracing import Traces
 
 MAX_INLINE_NUMBERS = 4_096
 """An answer with more numbers is serialised in a thread, so that the event loop stays free."""
+
+LONG_THREADS = 2
+"""Threads that parse long bodies and serialise long answers. Small requests do not use them."""
 
 Result = TypeVar("Result")
 
@@ -41,6 +45,8 @@ class Service:
     api_keys: ApiKeys = field(default_factory=ApiKeys)
     metrics: Metrics = field(default_factory=Metrics)
     load: ServerLoad = field(default_factory=ServerLoad)
+    threads: FairThreads = field(default_factory=lambda: FairThreads(LONG_THREADS, "long"))
+    """Threads for long bodies and answers."""
     classifiers: Classifiers | None = None
     """Store of trained classifiers, if the server has one."""
     batch_jobs: BatchJobs | None = None
@@ -98,7 +104,7 @@ class RequestContext:
         with self.service.metrics.timed("serialise", self.service.metrics.serialise):
             if num_numbers <= MAX_INLINE_NUMBERS:
                 return write()
-            return await asyncio.to_thread(write)
+            return await self.service.threads.run(write)
 
     def record_usage(self, *, texts: int, tokens: int) -> None:
         """Record the size of the request for the access log and the trace."""
@@ -121,6 +127,28 @@ class Endpoint:
     """JSON schemas of the query parameters, by name."""
     error_form: ErrorForm = DEFAULT_ERROR_FORM
     """Form in which the clients of this endpoint read errors."""
+
+
+class SlicedResponse(Response):
+    """A long answer in JSON that is sent slice by slice, so that nothing copies all of it.
+
+    It waits for the client to receive a slice before it sends the next.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, slices: Sequence[bytes]) -> None:
+        """`slices` are the parts of the body."""
+        self._slices = slices
+        super().__init__(headers={"content-length": str(sum(map(len, slices)))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        for part in self._slices:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -7,6 +7,7 @@ converted: "8" is not 8.
 
 import json
 import re
+import reprlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -19,6 +20,8 @@ from pydantic import (
 )
 
 from polyvec.server.errors import ApiError, ErrorCode
+from polyvec.server.json_bounds import check_bounds
+from polyvec.server.limits import Limits
 from polyvec.server.serialise import COHERE_ENCODINGS, JINA_ENCODINGS
 
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -31,6 +34,21 @@ MAX_ERRORS = 10
 
 MAX_SHOWN_CHARACTERS = 80
 """Characters of a wrong value that an error repeats."""
+
+SHORT_REPR = reprlib.Repr()
+"""Shows the beginning of a value, without writing all of it first."""
+SHORT_REPR.maxstring = SHORT_REPR.maxlong = SHORT_REPR.maxother = 2 * MAX_SHOWN_CHARACTERS
+SHORT_REPR.maxlevel = 4
+
+SURROGATE_CHARACTERS = 65_536
+"""Characters in which surrogates are replaced at once. Python's lock is held meanwhile."""
+
+MAX_DIGITS = 100
+"""Digits of an integer. No field needs more than ten."""
+
+VALUES_PER_ITEM = 8
+MIN_VALUES = 1_000
+"""A body may have `MIN_VALUES` JSON values, and `VALUES_PER_ITEM` for each text of a request."""
 
 TokenIds = list[list[int]]
 
@@ -54,6 +72,11 @@ class StrictModel(BaseModel):
     """The body of a request, or a part of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """Maximum number of JSON values in a body, with which it is refused before it is parsed."""
+        return MIN_VALUES + VALUES_PER_ITEM * limits.items
 
 
 class TolerantModel(StrictModel):
@@ -115,7 +138,7 @@ def _type_name(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = SHORT_REPR.repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
@@ -155,15 +178,27 @@ MAX_TOKENISE_CHARACTERS = 1_000_000
 Request = TypeVar("Request", bound=StrictModel)
 
 
+def read_body(model: type[Request], body: bytes, limits: Limits) -> Request:
+    """The request of a body. Raises ApiError 400 or 422.
+
+    Memory and time follow the number of bytes, values and errors, which are all bounded.
+    """
+    check_bounds(body, model.max_values(limits))
+    return validate(model, parse_json(body))
+
+
 def parse_json(body: bytes) -> Any:
     """The JSON value of a body. Raises ApiError 400 for what a strict parser refuses.
 
-    It refuses bytes that are not UTF-8, duplicate keys, NaN and Infinity, numbers of thousands of
+    It refuses bytes that are not UTF-8, duplicate keys, NaN and Infinity, integers of hundreds of
     digits, and nesting that is too deep. Halves of surrogate pairs become U+FFFD.
     """
     try:
         value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_parse_int,
+            parse_constant=_refuse_constant,
         )
         return _replace_surrogates(value) if ESCAPED_SURROGATE.search(body) else value
     except UnicodeDecodeError as error:
@@ -183,7 +218,7 @@ def validate(model: type[Request], value: Any) -> Request:
         faults = error.errors(include_url=False, include_context=False)[:MAX_ERRORS]
     errors = [
         {
-            "field": ".".join(map(str, fault["loc"])) or "body",
+            "field": ".".join(map(_name_field, fault["loc"])) or "body",
             "message": fault["msg"].removeprefix("Value error, "),
             "type": fault["type"],
             "input": _show(fault["input"]),
@@ -196,6 +231,11 @@ def validate(model: type[Request], value: Any) -> Request:
     )
 
 
+def _name_field(part: str | int) -> str:
+    """A part of the path to a field, which may be the name of an unknown field of any length."""
+    return str(part)[:MAX_SHOWN_CHARACTERS]
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -205,15 +245,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _parse_int(digits: str) -> int:
+    # Python's time for an integer grows with the square of its digits.
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return SURROGATE.sub(REPLACEMENT, value)
+        if value.isascii():
+            return value
+        parts = [
+            SURROGATE.sub(REPLACEMENT, value[first : first + SURROGATE_CHARACTERS])
+            for first in range(0, len(value), SURROGATE_CHARACTERS)
+        ]
+        return "".join(parts)
     if isinstance(value, list):
         return [_replace_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {SURROGATE.sub(REPLACEMENT, k): _replace_surrogates(v) for k, v in value.items()}
+        # Two keys that differ only in halves of pairs would become one.
+        return _unique(
+            [(_replace_surrogates(key), _replace_surrogates(item)) for key, item in value.items()]
+        )
     return value

@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from polyvec.server.errors import ApiError, ErrorCode, invalid_input
+from polyvec.server.limits import Limits
 from polyvec.server.service import Endpoint, RequestContext, json_response
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.job_folder import BatchJob
-from polyvec.server.wire import Dimensions, StrictModel
+from polyvec.server.wire import VALUES_PER_ITEM, Dimensions, StrictModel
 
 MAX_LINES = 50_000
 """Maximum number of lines in a batch job."""
@@ -31,11 +32,15 @@ class BatchLine(StrictModel):
     """A body of /v1/embeddings. The job has the values of the fields that are missing here."""
 
 
+LINES = Field(min_length=1, max_length=MAX_LINES, fail_fast=True)
+"""The bounds of the lines of a job. The first wrong line ends their validation."""
+
+
 class BatchRequest(StrictModel):
     """A batch job."""
 
     model: str
-    input: Annotated[list[BatchLine], Field(min_length=1, max_length=MAX_LINES)] | None = None
+    input: Annotated[list[BatchLine], LINES] | None = None
     input_url: str | None = None
     """Not supported: the server downloads nothing."""
     webhook_url: str | None = None
@@ -43,6 +48,11 @@ class BatchRequest(StrictModel):
     task: str | None = None
     dimensions: Dimensions | None = None
     normalized: bool | None = True
+
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """As for other bodies, but for the lines of a job."""
+        return super().max_values(limits) + VALUES_PER_ITEM * MAX_LINES
 
 
 async def create(context: RequestContext) -> Response:
@@ -55,17 +65,16 @@ async def create(context: RequestContext) -> Response:
     if request.input is None:
         raise invalid_input("input is missing; send the lines there")
     context.service.choose_model(request.model).choose_task(request.task)
-    ids = [line.custom_id for line in request.input]
+    given = request.input
+    ids = [line.custom_id for line in given]
     if len(set(ids)) < len(ids):
         raise invalid_input("two lines have the same custom_id")
     defaults = request.model_dump(include={"model", "task", "dimensions", "normalized"})
-    lines = request.input
-
-    def store() -> BatchJob:
-        dumped = [line.model_dump() for line in lines]
-        return jobs.create(context.api_key.name, request.model, defaults, dumped)
-
-    return json_response(describe(await jobs.in_thread(store)))
+    owner = context.api_key.name
+    # `model_dump` would copy every value of every line, and hold Python's lock meanwhile.
+    lines = [{"custom_id": line.custom_id, "body": line.body} for line in given]
+    job = await jobs.in_thread(jobs.create, owner, request.model, defaults, lines)
+    return json_response(describe(job))
 
 
 async def show(context: RequestContext) -> Response:

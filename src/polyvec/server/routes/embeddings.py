@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from polyvec.late_chunking import ChunkChoice, Semantic, Sentences
+from polyvec.server.documents import encode_chunks, encode_document
 from polyvec.server.errors import invalid_input
+from polyvec.server.limits import Limits
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import (
     dense_objects,
@@ -109,6 +111,11 @@ class EmbeddingRequest(StrictModel):
     output: Literal["dense", "sparse", "multi_vector"] = "dense"
     """One vector per text, token weights, or one vector per token. A field of polyvec's own."""
 
+    @classmethod
+    def max_values(cls, limits: Limits) -> int:
+        """As for other bodies, and every token id is a value."""
+        return super().max_values(limits) + limits.request_tokens
+
     @model_validator(mode="after")
     def _check_encodings(self) -> "EmbeddingRequest":
         given = (self.embedding_type, self.encoding_type, self.encoding_format)
@@ -182,13 +189,13 @@ async def embeddings(context: RequestContext) -> Response:
     if request.chunking is not None:
         text = _only_document(request)
         chunks = request.chunking.choose()
-        encoded = await model.encode_document(
-            text, choice, chunks, context.api_key, traffic=context.traffic
+        encoded = await encode_document(
+            model, text, choice, chunks, context.api_key, traffic=context.traffic
         )
     elif request.late_chunking:
         chunks = _only_texts(request.input, "late_chunking")
-        encoded = await model.encode_chunks(
-            chunks, choice, context.api_key, truncate=truncate, traffic=context.traffic
+        encoded = await encode_chunks(
+            model, chunks, choice, context.api_key, truncate=truncate, traffic=context.traffic
         )
     else:
         encoded = await model.encode(

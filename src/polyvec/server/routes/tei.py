@@ -1,6 +1,7 @@
 """The routes of Text Embeddings Inference (TEI). They use the first model of the server."""
 
 import asyncio
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,15 @@ from starlette.responses import Response
 from polyvec.server.errors import AnyError, ApiError, ErrorForm, invalid_input
 from polyvec.server.inputs import Side
 from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded
-from polyvec.server.serialise import to_json, truncate_means
-from polyvec.server.service import Endpoint, RequestContext, json_response
+from polyvec.server.serialise import (
+    join_slices,
+    nested_slices,
+    object_slices,
+    to_json,
+    truncate_means,
+    vector_slices,
+)
+from polyvec.server.service import Endpoint, RequestContext, SlicedResponse, json_response
 from polyvec.server.wire import (
     MAX_TOKENISE_CHARACTERS,
     TOKEN_IDS_SCHEMA,
@@ -23,6 +31,7 @@ from polyvec.server.wire import (
     TolerantModel,
     parse_input,
 )
+from polyvec.tokenizer import Tokenizer, Tokens
 
 ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
 """TEI's error types; other 4xx are "Validation" and other 5xx are "Backend"."""
@@ -265,14 +274,12 @@ async def tei_embed_all(context: RequestContext) -> Response:
     encoded = await _encode(context, request.inputs, request, HIDDEN)
     context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
-    def write() -> bytes:
-        assert encoded.hidden is not None
-        return to_json(
-            [list(truncate_means(rows, dim, normalized=False)) for rows in encoded.hidden]
-        )
+    def write() -> list[bytes]:
+        texts = [truncate_means(rows, dim, normalized=False) for rows in encoded.hidden or []]
+        return join_slices(nested_slices(vector_slices(vectors, "float") for vectors in texts))
 
-    body = await context.serialise(write, encoded.num_tokens * dim)
-    return Response(body, media_type="application/json")
+    slices = await context.serialise(write, encoded.num_tokens * dim)
+    return SlicedResponse(slices)
 
 
 async def tei_embed_sparse(context: RequestContext) -> Response:
@@ -334,28 +341,36 @@ async def tei_tokenize(context: RequestContext) -> Response:
     prompt = model.choose_task(request.prompt_name).prompt
     model.check_texts(request.inputs, "inputs")
 
-    def tokenise() -> list[list[dict[str, Any]]]:
-        encodings = model.tokenizer.core.encode_batch(
-            [prompt + text for text in request.inputs],
-            add_special_tokens=request.add_special_tokens,
-        )
-        return [
-            [
-                {"id": i, "text": token, "special": bool(special), "start": start, "stop": stop}
-                for i, token, special, (start, stop) in zip(
-                    encoding.ids,
-                    encoding.tokens,
-                    encoding.special_tokens_mask,
-                    encoding.offsets,
-                    strict=True,
-                )
-            ]
-            for encoding in encodings
-        ]
+    texts = [prompt + text for text in request.inputs]
+    tokens = await model.tokenise_whole(texts, "inputs")
+    context.api_key.charge(sum(len(text.ids) for text in tokens))
 
-    texts = await asyncio.to_thread(tokenise)
-    context.api_key.charge(sum(map(len, texts)))
-    return json_response(texts)
+    def write() -> list[bytes]:
+        objects = (
+            _token_objects(model.tokenizer, text, one, request.add_special_tokens)
+            for text, one in zip(texts, tokens, strict=True)
+        )
+        return join_slices(nested_slices(map(object_slices, objects)))
+
+    return SlicedResponse(await context.service.threads.run(write))
+
+
+def _token_objects(
+    tokenizer: Tokenizer, text: str, tokens: Tokens, with_special: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield what the answer says about each token of a text."""
+    last = len(tokens.ids) - 1
+    for number in range(last + 1) if with_special else range(1, last):
+        special = number in (0, last)
+        start, stop = (0, 0) if special else tokens.offsets[number].tolist()
+        token_id = int(tokens.ids[number])
+        yield {
+            "id": token_id,
+            "text": tokenizer.core.id_to_token(token_id),
+            "special": special,
+            "start": start,
+            "stop": stop,
+        }
 
 
 async def tei_decode(context: RequestContext) -> Response:
