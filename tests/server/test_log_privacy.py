@@ -1,6 +1,7 @@
 """Nothing that a client sends is logged unless it is known to be harmless."""
 
 import json
+import re
 
 import pytest
 
@@ -51,7 +52,9 @@ def test_an_id_that_may_be_a_key_is_logged_as_a_digest(request_id):
 def test_every_route_is_found_by_its_paths():
     find_route = make_route_finder(endpoint.path for endpoint in ENDPOINTS)
     for endpoint in ENDPOINTS:
-        assert find_route(endpoint.path.split(":")[0].replace("{", "a").replace("}", "")) in (
+        path = re.sub(r"\{[^}]*\}", "a", endpoint.path)
+        # A fixed path may also be that of a route whose last part is anything.
+        assert find_route(path) in (
             endpoint.path,
             *(other.path for other in ENDPOINTS if ":path}" in other.path),
         )

@@ -152,7 +152,13 @@ def running(loop_factory, limits=LIMITS, tls=False):
             authority.configure_trust(trusting)
         config = uvicorn.Config(
             RequestMiddleware(
-                app, limits, ApiKeys(), metrics, load, lambda _path: DEFAULT_ERROR_FORM
+                app,
+                limits,
+                ApiKeys(),
+                metrics,
+                load,
+                find_error_form=lambda _path, _method: DEFAULT_ERROR_FORM,
+                find_route=lambda path: path,
             ),
             port=0,
             http=partial(BoundedHttpProtocol, limits=limits, metrics=metrics),  # pyright: ignore

@@ -20,7 +20,7 @@ def test_each_dialect_accepts_its_encodings_of_the_table(server):
     schemas = server.http.get("/openapi.json").json()["components"]["schemas"]
     for schema, field, names in (
         ("EmbeddingRequest", "embedding_type", JINA_ENCODINGS),
-        ("CohereRequest", "embedding_types", COHERE_ENCODINGS),
+        ("CohereEmbedRequest", "embedding_types", COHERE_ENCODINGS),
     ):
         choices = schemas[schema]["properties"][field]["anyOf"]
         lists = [choice["items"]["enum"] for choice in choices if choice.get("type") == "array"]

@@ -112,6 +112,14 @@ def parse_input(value: Any) -> list[str] | TokenIds:
     return parse_texts(value)
 
 
+def parse_id_lists(value: Any) -> TokenIds:
+    """The token ids of one text or of several."""
+    texts = [ids for ids in parse_input(value) if isinstance(ids, list)]
+    if not texts:
+        raise ValueError("must be a list of token ids, or a list of such lists")
+    return texts
+
+
 def _parse_text(value: Any, name: str) -> str:
     if isinstance(value, dict):
         if set(value) != {"text"}:
@@ -160,6 +168,11 @@ Input = Annotated[
             ]
         }
     ),
+]
+IdLists = Annotated[
+    TokenIds,
+    PlainValidator(parse_id_lists),
+    WithJsonSchema({"anyOf": [TOKEN_IDS_SCHEMA, {"type": "array", "items": TOKEN_IDS_SCHEMA}]}),
 ]
 Label = Annotated[str, Field(min_length=1, max_length=1_000)]
 Dimensions = Annotated[int, Field(ge=1, le=16_384)]

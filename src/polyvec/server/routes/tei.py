@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from starlette.responses import Response
 
 from polyvec.server.errors import AnyError, ApiError, ErrorForm, invalid_input
@@ -22,14 +22,13 @@ from polyvec.server.serialise import (
 from polyvec.server.service import Endpoint, RequestContext, SlicedResponse, json_response
 from polyvec.server.wire import (
     MAX_TOKENISE_CHARACTERS,
-    TOKEN_IDS_SCHEMA,
     Dimensions,
+    IdLists,
     Input,
     ItemCount,
     Texts,
     TokenIds,
     TolerantModel,
-    parse_input,
 )
 from polyvec.tokenizer import Tokenizer, Tokens
 
@@ -160,22 +159,10 @@ class TeiTokenizeRequest(TolerantModel):
         return self
 
 
-def parse_ids(value: Any) -> TokenIds:
-    """The token ids of one text or of several."""
-    texts = [ids for ids in parse_input(value) if isinstance(ids, list)]
-    if not texts:
-        raise ValueError("must be a list of token ids, or a list of such lists")
-    return texts
-
-
 class TeiDecodeRequest(TolerantModel):
     """Token ids to turn into texts."""
 
-    ids: Annotated[
-        TokenIds,
-        PlainValidator(parse_ids),
-        WithJsonSchema({"anyOf": [TOKEN_IDS_SCHEMA, {"type": "array", "items": TOKEN_IDS_SCHEMA}]}),
-    ]
+    ids: IdLists
     skip_special_tokens: bool = True
     """Leave `<s>` and `</s>` out of the texts."""
 
@@ -223,12 +210,11 @@ async def _embed(
     encoded = await _encode(context, texts, options, "dense")
     context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
-    def write() -> bytes:
-        normalized = options.normalize is not False
-        return to_json(list(truncate_means(encoded.dense, dim, normalized=normalized)))
+    def write() -> list[bytes]:
+        vectors = truncate_means(encoded.dense, dim, normalized=options.normalize is not False)
+        return join_slices(vector_slices(vectors, "float"))
 
-    body = await context.serialise(write, len(encoded) * dim)
-    return Response(body, media_type="application/json")
+    return SlicedResponse(await context.serialise(write, len(encoded) * dim))
 
 
 async def tei_root(context: RequestContext) -> Response:
