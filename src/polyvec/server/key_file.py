@@ -95,9 +95,9 @@ def read_keys(key_file: Path | None, environment: Mapping[str, str]) -> list[Api
             )
     keys = [*from_file, *from_environment]
     digests = {key.digest for key in keys}
-    # Names are written to the log.
     if any(hash_key(key.name) in digests for key in from_file):
-        raise ValueError(f"{key_file} has a key in plain text as a name; choose another name")
+        reason = "the log holds the names of keys; choose another name for this key"
+        log_event("a name is a key in plain text", {"file": str(key_file), "reason": reason})
     return keys
 
 
