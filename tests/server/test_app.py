@@ -39,6 +39,10 @@ def test_pages_of_named_origins_may_call_the_api_with_any_header(server):
             assert preflight(named, other).status_code == 400
             answer = named.http.get("/live", headers={"origin": other})
             assert "access-control-allow-origin" not in answer.headers
+        azure = f"/openai/deployments/{MODEL}/embeddings?api-version=2024-06-01"
+        for header, status in (("api-key", 200), ("x-api-key", 200), ("ocp-key", 401)):
+            answer = named.http.post(azure, headers={header: "secret"}, json={"input": "a"})
+            assert answer.status_code == status
         # POST / embeds, although anybody may read the page at the same path.
         assert named.http.post("/", json={"inputs": "a"}).status_code == 401
         assert named.http.get("/").status_code == named.http.head("/ping/").status_code == 200
