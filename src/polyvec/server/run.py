@@ -6,12 +6,12 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 
@@ -72,14 +72,15 @@ def make_server(
     *,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    background: Sequence[Callable[[Service], Coroutine[Any, Any, None]]] = (),
 ) -> "DrainingServer":
-    """The HTTP server, which does not listen yet."""
+    """The HTTP server, which does not listen yet. `background` holds further background tasks."""
     check_certificate(tls_cert, tls_key)
-    background = [reload_api_keys]
+    tasks = [reload_api_keys, *background]
     if service.batch_jobs is not None:
-        background.append(answer_batch_jobs)
+        tasks.append(answer_batch_jobs)
     config = uvicorn.Config(
-        make_app(service, background),
+        make_app(service, tasks),
         host=host,
         port=port,
         # uvicorn calls it like the class.
