@@ -533,13 +533,13 @@ async def leave_connections(target: Target) -> None:
     """Open connections that send half a request, and connections that read no answer."""
     body = {"model": MODEL, "input": ["a"] * 1_000}
     request = target.request("POST", PATH, body)
+    loop = asyncio.get_running_loop()
     kept = []
     for number in range(20):
         with contextlib.suppress(OSError):
             one = socket.socket()
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             one.setblocking(False)
-            loop = asyncio.get_running_loop()
             await loop.sock_connect(one, ("127.0.0.1", target.port))
             await loop.sock_sendall(one, request if number < 4 else request[: len(request) // 2])
             kept.append(one)
