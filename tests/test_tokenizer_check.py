@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from polyvec.tokenizer import Tokenizer
-from polyvec.tokenizer_check import check_charsmap, check_tokenizer
+from polyvec.tokenizer_check import KNOWN_PATTERNS, check_charsmap, check_tokenizer
 
 ODD = [None, True, -1, 0, 2**31, 2**63, 0.5, "", "x" * 2_000, [], {}, [[]], {"type": "Sequence"}]
 """Values that replace each value of a tokenizer.json in turn."""
@@ -76,7 +78,7 @@ def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
                     "normalizers": [replace({"String": "e"}, "ee")] * 9,
                 }
             },
-            "1,024 times as long",
+            r"1\.02e\+03 times as long, of which 256 are allowed",
         ),
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 33}}, "most 32"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "length is 0"),
@@ -107,6 +109,15 @@ def test_the_part_that_is_refused_is_named(
 def test_plain_patterns_are_read(pattern: str, tokenizer_file: Path):
     data = json.loads(tokenizer_file.read_text())
     check_tokenizer(data | {"normalizer": replace({"Regex": pattern}, " ")})
+
+
+@pytest.mark.parametrize("pattern", sorted(KNOWN_PATTERNS))
+def test_a_known_pattern_splits_any_text_without_losing_a_character(pattern: str):
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    text = "It's 12345 m\u00b2, \u4e2d\u6587\u3002 \u00c9TAT \u0928\u092e \u00a1x_y!!\r\n \n\t  z "
+    pieces = split.pre_tokenize_str(text)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert len(pieces) > 2
 
 
 def charsmap(value: int = 0) -> bytes:

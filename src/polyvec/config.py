@@ -1,5 +1,6 @@
 """The configuration of a model: sizes, rotary base, tasks, Matryoshka dims; JSON in and out."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,9 @@ class ModelConfig:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
-                raise ValueError(f"config: {name} is {value!r}, must be an integer in 1..{limit}")
+                raise ValueError(
+                    f"config: {name} is {value!r:.100}, must be an integer in 1..{limit}"
+                )
         if self.width % self.num_heads or self.head_width % 2:
             raise ValueError(
                 f"config: width {self.width} does not split into {self.num_heads} even heads"
@@ -88,26 +91,30 @@ class ModelConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"config: {name} is {getattr(self, name)!r}, must be positive")
         if not self.dims or any(type(d) is not int or not 1 <= d <= self.width for d in self.dims):
-            raise ValueError(f"config: Matryoshka dims {self.dims} must lie in 1..{self.width}")
+            raise ValueError(
+                f"config: Matryoshka dims {self.dims!r:.100} must lie in 1..{self.width}"
+            )
         if list(self.dims) != sorted(set(self.dims)):
-            raise ValueError(f"config: Matryoshka dims {self.dims} must ascend")
+            raise ValueError(f"config: Matryoshka dims {self.dims!r:.100} must ascend")
         if type(self.sparse_head) is not bool:
-            raise ValueError(f"config: sparse_head is {self.sparse_head!r}, must be true or false")
+            raise ValueError(
+                f"config: sparse_head is {self.sparse_head!r:.100}, must be true or false"
+            )
         if (
             type(self.multi_vector_dim) is not int
             or not 0 <= self.multi_vector_dim <= LIMITS["width"]
         ):
             raise ValueError(
-                f"config: multi_dim is {self.multi_vector_dim!r}, must be an integer in "
+                f"config: multi_dim is {self.multi_vector_dim!r:.100}, must be an integer in "
                 f"0..{LIMITS['width']}"
             )
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names) or len(names) > 1_000:
-            raise ValueError(f"config: tasks {names} must be distinct, at most 1,000")
+            raise ValueError(f"config: tasks {names!r:.100} must be distinct, at most 1,000")
         for name in ("bos_id", "pad_id", "eos_id"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < self.vocab_size:
-                raise ValueError(f"config: {name} is {value!r}, outside the vocabulary")
+                raise ValueError(f"config: {name} is {value!r:.100}, outside the vocabulary")
 
     @property
     def head_width(self) -> int:
@@ -159,11 +166,13 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
     Raises ValueError for a missing key, another architecture, or a size outside `LIMITS`.
     """
     if data.get("model_type", "jina_embeddings_v3") not in ("jina_embeddings_v3", "xlm-roberta"):
-        raise ValueError(f"config: model_type {data['model_type']!r} is not jina_embeddings_v3")
+        raise ValueError(
+            f"config: model_type {data['model_type']!r:.100} is not jina_embeddings_v3"
+        )
     fixed = {"hidden_act": "gelu", "type_vocab_size": 1, "emb_pooler": None}
     for key, value in fixed.items():
         if data.get(key, value) != value:
-            raise ValueError(f"config: {key} is {data[key]!r}, only {value!r} is supported")
+            raise ValueError(f"config: {key} is {data[key]!r:.100}, only {value!r} is supported")
     try:
         config = ModelConfig(
             vocab_size=data["vocab_size"],
@@ -201,14 +210,14 @@ def _rope_base(data: Mapping[str, Any]) -> float:
     if not isinstance(rope, dict):
         raise ValueError("config: rope_parameters must be an object")
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"config: rope_type {rope['rope_type']!r} is not supported")
+        raise ValueError(f"config: rope_type {rope['rope_type']!r:.100} is not supported")
     return _number({"rope_theta": 20_000.0, **rope}, "rope_theta")
 
 
 def _number(data: Mapping[str, Any], key: str) -> float:
-    """A number. JSON may write it without a decimal point."""
-    if type(data[key]) not in (int, float):
-        raise ValueError(f"config: {key} is {data[key]!r}, must be a number")
+    """A number. JSON may write it without a decimal point, or larger than any float."""
+    if type(data[key]) not in (int, float) or abs(data[key]) > sys.float_info.max:
+        raise ValueError(f"config: {key} is {data[key]!r:.100}, must be a number")
     return float(data[key])
 
 

@@ -1,6 +1,7 @@
 """Adapter folders: tasks, names, and settings or tensors that do not fit."""
 
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyvec.checkpoint import load_checkpoint, save_checkpoint, save_compact
+from polyvec.checkpoint import load_checkpoint, peft, save_checkpoint, save_compact
+from polyvec.checkpoint.peft import MAX_ALPHA
 from polyvec.tasks import TASKS, Task
 from tests.checkpoint.conftest import CONFIG, assert_equal, edit_json, edit_tensors, random_weights
 
@@ -88,6 +90,15 @@ def test_an_adapter_with_only_a_pickle_is_refused(model: Path):
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"lora_alpha": -1}, "lora_alpha is -1"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"lora_alpha": 1e308}, "lora_alpha is 1e[+]308"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000000.*must be a number"),
+        ({"lora_alpha": MAX_ALPHA + 1}, "lora_alpha is 1000001"),
+        ({"r": 1025}, "r is 1025"),
+        ({"r": True}, "r is True"),
+        ({"r": 10**400, "lora_alpha": 1}, "r is 1000"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"use_dora": True}, "use_dora is True"),
         ({"next_years_variant": {"a": 1}}, "next_years_variant"),
@@ -140,3 +151,44 @@ def test_a_missing_adapter_is_named(model: Path):
     (model / "separation" / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match=r"separation has no adapter_config\.json"):
         load_checkpoint(model)
+
+
+def test_the_largest_alpha_is_read(model: Path):
+    edit_json(model / "separation" / "adapter_config.json", lora_alpha=MAX_ALPHA)
+    _, weights = load_checkpoint(model)
+    banks = [weight for name, weight in weights.items() if "lora" in name]
+    assert banks
+    assert all(isinstance(bank, np.ndarray) and np.isfinite(bank).all() for bank in banks)
+
+
+def widen(model: Path, rank: int) -> None:
+    """Make one adapter's update of one small module one of a high rank."""
+    folder = model / "separation"
+    edit_json(folder / "adapter_config.json", r=rank, target_modules=["layers.1.mlp.fc1"])
+    shapes = {KEY: (rank, 16), KEY.replace("lora_A", "lora_B"): (24, rank)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    edit_tensors(folder / "adapter_model.safetensors", lambda t: (t.clear(), t.update(tensors)))
+
+
+def test_a_bank_that_would_be_mostly_padding_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    widen(model, 300)
+    config, _ = load_checkpoint(model)
+    assert config.adapter_rank == 300
+    monkeypatch.setattr(peft, "FREE_BYTES", 0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"separation: its rank of 300 .*; reduce r"):
+            load_checkpoint(model)
+        # The bank itself would have 3 million bytes.
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_adapters_of_equal_rank_are_never_too_much_padding(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peft, "FREE_BYTES", 0)
+    load_checkpoint(model)

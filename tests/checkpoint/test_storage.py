@@ -1,7 +1,12 @@
 """Safetensors files that are damaged, and paths that lead out of the model folder."""
 
+import errno
 import json
 import os
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +14,8 @@ import numpy as np
 import pytest
 
 from polyvec.checkpoint import load_checkpoint, release_pages, save_checkpoint
+from polyvec.checkpoint.storage import find_file
+from polyvec.tokenizer import Tokenizer
 from tests.checkpoint.conftest import CONFIG, assert_equal, join, random_weights, split
 
 
@@ -142,8 +149,84 @@ def test_a_hub_cache_s_links_into_its_blobs_are_followed(model: Path, tmp_path: 
     assert_equal(load_checkpoint(snapshot)[1], random_weights())
 
 
-def test_a_file_that_is_not_regular_is_refused(model: Path):
-    (model / "model.safetensors").unlink()
-    os.mkfifo(model / "model.safetensors")
-    with pytest.raises(ValueError, match="not a regular file"):
+def loop(path: Path) -> None:
+    other = path.with_name("other")
+    other.symlink_to(path.name)
+    path.symlink_to(other.name)
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, chdir(path.parent):
+        server.bind(path.name)
+
+
+STRANGE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "loop": (loop, "is a link that leads to itself"),
+    "own name": (lambda path: path.symlink_to(path.name), "is a link that leads to itself"),
+    "dangling": (lambda path: path.symlink_to("gone"), "is a link to .*gone, which is missing"),
+    "pipe": (os.mkfifo, "is not a regular file"),
+    "socket": (bind, "is not a regular file"),
+    "folder": (Path.mkdir, "is not a regular file"),
+    "endless device": (lambda path: path.symlink_to("/dev/zero"), "leads out of its folder"),
+    "terminal": (lambda path: path.symlink_to("/dev/tty"), "leads out of its folder"),
+    "link to a pipe": (
+        lambda path: (os.mkfifo(path.with_name("other")), path.symlink_to("other")),
+        "is not a regular file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), STRANGE_FILES.values(), ids=STRANGE_FILES.keys())
+def test_only_regular_files_are_found(tmp_path: Path, make: Callable[[Path], object], message: str):
+    """Reading anything else would never end, or would wait for a writer."""
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=message) as refusal:
+        find_file(tmp_path, "config.json")
+    assert str(tmp_path / "config.json") in str(refusal.value)
+
+
+@pytest.mark.parametrize("make", [loop, os.mkfifo])
+def test_no_file_of_a_model_is_opened_unless_it_was_found(
+    model: Path, make: Callable[[Path], object]
+):
+    (model / "tokenizer.json").touch()
+    names = [str(path.relative_to(model)) for path in model.rglob("*.*") if path.is_file()]
+    assert len(names) == 13
+    for name in [*names, "heads.safetensors"]:
+        path, kept = model / name, model / f"{name}.kept"
+        if path.exists():
+            path.rename(kept)
+        make(path)
+        with pytest.raises(ValueError, match=r"itself|regular") as refusal:
+            load_checkpoint(model)
+            Tokenizer.load(model, 64)
+        assert name in str(refusal.value)
+        path.unlink()
+        path.with_name("other").unlink(missing_ok=True)
+        if kept.exists():
+            kept.rename(path)
+
+
+def test_an_adapter_folder_that_links_to_itself_is_refused(model: Path):
+    shutil.rmtree(model / "separation")
+    loop(model / "separation")
+    with pytest.raises(ValueError, match=r"separation.* is a link that leads to itself"):
+        load_checkpoint(model)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR])
+def test_a_file_that_the_system_does_not_show_is_named_with_the_reason(
+    model: Path, monkeypatch: pytest.MonkeyPatch, error: int
+):
+    stat = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "model.safetensors":
+            raise OSError(error, os.strerror(error), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors cannot be read: {os.strerror(error)}"
+    ):
         load_checkpoint(model)

@@ -106,7 +106,11 @@ def _read_model(folder: Path) -> dict[str, Stored]:
 def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
     """The tensors of a model in several files; the index must say exactly what each file holds."""
     files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+    if (
+        not isinstance(files, dict)
+        or not files
+        or not all(isinstance(name, str) for name in files.values())
+    ):
         raise ValueError(f"{index}: weight_map must give a file for every tensor")
     names = sorted(set(files.values()))
     check_names(names, str(index))

@@ -295,7 +295,10 @@ def _read_updates(adapter: Adapter, modules: list[Module]) -> dict[str, Update]:
             }
             updates[module.name] = _join(parts, rows, outputs)
     if tensors:
-        raise ValueError(f"{path} has a tensor with no place in the model: {min(tensors)!r}")
+        raise ValueError(
+            f"{path} has a tensor with no place in the model: {min(tensors)!r:.200}; "
+            "target_modules in adapter_config.json must name the module of every tensor"
+        )
     return updates
 
 

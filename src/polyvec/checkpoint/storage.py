@@ -46,8 +46,8 @@ class Stored(NamedTuple):
 def find_file(folder: Path, name: str) -> Path | None:
     """The path of the regular file `name` of a model folder; None if there is none.
 
-    Raises ValueError for a link that leads out of the folder. There is one exception: in a cache of
-    the Hugging Face hub, a snapshot's files are links into the `blobs` folder beside it.
+    Raises ValueError for a link that leads nowhere or out of the folder. There is one exception: in
+    a cache of the Hugging Face hub, a snapshot's files are links into the `blobs` folder beside it.
     """
     path = folder / name
     try:
@@ -67,6 +67,8 @@ def find_file(folder: Path, name: str) -> Path | None:
     if not any(real.is_relative_to(allowed) for allowed in roots):
         raise ValueError(f"{path} leads out of its folder, to {real}; put the file itself there")
     if not path.exists():
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link to {real}, which is missing; put the file there")
         return None
     if not real.is_file():
         raise ValueError(f"{path} is not a regular file")
