@@ -17,7 +17,7 @@ def serve(
     alias: Annotated[list[str] | None, Parameter(negative=())] = None,
     device: str = "auto",
     precision: Literal["auto", "float32"] = "auto",
-    engines: int = 1,
+    engines: int | None = None,
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
@@ -54,7 +54,9 @@ def serve(
     precision
         "auto" uses bf16 if the device supports it, and int8 for a model that is stored in int8.
     engines
-        Number of engine processes per model. Each has its own copy of the weights.
+        Number of engine processes per model. Each has its own copy of the weights. If there are
+        several, one is kept for requests of up to 64 tokens, which then do not wait for long texts.
+        The default is 2 for models whose weights have less than 500 MB, and 1 for others.
     batch_tokens
         Maximum number of tokens in a batch; the default is a quarter of the engine's batch size.
     cache_mb

@@ -16,7 +16,7 @@ Axes in this file: T tokens of one text, S spans, D width.
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
@@ -87,8 +87,8 @@ class QueuedRequest:
         """Tokens of the texts that wait."""
         self.vectors: list[Float32[np.ndarray, "_ D"] | None] = [None] * len(texts)
         self.num_unfinished = len(texts)
-        self.is_small = traffic is TrafficClass.INTERACTIVE and self.tokens <= SMALL_REQUEST_TOKENS
-        """Whether it is one of `RequestSizes.SMALL`."""
+        is_small = traffic is TrafficClass.INTERACTIVE and self.tokens <= SMALL_REQUEST_TOKENS
+        self.size = RequestSizes.SMALL if is_small else RequestSizes.LARGE
         self.turn = 0
         """The request with the lowest number has the next turn."""
         self.queued_at = time.perf_counter()
@@ -154,11 +154,14 @@ class FairQueue:
     @property
     def tokens(self) -> int:
         """Tokens of all texts that wait."""
-        return self._interactive.tokens + self._background.tokens
+        rotations = (self._interactive, self._background)
+        return sum(rotation.count_tokens(RequestSizes.ALL) for rotation in rotations)
 
-    def count_tokens(self, traffic: TrafficClass) -> int:
+    def count_tokens(
+        self, traffic: TrafficClass, sizes: RequestSizes = RequestSizes.ALL
+    ) -> int:
         """Tokens of the texts that wait and share a limit with a class of requests."""
-        return self._rotation(traffic).tokens
+        return self._rotation(traffic).count_tokens(sizes)
 
     def put(self, request: QueuedRequest) -> None:
         """Add a request; its turn comes after that of all others of its class."""
@@ -187,32 +190,35 @@ class RequestRotation:
     """Requests that give texts to batches in turns."""
 
     def __init__(self) -> None:
-        self._small = deque[QueuedRequest]()
-        self._large = deque[QueuedRequest]()
         # Both are in the order of their turns, so the next turn is that of one of the two heads.
+        self._requests: dict[RequestSizes, deque[QueuedRequest]] = {
+            size: deque() for size in RequestSizes
+        }
+        self._tokens = Counter[RequestSizes]()
         self._turns = itertools.count()
-        self.tokens = 0
-        """Tokens of all texts that wait."""
 
     def __len__(self) -> int:
-        return len(self._small) + len(self._large)
+        return sum(map(len, self._requests.values()))
+
+    def count_tokens(self, sizes: RequestSizes) -> int:
+        """Tokens of the texts that wait."""
+        return sum(self._tokens[size] for size in sizes)
 
     def has_texts(self, sizes: RequestSizes) -> bool:
         """Whether `take` has a batch to return."""
-        return self._next(sizes) is not None
+        return any(self._requests[size] for size in sizes)
 
     def put(self, request: QueuedRequest) -> None:
         """Add a request behind all others."""
         request.turn = next(self._turns)
-        self._queue(request).append(request)
-        self.tokens += request.tokens
+        self._requests[request.size].append(request)
+        self._tokens[request.size] += request.tokens
 
     def drop(self, request: QueuedRequest) -> None:
         """Remove the texts of a request that still wait."""
-        queue = self._queue(request)
-        if request in queue:
-            queue.remove(request)
-            self.tokens -= request.tokens
+        if request in self._requests[request.size]:
+            self._requests[request.size].remove(request)
+            self._tokens[request.size] -= request.tokens
         request.waiting.clear()
         request.tokens = 0
 
@@ -220,7 +226,9 @@ class RequestRotation:
         """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
         batch: list[QueuedText] = []
         room = max_tokens
-        while request := self._next(sizes):
+        while room > 0 and self.has_texts(sizes):
+            heads = (self._requests[size][0] for size in sizes if self._requests[size])
+            request = min(heads, key=lambda head: head.turn)
             first = batch[0].request if batch else request
             if request is not first and (request.is_isolated or first.is_isolated):
                 break
@@ -230,24 +238,12 @@ class RequestRotation:
                 batch.append(queued)
                 turn -= len(queued.text.ids)
                 room -= len(queued.text.ids)
-                self.tokens -= len(queued.text.ids)
+                self._tokens[request.size] -= len(queued.text.ids)
             if request.waiting and turn > 0:
                 # Its next text did not fit: it comes first in the next batch.
                 break
-            self._queue(request).popleft()
+            self._requests[request.size].popleft()
             if request.waiting:
                 request.turn = next(self._turns)
-                self._queue(request).append(request)
-            if room <= 0:
-                break
+                self._requests[request.size].append(request)
         return batch
-
-    def _queue(self, request: QueuedRequest) -> deque[QueuedRequest]:
-        return self._small if request.is_small else self._large
-
-    def _next(self, sizes: RequestSizes) -> QueuedRequest | None:
-        """The request that has the next turn."""
-        small = self._small if RequestSizes.SMALL in sizes else ()
-        large = self._large if RequestSizes.LARGE in sizes else ()
-        heads = [queue[0] for queue in (small, large) if queue]
-        return min(heads, key=lambda request: request.turn, default=None)

@@ -11,6 +11,7 @@ uvicorn's protocol calls the application; this one decides what reaches uvicorn'
 """
 
 import asyncio
+import logging
 import secrets
 import select
 import socket
@@ -31,7 +32,7 @@ from polyvec.server.heads import (
     invalid_http,
 )
 from polyvec.server.limits import Limits
-from polyvec.server.metrics import Metrics
+from polyvec.server.metrics import Metrics, log_event
 from polyvec.server.middleware import DISCARD_FACTOR
 from polyvec.server.serialise import to_json
 
@@ -385,6 +386,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "\r\n"]).encode() + content)
         self._metrics.requests.labels("none", error.status).inc()
+        entry = {"status": error.status, "code": error.code, "request_id": request_id}
+        log_event("request refused", entry, level=logging.INFO)
 
     def _linger(self) -> None:
         """Close the sending side now, and the connection when the client has done so too.

@@ -35,6 +35,9 @@ from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.tokenizer import Tokenizer
 
+SMALL_WEIGHTS_BYTES = 500_000_000
+"""A model with smaller weights has two engines by default."""
+
 KEEP_ALIVE_SECONDS = 75
 """Time until an idle connection is closed. Longer than the 60 s of common load balancers, which
 must be the first to close it."""
@@ -122,7 +125,7 @@ def make_service(
     aliases: Sequence[str] = (),
     device: str = "auto",
     precision: Literal["auto", "float32"] = "auto",
-    num_engines: int = 1,
+    num_engines: int | None = 1,
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
@@ -135,6 +138,7 @@ def make_service(
 ) -> Service:
     """Load models and return a service for them. Its engines start when the application starts.
 
+    With `num_engines` None, models whose weights are small have two engines, and others one.
     If `make_engine` is given, it creates the engines, for example engines that fail on purpose in
     tests.
     Raises ValueError if a model does not exist or is damaged, if two models have the same name, or
@@ -143,7 +147,7 @@ def make_service(
     for origin in cors:
         check_origin(origin)
     limits, metrics, traces = limits or Limits(), Metrics(), None
-    if num_engines < 1:
+    if num_engines is not None and num_engines < 1:
         raise ValueError(f"engines is {num_engines}, must be at least 1")
     if otlp is not None:
         from polyvec.server.tracing import Traces
@@ -159,7 +163,7 @@ def make_service(
             make_engine or partial(load_engine, str(folder), device, precision),
             config.width,
             metrics,
-            num_engines=num_engines,
+            num_engines=num_engines or _default_engines(folder),
             queue_tokens=limits.queue_tokens,
             batch_tokens=batch_tokens,
             engine_seconds=limits.engine_seconds,
@@ -196,6 +200,12 @@ def make_service(
         traces=traces,
         cors=cors,
     )
+
+
+def _default_engines(folder: Path) -> int:
+    """Two engines, of which one is for small requests, unless their weights need much memory."""
+    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return 2 if weights_bytes < SMALL_WEIGHTS_BYTES else 1
 
 
 def _start_fingerprint(folder: Path) -> Future[str]:

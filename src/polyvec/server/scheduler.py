@@ -60,9 +60,6 @@ from polyvec.server.supervision import start_supervised, stop_supervised
 BATCH_SECONDS = 0.1
 """Target duration of a batch. In a busy server, a text waits for about one batch."""
 
-EXPRESS_BATCH_SECONDS = 0.05
-"""Target duration of a batch of an engine that takes only small requests."""
-
 MIN_BATCH_TOKENS = 512
 """Smaller batches do not use an engine fully."""
 
@@ -231,8 +228,7 @@ class Scheduler:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            target = _batch_tokens(self.tokens_per_second, sizes)
-            batch = self.queue.take(min(limit, target), sizes)
+            batch = self.queue.take(min(limit, self._target_tokens(sizes)), sizes)
             self.num_busy += 1
             enough_memory = None
             try:
@@ -251,6 +247,15 @@ class Scheduler:
         if self._express not in self.alive or len(self.alive) == 1:
             return RequestSizes.ALL
         return RequestSizes.SMALL if number == self._express else RequestSizes.LARGE
+
+    def _target_tokens(self, sizes: RequestSizes) -> int:
+        """The size of a batch that is soon over, but uses an engine fully."""
+        target = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
+        if sizes is RequestSizes.SMALL:
+            # A short queue is answered in several small batches, the first requests earlier.
+            waiting = self.queue.count_tokens(TrafficClass.INTERACTIVE, sizes)
+            target = min(target, max(SMALL_REQUEST_TOKENS, waiting // 2))
+        return target
 
     async def _run_batch(
         self, engine: EngineProcess, thread: ThreadPoolExecutor, batch: list[QueuedText]
@@ -297,13 +302,6 @@ class Scheduler:
         while batch := self.queue.take(1):
             batch[0].request.fail(error)
             self.queue.drop(batch[0].request)
-
-
-def _batch_tokens(tokens_per_second: float, sizes: RequestSizes) -> int:
-    """The size of a batch, as far as it depends on an engine's speed."""
-    if sizes is RequestSizes.SMALL:
-        return max(SMALL_REQUEST_TOKENS, int(tokens_per_second * EXPRESS_BATCH_SECONDS))
-    return max(MIN_BATCH_TOKENS, int(tokens_per_second * BATCH_SECONDS))
 
 
 async def _end(engine: EngineProcess) -> None:
