@@ -51,8 +51,10 @@ def make_app(
             await stop_supervised(tasks)
             if service.batch_jobs is not None:
                 service.batch_jobs.close()
-            for model in service.models:
-                await model.stop()
+            # A change of the models that was cancelled may still be stopping its engines.
+            async with service.changing:
+                for model in [*service.models, *(one.model for one in service.retired)]:
+                    await model.stop()
             service.threads.stop()
             if service.traces is not None:
                 await asyncio.to_thread(service.traces.stop)
@@ -148,7 +150,7 @@ def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awa
                     request.query_params,
                     state,
                 )
-                return await endpoint.answer(context)
+                return await service.answer(endpoint, context)
         except TimeoutError:
             raise ApiError(
                 ErrorCode.SERVICE_TIMEOUT,

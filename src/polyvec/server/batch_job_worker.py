@@ -239,7 +239,7 @@ async def _encode_line(
     else:
         request = await work.jobs.in_thread(validate, work.endpoint.reads, fields)
     context = RequestContext(work.service, api_key, request, {}, {}, state, traffic)
-    response = await work.endpoint.answer(context)
+    response = await work.service.answer(work.endpoint, context)
     body = b'{"custom_id":%b,"response":{"status_code":200,"body":%b}}'
     custom_id = json.dumps(line.custom_id).encode()
     return body % (custom_id, await _read_response(response)), state["usage"]["tokens"]

@@ -57,6 +57,9 @@ BATCH_SECONDS = 0.1
 MIN_BATCH_TOKENS = 512
 """Smaller batches do not use an engine fully."""
 
+START_POLL_SECONDS = 0.02
+"""Time between two looks whether the engines of a new model run."""
+
 REAP_SECONDS = 0.01
 """Time between two looks whether an engine that was killed has ended."""
 
@@ -93,6 +96,8 @@ class Scheduler:
         self.engines: list[EngineProcess | None] = [None] * num_engines
         self.tokens_per_second = INITIAL_TOKENS_PER_SECOND
         """Running estimate of the speed of one engine."""
+        self.start_error: str | None = None
+        """Why an engine could not be started, the last time that this happened."""
         self._make = make
         self._width = width
         self._metrics = metrics
@@ -116,12 +121,19 @@ class Scheduler:
             run = partial(self._run_engine, number)
             self._supervisors.append(start_supervised(f"engine {number}", run))
 
-    async def stop(self) -> None:
-        """Stop the engines, and answer the requests that still wait with 503."""
+    async def wait_until_started(self) -> None:
+        """Return when every engine runs. Raises EngineDied if one of them cannot be started."""
+        while self.num_alive < len(self.engines):
+            if self.start_error is not None:
+                raise EngineDied(self.start_error)
+            await asyncio.sleep(START_POLL_SECONDS)
+
+    async def stop(self, reason: str = "the server is shutting down") -> None:
+        """Stop the engines, and answer the requests that still wait with 503 and the reason."""
         await stop_supervised(self._supervisors)
         if self._restart_timer is not None:
             self._restart_timer.cancel()
-        self._fail_waiting(unavailable("the server is shutting down"))
+        self._fail_waiting(unavailable(reason))
 
     async def run(
         self, texts: Sequence[EngineText], traffic: TrafficClass = TrafficClass.INTERACTIVE
@@ -148,19 +160,23 @@ class Scheduler:
 
     async def _run_engine(self, number: int) -> None:
         """Keep one engine running. Ends only by an exception, for example if none can start."""
-        while True:
-            engine = EngineProcess(self._make, self._width)
-            self.engines[number] = engine
-            try:
-                with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
-                    try:
-                        await self._run_until_death(number, engine, thread)
-                    finally:
-                        # The thread is free after this.
-                        await _end(engine)
-            finally:
-                self.engines[number] = None
-                engine.close()
+        try:
+            while True:
+                engine = EngineProcess(self._make, self._width)
+                self.engines[number] = engine
+                try:
+                    with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
+                        try:
+                            await self._run_until_death(number, engine, thread)
+                        finally:
+                            # The thread is free after this.
+                            await _end(engine)
+                finally:
+                    self.engines[number] = None
+                    engine.close()
+        except (EngineDied, OSError, RuntimeError) as error:
+            self.start_error = str(error)
+            raise
 
     async def _run_until_death(
         self, number: int, engine: EngineProcess, thread: ThreadPoolExecutor

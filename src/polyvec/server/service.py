@@ -1,5 +1,6 @@
 """The values that routes work with: the service, the context of one request, and an endpoint."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,17 @@ LONG_THREADS = 2
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RetiredModel:
+    """A model that new requests do not use any more. It is stopped when nobody needs it."""
+
+    model: ServedModel
+    users: frozenset[asyncio.Task[Any]]
+    """The answers that were being made when it was retired, and may therefore use it."""
+    stop_at: float
+    """Time of the event loop at which it is stopped in any case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The models and the state of a server: everything that routes need."""
@@ -55,6 +67,14 @@ class Service:
     """Exporter of the spans of requests, if tracing is on."""
     cors: Sequence[str] = ()
     """Origins whose pages may call the API; none by default."""
+    load_model: Callable[[str, str], ServedModel] | None = None
+    """Loads a further model, from a folder and for a name, with the options of the others."""
+    answering: set[asyncio.Task[Any]] = field(default_factory=set)
+    """The tasks in which endpoints make answers: of requests, and of lines of batch jobs."""
+    retired: list[RetiredModel] = field(default_factory=list)
+    """Models that were replaced or deleted, and are not stopped yet."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the models change."""
 
     @property
     def models(self) -> list[ServedModel]:
@@ -74,6 +94,16 @@ class Service:
                 param="model",
             )
         return model
+
+    async def answer(self, endpoint: "Endpoint", context: "RequestContext") -> Response:
+        """The answer of an endpoint. The models that it may choose run until it is made."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.answering.add(task)
+        try:
+            return await endpoint.answer(context)
+        finally:
+            self.answering.discard(task)
 
     def check_ready(self) -> tuple[bool, str]:
         """Whether the server can answer requests, and a word that says why it cannot."""
