@@ -150,7 +150,8 @@ def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awa
                     request.query_params,
                     state,
                 )
-                return await service.answer(endpoint, context)
+                with service.hold_models():
+                    return await endpoint.answer(context)
         except TimeoutError:
             raise ApiError(
                 ErrorCode.SERVICE_TIMEOUT,

@@ -131,9 +131,9 @@ class ServedModel:
         """The outputs that the model can give: "dense", and those that it has heads for."""
         return [name for name in OUTPUTS if name not in HEADS or f"{name}.weight" in self._heads]
 
-    async def stop(self, reason: str = "the server is shutting down") -> None:
-        """Stop the engines and the threads. Requests that still wait get 503 with the reason."""
-        await self.scheduler.stop(reason)
+    async def stop(self) -> None:
+        """Stop the engines and the threads."""
+        await self.scheduler.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._long_threads.stop()
 

@@ -4,7 +4,7 @@
    it encodes one text with every task. If anything fails, nothing has changed.
 2. It takes its place in one step. Requests that have begun keep the model that they have, and later
    requests get the new one.
-3. The old model is stopped as soon as no request that may use it is in progress.
+3. The old model is stopped as soon as no request or batch job that may use it is in progress.
 
 One change takes place at a time.
 """
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.1
 """Time between two looks whether a model that was replaced or deleted is still in use."""
 
 RETIRED = "the model was replaced or deleted; try again"
-"""The reason that requests get for which a model did not wait any longer."""
+"""The reason for the 503 of a request for which a model did not wait any longer."""
 
 
 async def put_model(service: Service, name: str, path: str) -> bool:
@@ -92,11 +92,13 @@ async def stop_retired_models(service: Service) -> None:
     while True:
         await asyncio.sleep(POLL_SECONDS)
         for retired in list(service.retired):
-            if retired.users & service.answering and loop.time() < retired.stop_at:
-                continue
-            await retired.model.stop(RETIRED)
-            service.retired.remove(retired)
-            log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
+            if not retired.users & service.users:
+                await retired.model.stop()
+                service.retired.remove(retired)
+                log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
+            elif loop.time() > retired.stop_at:
+                # Its threads go on, so that the requests get their answers, which are 503.
+                await retired.model.scheduler.stop(RETIRED)
 
 
 @asynccontextmanager
@@ -198,9 +200,8 @@ def _swap(service: Service, models_by_name: Mapping[str, ServedModel]) -> None:
     before = service.models
     service.models_by_name.clear()
     service.models_by_name.update(models_by_name)
-    # Every request ends within this time.
-    stop_at = asyncio.get_running_loop().time() + service.limits.request_seconds
-    users = frozenset(service.answering)
+    stop_at = asyncio.get_running_loop().time() + service.limits.retire_seconds
+    users = frozenset(service.users)
     after = service.models
     service.retired.extend(
         RetiredModel(model, users, stop_at) for model in before if model not in after

@@ -98,6 +98,8 @@ class Scheduler:
         """Running estimate of the speed of one engine."""
         self.start_error: str | None = None
         """Why an engine could not be started, the last time that this happened."""
+        self.stop_reason: str | None = None
+        """Why the engines were stopped; None before that."""
         self._make = make
         self._width = width
         self._metrics = metrics
@@ -129,7 +131,8 @@ class Scheduler:
             await asyncio.sleep(START_POLL_SECONDS)
 
     async def stop(self, reason: str = "the server is shutting down") -> None:
-        """Stop the engines, and answer the requests that still wait with 503 and the reason."""
+        """Stop the engines. Requests that wait, and later ones, get 503 with the reason."""
+        self.stop_reason = reason
         await stop_supervised(self._supervisors)
         if self._restart_timer is not None:
             self._restart_timer.cancel()
@@ -143,6 +146,8 @@ class Scheduler:
         If the caller is cancelled, texts that still wait are dropped. Raises ApiError: 429 if the
         queue is full, 503 if no engine runs or it died with the texts, 500 if it fails on a text.
         """
+        if self.stop_reason is not None:
+            raise unavailable(self.stop_reason)
         if not self.is_ready:
             raise no_engine()
         request = QueuedRequest(texts, traffic)
@@ -174,7 +179,7 @@ class Scheduler:
                 finally:
                     self.engines[number] = None
                     engine.close()
-        except (EngineDied, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             self.start_error = str(error)
             raise
 

@@ -1,7 +1,8 @@
 """The values that routes work with: the service, the context of one request, and an endpoint."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,9 +41,9 @@ class RetiredModel:
 
     model: ServedModel
     users: frozenset[asyncio.Task[Any]]
-    """The answers that were being made when it was retired, and may therefore use it."""
+    """The tasks that held the models when it was retired."""
     stop_at: float
-    """Time of the event loop at which it is stopped in any case."""
+    """Time of the event loop at which its engines are stopped in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ class Service:
     """Origins whose pages may call the API; none by default."""
     load_model: Callable[[str, str], ServedModel] | None = None
     """Loads a further model, from a folder and for a name, with the options of the others."""
-    answering: set[asyncio.Task[Any]] = field(default_factory=set)
-    """The tasks in which endpoints make answers: of requests, and of lines of batch jobs."""
+    users: set[asyncio.Task[Any]] = field(default_factory=set)
+    """The tasks that hold the models: those of requests and of batch jobs."""
     retired: list[RetiredModel] = field(default_factory=list)
     """Models that were replaced or deleted, and are not stopped yet."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -81,11 +82,15 @@ class Service:
         """Every model once, whatever the number of its names."""
         return list(dict.fromkeys(self.models_by_name.values()))
 
+    def find_model(self, name: str) -> ServedModel | None:
+        """The model of a name, which may begin with that of an organisation; None if unknown."""
+        return self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
+
     def choose_model(self, name: str | None) -> ServedModel:
         """The model of a name, or the first model for None. Raises ApiError 400."""
         if name is None:
             return self.models[0]
-        model = self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
+        model = self.find_model(name)
         if model is None:
             known = ", ".join(self.models_by_name)
             raise ApiError(
@@ -95,15 +100,19 @@ class Service:
             )
         return model
 
-    async def answer(self, endpoint: "Endpoint", context: "RequestContext") -> Response:
-        """The answer of an endpoint. The models that it may choose run until it is made."""
+    @contextmanager
+    def hold_models(self) -> Iterator[None]:
+        """Keep the models of this moment running, also if they are replaced or deleted.
+
+        It holds them for the current task, until `limits.retire_seconds` after the change.
+        """
         task = asyncio.current_task()
         assert task is not None
-        self.answering.add(task)
+        self.users.add(task)
         try:
-            return await endpoint.answer(context)
+            yield
         finally:
-            self.answering.discard(task)
+            self.users.discard(task)
 
     def check_ready(self) -> tuple[bool, str]:
         """Whether the server can answer requests, and a word that says why it cannot."""
