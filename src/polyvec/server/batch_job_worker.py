@@ -126,7 +126,8 @@ async def _answer_jobs_of(work: BatchWork, owner: str) -> None:
         models_by_name = dict(work.service.models_by_name)
         service = services.setdefault(job.id, replace(work.service, models_by_name=models_by_name))
         try:
-            await _run_while_wanted(work, job, _answer_job(replace(work, service=service), job))
+            with service.hold_models():
+                await _run_while_wanted(work, job, _answer_job(replace(work, service=service), job))
         except OSError as error:
             # The disk may be full. The job waits until there is room; other jobs go on.
             log_event("batch job paused", {"batch_id": job.id, "reason": str(error)})
@@ -159,34 +160,31 @@ async def _answer_job(work: BatchWork, job: BatchJob) -> None:
     jobs = work.jobs
     # Answers of lines whose predecessors have none yet.
     answers: dict[int, LineAnswer] = {}
-    with work.service.hold_models():
-        while lines := await jobs.in_thread(jobs.read_lines, job):
-            async with work.turns:
-                attempts = await _answer_lines(
-                    work, job, [line for line in lines if line.number not in answers]
-                )
-            if (stopped := _find_stopped_model(work.service, job, lines)) is not None:
-                reason = (
-                    f"the model {stopped.name}, with which the job began, was replaced or deleted; "
-                    "submit all lines again, so that their vectors have the same weights"
-                )
-                await jobs.in_thread(jobs.fail, job.id, reason)
-                return
-            waits = [attempt.seconds for attempt in attempts if isinstance(attempt, Retry)]
-            answers |= {
-                attempt.line.number: attempt
-                for attempt in attempts
-                if isinstance(attempt, LineAnswer)
-            }
-            ready: list[LineAnswer] = []
-            while (number := job.done + len(ready)) in answers:
-                ready.append(answers.pop(number))
-            current = await jobs.in_thread(jobs.record, job.id, ready)
-            if current is None or current.is_finished:
-                return
-            job = current
-            if waits:
-                await asyncio.sleep(min(waits))
+    while lines := await jobs.in_thread(jobs.read_lines, job):
+        async with work.turns:
+            attempts = await _answer_lines(
+                work, job, [line for line in lines if line.number not in answers]
+            )
+        if (stopped := _find_stopped_model(work.service, job, lines)) is not None:
+            reason = (
+                f"the model {stopped.name}, with which the job began, was replaced or deleted; "
+                "submit all lines again, so that their vectors have the same weights"
+            )
+            await jobs.in_thread(jobs.fail, job.id, reason)
+            return
+        waits = [attempt.seconds for attempt in attempts if isinstance(attempt, Retry)]
+        answers |= {
+            attempt.line.number: attempt for attempt in attempts if isinstance(attempt, LineAnswer)
+        }
+        ready: list[LineAnswer] = []
+        while (number := job.done + len(ready)) in answers:
+            ready.append(answers.pop(number))
+        current = await jobs.in_thread(jobs.record, job.id, ready)
+        if current is None or current.is_finished:
+            return
+        job = current
+        if waits:
+            await asyncio.sleep(min(waits))
 
 
 def _find_stopped_model(

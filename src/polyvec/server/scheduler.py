@@ -97,7 +97,7 @@ class Scheduler:
         self.tokens_per_second = INITIAL_TOKENS_PER_SECOND
         """Running estimate of the speed of one engine."""
         self.start_error: str | None = None
-        """Why an engine could not be started, the last time that this happened."""
+        """Why an engine has ended before it was ready, the last time that this happened."""
         self.stop_reason: str | None = None
         """Why the engines were stopped; None before that."""
         self._make = make
@@ -124,7 +124,7 @@ class Scheduler:
             self._supervisors.append(start_supervised(f"engine {number}", run))
 
     async def wait_until_started(self) -> None:
-        """Return when every engine runs. Raises EngineDied if one of them cannot be started."""
+        """Return when every engine runs. Raises EngineDied if one of them ends before."""
         while self.num_alive < len(self.engines):
             if self.start_error is not None:
                 raise EngineDied(self.start_error)
@@ -165,30 +165,30 @@ class Scheduler:
 
     async def _run_engine(self, number: int) -> None:
         """Keep one engine running. Ends only by an exception, for example if none can start."""
-        try:
-            while True:
-                engine = EngineProcess(self._make, self._width)
-                self.engines[number] = engine
-                try:
-                    with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
-                        try:
-                            await self._run_until_death(number, engine, thread)
-                        finally:
-                            # The thread is free after this.
-                            await _end(engine)
-                finally:
-                    self.engines[number] = None
-                    engine.close()
-        except (OSError, RuntimeError) as error:
-            self.start_error = str(error)
-            raise
+        while True:
+            engine = EngineProcess(self._make, self._width)
+            self.engines[number] = engine
+            try:
+                with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
+                    try:
+                        await self._run_until_death(number, engine, thread)
+                    finally:
+                        # The thread is free after this.
+                        await _end(engine)
+            finally:
+                self.engines[number] = None
+                engine.close()
 
     async def _run_until_death(
         self, number: int, engine: EngineProcess, thread: ThreadPoolExecutor
     ) -> None:
         """Run batches in one engine until it dies. Raises EngineDied if it does not start."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
+        try:
+            await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
+        except EngineDied as error:
+            self.start_error = str(error)
+            raise
         # The death of an idle engine is noticed at once, and not by the next request.
         loop.add_reader(engine.sentinel, self._wake.set)
         self._add_alive(1)

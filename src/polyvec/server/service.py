@@ -40,8 +40,8 @@ class RetiredModel:
     """A model that new requests do not use any more. It is stopped when nobody needs it."""
 
     model: ServedModel
-    users: frozenset[asyncio.Task[Any]]
-    """The tasks that held the models when it was retired."""
+    users: frozenset[object]
+    """Those who held the models when it was retired."""
     stop_at: float
     """Time of the event loop at which its engines are stopped in any case."""
 
@@ -70,8 +70,8 @@ class Service:
     """Origins whose pages may call the API; none by default."""
     load_model: Callable[[str, str], ServedModel] | None = None
     """Loads a further model, from a folder and for a name, with the options of the others."""
-    users: set[asyncio.Task[Any]] = field(default_factory=set)
-    """The tasks that hold the models: those of requests and of batch jobs."""
+    users: set[object] = field(default_factory=set)
+    """Marks of the requests and batch jobs that hold the models."""
     retired: list[RetiredModel] = field(default_factory=list)
     """Models that were replaced or deleted, and are not stopped yet."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,15 +104,14 @@ class Service:
     def hold_models(self) -> Iterator[None]:
         """Keep the models of this moment running, also if they are replaced or deleted.
 
-        It holds them for the current task, until `limits.retire_seconds` after the change.
+        The limit is `limits.retire_seconds` after that change.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self.users.add(task)
+        mark = object()
+        self.users.add(mark)
         try:
             yield
         finally:
-            self.users.discard(task)
+            self.users.remove(mark)
 
     def check_ready(self) -> tuple[bool, str]:
         """Whether the server can answer requests, and a word that says why it cannot."""
