@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import pytest
 
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
-from polyvec.server import key_reload
+from polyvec.server import key_reload, scheduler
+from polyvec.server.engine_process import EngineProcess
 from polyvec.server.key_file import load_api_keys
 from polyvec.server.limits import Limits
 from polyvec.server.run import listen_for_admin, make_service, run_server
@@ -27,24 +27,25 @@ from tests.server.test_key_reload import line, writing
 
 @pytest.fixture(scope="module")
 def write_model(tiny_config, tiny_weights, tokenizer_file, tmp_path_factory):
-    """A function that writes a model folder, with some tensors in place of the tiny model's."""
+    """A function that writes a model folder: the tiny model with some tensors changed."""
 
-    def write(**changes):
+    def write(change=None, *names):
         folder = tmp_path_factory.mktemp("models") / "changed"
-        save_checkpoint(folder, tiny_config, tiny_weights | changes)
+        changed = {name: change(tiny_weights[name]) for name in names}
+        save_checkpoint(folder, tiny_config, tiny_weights | changed)
         (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
         return folder
 
     return write
 
 
-WORDS = "embeddings.word.weight"
+WORDS, ADAPTERS = "embeddings.word.weight", "embeddings.word.lora_b"
 
 
 @pytest.fixture(scope="module")
-def other_model(write_model, tiny_weights):
+def other_model(write_model):
     """The tiny model with other weights."""
-    return write_model(**{WORDS: tiny_weights[WORDS][::-1].copy()})
+    return write_model(lambda weight: weight[::-1].copy(), WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +114,18 @@ def has_ended(pid):
     return not Path(f"/proc/{pid}").exists()
 
 
-def children():
-    """The processes that this one has started."""
-    listed = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True)
-    return {pid for pid in listed.stdout.split() if not has_ended(pid)}
+@pytest.fixture
+def spawned(monkeypatch):
+    """What is started in a test: the function that makes each engine, and the engine's process."""
+    pairs = []
+
+    class RecordedProcess(EngineProcess):
+        def __init__(self, make, width):
+            super().__init__(make, width)
+            pairs.append((make, self.pid))
+
+    monkeypatch.setattr(scheduler, "EngineProcess", RecordedProcess)
+    return pairs
 
 
 def is_close(vectors, expected):
@@ -173,13 +182,13 @@ def test_a_request_that_has_begun_keeps_its_model(running, other_model, expect, 
     """Neither a request nor the lines of a batch job meet other weights on their way."""
     server, operator = running
     pid = operator.engine("tiny")
-    scheduler = server.service.models[0].scheduler
+    busy = server.service.models[0].scheduler
     lines = [{"custom_id": str(i), "body": {"input": f"{TEXTS[i % 3]} {i}"}} for i in range(40)]
     os.kill(pid, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(server.embed, [*TEXTS, "not in the cache"])
-            wait_for(lambda: scheduler.num_busy)
+            wait_for(lambda: busy.num_busy)
             job = server.http.post(
                 "/v1/batch/embeddings", json={"model": MODEL, "input": lines}
             ).json()
@@ -259,9 +268,18 @@ def cut_weights(folder, write_model):
     return folder, "model.safetensors"
 
 
-def spoil_weights(folder, write_model):
+def spoil_words(folder, write_model):
     """Weights that can be loaded, and give no vector."""
-    return write_model(**{WORDS: np.full((200, 32), np.nan, np.float32)}), "fails on a short text"
+    return write_model(lambda weight: weight * np.float32("nan"), WORDS), "with no task"
+
+
+def spoil_one_adapter(folder, write_model):
+    def spoil(weight):
+        weight = weight.copy()
+        weight[-1] = np.nan
+        return weight
+
+    return write_model(spoil, ADAPTERS), "with the task "
 
 
 def name_nothing(folder, write_model):
@@ -278,22 +296,22 @@ def name_hub_model(folder, write_model):
 
 DAMAGES = [
     *(cut_config, widen_config, lose_tokenizer, cut_weights),
-    *(spoil_weights, name_nothing, name_file, name_hub_model),
+    *(spoil_words, spoil_one_adapter, name_nothing, name_file, name_hub_model),
 ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_model_changes_nothing(running, write_model, damage, expect):
+def test_a_damaged_model_changes_nothing(running, write_model, damage, expect, spawned):
     """Neither as a new model nor as a replacement; the answer names what is wrong."""
     server, operator = running
     path, reason = damage(write_model(), write_model)
-    before, processes = operator.list(), children()
+    before = operator.list()
     for name in ("tiny", "new"):
         status, message = check_error(operator.put(name, path))
         assert status == 400 and reason in message and "\n" not in message, message
     assert operator.list() == before
     assert is_close(read_vectors(server.embed(TEXTS)), expect[0])
-    wait_for(lambda: children() <= processes)
+    wait_for(lambda: all(has_ended(pid) for make, pid in spawned if str(path) in str(make)))
 
 
 def test_a_model_whose_engine_does_not_start_changes_nothing(running, other_model, monkeypatch):
@@ -305,10 +323,9 @@ def test_a_model_whose_engine_does_not_start_changes_nothing(running, other_mode
     assert operator.list() == before and server.embed(TEXTS).status_code == 200
 
 
-def test_a_second_change_waits_for_nobody(running, other_model, monkeypatch):
-    """It is refused at once. A change whose client leaves is undone."""
+def test_a_second_change_is_refused_at_once(running, other_model, monkeypatch, spawned):
+    """A change whose client leaves is undone, and the next one can begin."""
     server, operator = running
-    processes = children()
     with monkeypatch.context() as patch:
         patch.setitem(server.service.load_model.keywords, "make_engine", sleeping_engine)
         with ThreadPoolExecutor(1) as pool:
@@ -322,7 +339,7 @@ def test_a_second_change_waits_for_nobody(running, other_model, monkeypatch):
             with impatient, pytest.raises(httpx.ReadTimeout):
                 first.result()
         wait_for(lambda: not server.service.changing.locked())
-    wait_for(lambda: children() <= processes)
+    assert all(has_ended(pid) for make, pid in spawned if make is sleeping_engine)
     assert operator.put("slow", other_model).status_code == 201
 
 
@@ -400,17 +417,16 @@ def test_web_pages_are_refused(running, headers):
 
 
 def test_the_operators_routes_end_with_the_server_and_undo_a_change(
-    tiny_model, other_model, monkeypatch
+    tiny_model, other_model, monkeypatch, spawned
 ):
-    processes = children()
     with operating(tiny_model) as (server, operator), ThreadPoolExecutor(1) as pool:
         monkeypatch.setitem(server.service.load_model.keywords, "make_engine", sleeping_engine)
         change = pool.submit(operator.put, "slow", other_model)
-        wait_for(lambda: len(children() - processes) == 2)
+        wait_for(lambda: any(make is sleeping_engine for make, _ in spawned))
         server.server.should_exit = True
         # The connection is closed.
         assert isinstance(change.exception(), httpx.TransportError)
-    wait_for(lambda: children() <= processes)
+    assert all(has_ended(pid) for _, pid in spawned)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.admin_url}/models")
 
