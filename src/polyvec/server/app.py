@@ -30,14 +30,14 @@ from polyvec.server.supervision import start_supervised, stop_supervised
 from polyvec.server.wire import read_body
 from polyvec.server.worker_threads import CLIENT
 
+BackgroundTask = Callable[[Service], Coroutine[Any, Any, None]]
+"""A coroutine function that runs as long as the server does."""
+
 HTTP_ERROR_CODES = {404: ErrorCode.RESOURCE_NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 """The codes of the errors that the router raises."""
 
 
-def make_app(
-    service: Service,
-    background: Sequence[Callable[[Service], Coroutine[Any, Any, None]]] = (),
-) -> ASGIApp:
+def make_app(service: Service, background: Sequence[BackgroundTask] = ()) -> ASGIApp:
     """The application. Its lifespan starts and stops the engines and the background tasks."""
 
     @asynccontextmanager

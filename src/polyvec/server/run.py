@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,7 +23,7 @@ from polyvec.encoder import find_model
 from polyvec.heads import select_heads
 from polyvec.server.admin import ADMIN_HOST, make_admin_app
 from polyvec.server.api_keys import ApiKeys
-from polyvec.server.app import make_app
+from polyvec.server.app import BackgroundTask, make_app
 from polyvec.server.batch_job_worker import answer_batch_jobs
 from polyvec.server.cors import check_origin
 from polyvec.server.engine_process import EngineFactory, load_engine
@@ -49,9 +49,6 @@ DRAIN_DELAY_SECONDS = 0.2
 
 CLOSE_SECONDS = 1
 """Time for connections to close when the server ends at once, or draining takes too long."""
-
-
-BackgroundTask = Callable[[Service], Coroutine[Any, Any, None]]
 
 
 def run_server(
