@@ -166,7 +166,7 @@ def test_mixed_tasks_in_any_batch_give_the_outputs_of_each_text_alone(
     encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
-    monkeypatch.setattr("polyvec.encoder.MAX_BLOCK_TEXTS", 4)
+    monkeypatch.setattr("polyvec.texts.MAX_BLOCK_TEXTS", 4)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
     found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi_vector"])
     assert found.dense is None and found.sparse is not None and found.multi_vector is not None
@@ -365,3 +365,19 @@ def test_texts_without_vectors_have_no_maxsim(rng: np.random.Generator) -> None:
     for query, candidates in ((none, [units(rng, 2)]), (units(rng, 2), [units(rng, 2), none])):
         with pytest.raises(ValueError, match="at least one token"):
             maxsim(query, candidates)
+
+
+def test_maxsim_refuses_vectors_of_other_sizes_axes_and_nan(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    good, bad = np.ones((2, 4), np.float32), np.full((1, 4), np.nan, np.float32)
+    for query, candidates, message in [
+        (good[0], [good], "one row per vector"),
+        (good, [good, good[0]], "one row per vector"),
+        (good, [good[:, :3]], "different models"),
+        (bad, [good], "NaN"),
+        (good, [good, bad], "candidate 1 .*NaN"),
+        (good, {"a": good}, "candidates is a dict"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            maxsim(query, candidates)
+    assert maxsim(good, iter([good, good])).shape == (2,)

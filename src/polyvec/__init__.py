@@ -10,12 +10,14 @@ from polyvec.outputs import (
     similarity,
     to_base64,
     to_binary,
+    to_float16,
     to_int8,
     to_ubinary,
     truncate_and_normalise,
 )
 from polyvec.reranking import Ranked, rerank
 from polyvec.tasks import TASKS, Task
+from polyvec.truncation import TooLongError, TruncationWarning
 
 __all__ = [
     "TASKS",
@@ -29,11 +31,14 @@ __all__ = [
     "Sentences",
     "Sparse",
     "Task",
+    "TooLongError",
+    "TruncationWarning",
     "maxsim",
     "rerank",
     "similarity",
     "to_base64",
     "to_binary",
+    "to_float16",
     "to_int8",
     "to_ubinary",
     "truncate_and_normalise",

@@ -19,8 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from polyvec.checkpoint import fingerprint, load_checkpoint
-from polyvec.encoder import find_model
 from polyvec.heads import select_heads
+from polyvec.model_folder import BUNDLED, find_model
 from polyvec.server.admin import ADMIN_HOST, make_admin_app
 from polyvec.server.api_keys import ApiKeys
 from polyvec.server.app import BackgroundTask, make_app
@@ -223,7 +223,7 @@ def make_service(
     )
     by_name: dict[str, ServedModel] = {}
     for model in models:
-        name = "polyvec-mini" if model == "mini" else Path(model).name
+        name = "polyvec-mini" if find_model(model) == BUNDLED else Path(model).name
         if name in by_name:
             raise ValueError(f"two models have the name {name}; rename a folder")
         # Before the server listens, so that it refuses to start with a damaged model.
@@ -266,8 +266,7 @@ def load_model(
     With `num_engines` None, a model with small weights has two engines, and any other one has one.
     Raises ValueError if it does not exist or is damaged.
     """
-    # Not a folder of this name.
-    folder = find_model(None if model == "mini" else model)
+    folder = find_model(model)
     config, weights = load_checkpoint(folder)
     scheduler = Scheduler(
         make_engine or partial(load_engine, str(folder), device, precision),
