@@ -109,7 +109,7 @@ def decode(raw: bytes, charset: str = "utf-8-sig") -> str:
     Raises ValueError if the bytes are not text.
     """
     encoding = text_rows.find_encoding(raw)
-    name = charset if encoding == "utf-8-sig" else encoding
+    name = charset if encoding != "utf-16" else encoding
     try:
         text = raw.decode(name)
     except UnicodeDecodeError as error:
