@@ -26,6 +26,8 @@ FLOORS = (
         "threads",
         "tokenizer_check",
         "records",
+        "rejected_rows",
+        "arrow_rows",
         "vector_files",
     ),
     (
@@ -41,7 +43,7 @@ FLOORS = (
         "truncation",
     ),
     ("engines", "network"),
-    ("encoder", "reranking", "classification", "export"),
+    ("encoder", "row_encoding", "reranking", "classification", "export"),
     ("train", "eval", "server", "search", "bulk", "integrations"),
     ("cli", "__main__"),
 )
@@ -59,10 +61,10 @@ LIGHT = {
     "tokenizers",
     "tqdm",
 }
-"""Packages that rooms below the top floor may import. `HEAVY` files may also import torch."""
+"""Packages that rooms below the top floor may import. `HEAVY` files may import others as well."""
 
-HEAVY = {"polyvec.network", "polyvec.engines.torch"}
-"""Files that need the torch extra."""
+HEAVY = {"polyvec.network", "polyvec.engines.torch", "polyvec.arrow_rows"}
+"""Files that need an extra, torch or pyarrow. They are imported where it is needed."""
 
 
 def module_name(path):

@@ -160,7 +160,7 @@ class Encoder:
         task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
-        truncate: Truncate = "end",
+        truncate: Truncate | Truncation = "end",
         progress: bool | None = None,
     ) -> Float32[np.ndarray, "N dim"]:
         """Return one embedding of length 1 per text, in the order of the texts.
@@ -182,7 +182,8 @@ class Encoder:
         texts = list_items(texts, "texts")
         vectors = np.empty((len(texts), self._check_dim(dim, any_dim)), np.float32)
         done = 0
-        rule = Truncation(truncate, self.config.max_tokens)
+        is_rule = isinstance(truncate, Truncation)
+        rule = truncate if is_rule else Truncation(truncate, self.config.max_tokens)
         with make_bar("text", len(texts), progress) as bar:
             for part in self._encode_blocks(texts, task, vectors.shape[1], rule, bar):
                 vectors[done : done + len(part)] = part
@@ -457,7 +458,7 @@ class Encoder:
 
     def _warn(self, rule: Truncation) -> None:
         """Warn that texts were truncated, for the first time that this encoder does so."""
-        if rule.num_texts and not self._warned:
+        if rule.num_texts and not rule.is_shared and not self._warned:
             self._warned = True
             warnings.warn(str(rule), TruncationWarning, stacklevel=3)
 
@@ -484,9 +485,7 @@ class Encoder:
         return int(dim)
 
 
-def _load_again(
-    kind: type[Encoder], settings: dict[str, Any], rope_base: int | float
-) -> Encoder:
+def _load_again(kind: type[Encoder], settings: dict[str, Any], rope_base: int | float) -> Encoder:
     """The encoder that was pickled."""
     encoder = kind.load(**settings)
     encoder.engine.rope_base = rope_base

@@ -1,10 +1,12 @@
 """Messages of verbs to people (notes), programs (lines of JSON) and shells (exit statuses)."""
 
+import base64
 import json
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from datetime import date, time
 from enum import IntEnum
 from io import TextIOWrapper
 from typing import Any
@@ -98,14 +100,33 @@ def json_line(fields: Mapping[str, Any]) -> str:
     >>> json_line({"text": "grüß"})
     '{"text": "grüß"}\n'
     """
-    line = json.dumps(fields, ensure_ascii=False, default=str) + "\n"
+    line = json.dumps(fields, ensure_ascii=False, default=json_value) + "\n"
     if line.isascii():
         return line
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     # Halves of surrogate pairs have no UTF-8, but JSON has escapes for them.
     if encoding in ("utf-8", "utf8") and not SURROGATES.search(line):
         return line
-    return json.dumps(fields, default=str) + "\n"
+    return json.dumps(fields, default=json_value) + "\n"
+
+
+def json_value(value: Any) -> Any:
+    """Return what stands in JSON for a value that JSON lacks, such as a date or an array.
+
+    Dates and times are written as ISO 8601 says, and bytes in base64.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    # Scalars and arrays of NumPy, and scalars of Arrow.
+    for name in ("tolist", "as_py"):
+        convert = getattr(value, name, None)
+        if callable(convert):
+            return convert()
+    return str(value)
 
 
 def shorten(text: str, size: int) -> str:

@@ -34,13 +34,17 @@ class TruncationWarning(UserWarning):
 
 
 class Truncation:
-    """The rule of one call for texts that are too long, and what it has cut."""
+    """The rule of one call for texts that are too long, and what it has cut.
 
-    def __init__(self, truncate: Truncate, max_tokens: int) -> None:
+    A caller of several calls may give them one rule, `is_shared`, and warn of all that was cut.
+    """
+
+    def __init__(self, truncate: Truncate, max_tokens: int, *, is_shared: bool = False) -> None:
         if truncate not in get_args(Truncate):
             raise ValueError(f"truncate is {truncate!r}, must be 'end', 'start' or 'error'")
         self.truncate: Truncate = truncate
         self.max_tokens = max_tokens
+        self.is_shared = is_shared
         self.num_texts = self.num_characters = 0
 
     def record(self, first: int, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
