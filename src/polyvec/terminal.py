@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,32 @@ def shorten(text: str, size: int) -> str:
     cut = line[: size - 1]
     head, space, _ = cut.rpartition(" ")
     return (head if space and 2 * len(head) > size else cut) + " …"
+
+
+def ask(question: str) -> bool | None:
+    """Ask a person on the terminal. Return None if nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    sys.stderr.write(f"polyvec: {plain(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def byte_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on terminals, and a function to show how many of how many are done.
+
+    The bar appears after half a second.
+    """
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, delay=0.5, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def file_progress() -> "tqdm.tqdm":

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from polyvec.search.files import list_files, read_file
+from polyvec.search.files import describe_folder, list_files, read_file
 
 MAX_LOST_SHARE = 0.5
 """The share of the passages that an update may remove without asking."""
@@ -88,7 +88,8 @@ def find_changes(
         # A folder below the root may be removed while its parent is listed.
         if folder == root or not isinstance(error, FileNotFoundError | NotADirectoryError):
             closed_folders.append(folder.relative_to(root).as_posix())
-            changes.skipped.append(f"{folder}: {error.strerror}")
+            kept = "" if rebuild else "; the passages of its files are kept"
+            changes.skipped.append(describe_folder(error) + kept)
 
     for path in list_files(
         place, follow_links=follow_links, on_unreadable=add_closed_folder, on_link=links.append

@@ -62,7 +62,8 @@ def make_blocks(files: Iterable[SplitFile]) -> Iterator[Block]:
             if len(block.rows) >= BLOCK_PASSAGES:
                 yield block
                 block = Block()
-    yield block
+    if block.rows or block.whole:
+        yield block
 
 
 def commit(

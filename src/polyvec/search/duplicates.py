@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from polyvec.encoder import Encoder
-from polyvec.search.files import list_files, read_file
+from polyvec.search.files import describe_folder, list_files, read_file
 from polyvec.search.passages import split_file, texts_with_headings
 
 TASK = "text-matching"
@@ -54,7 +54,8 @@ def find_duplicates(
     groups: list[Group] = []
     # The vectors of the groups' first files; the array doubles when it is full.
     firsts = np.empty((64, encoder.config.width), np.float32)
-    for path in list_files(folder):
+    paths = list_files(folder, on_unreadable=lambda error: on_skipped(describe_folder(error)))
+    for path in paths:
         try:
             split = split_file(folder, read_file(folder, path), encoder.tokenizer)
         except ValueError as error:

@@ -35,6 +35,11 @@ def root_of(place: Path) -> Path:
     return place.parent if place.is_file() else place
 
 
+def describe_folder(error: OSError) -> str:
+    """A sentence about a folder that cannot be listed."""
+    return f"{error.filename}: {error.strerror}"
+
+
 def list_files(
     place: Path,
     *,

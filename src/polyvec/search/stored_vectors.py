@@ -46,6 +46,8 @@ class StoredVectors:
         places = np.searchsorted(self._keys.contents, contents)
         places = places.clip(max=len(self._keys.contents) - 1)
         positions = np.flatnonzero(self._keys.contents[places] == contents)
+        if not len(positions):
+            return positions, None
         row_ids = self._keys.row_ids[places[positions]]
         rows = take_rows(self._table, row_ids, ["text", *self._columns])
         # Two texts may have the same key.

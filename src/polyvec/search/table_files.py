@@ -118,9 +118,7 @@ class TableFiles:
         known = {} if listing is None else listing["files"]
         states = dict(self._list_files())
         new = [path for path in states if path not in known or path == HINT]
-        for path in new:
-            _sync(self._table / path)
-        entries = dict(zip(new, self._compute(new), strict=True))
+        entries = dict(zip(new, self._compute(new, sync=True), strict=True))
         self._write({path: entries.get(path) or known[path] for path in states}, closed=True)
         self._verified = states
 
@@ -145,10 +143,13 @@ class TableFiles:
         before = self._verified.get(path)
         return before is not None and _identity(before) == _identity(state)
 
-    def _compute(self, paths: list[str]) -> list[Entry]:
+    def _compute(self, paths: list[str], *, sync: bool = False) -> list[Entry]:
+        def compute(path: str) -> Entry:
+            return _checksum(self._table / path, sync=sync)
+
         # The checksum and reading release Python's lock.
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(_checksum, [self._table / path for path in paths]))
+            return list(pool.map(compute, paths))
 
     def _list_files(self) -> Iterator[tuple[str, os.stat_result]]:
         """The path of each file below the table's folder, and its state."""
@@ -174,8 +175,10 @@ class TableFiles:
 
     def _write(self, files: dict[str, Entry], *, closed: bool) -> None:
         partial = self._path.with_suffix(".new")
-        partial.write_text(json.dumps({"closed": closed, "files": files}), encoding="utf-8")
-        _sync(partial)
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump({"closed": closed, "files": files}, file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._path)
 
 
@@ -209,14 +212,11 @@ class ExplainDamage:
             ) from error
 
 
-def _sync(path: Path) -> None:
-    """Wait until the disk has the contents of a file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _checksum(path: Path, *, sync: bool) -> Entry:
+    """The size and the checksum of a file; [-1, 0] if it is not a regular file any more.
 
-
-def _checksum(path: Path) -> Entry:
-    """The size and the checksum of a file; [-1, 0] if it is not a regular file any more."""
+    With `sync`, the disk has the contents of the file afterwards.
+    """
     number, size = 0, 0
     try:
         # A pipe would never end.
@@ -225,6 +225,8 @@ def _checksum(path: Path) -> Entry:
         with path.open("rb") as file:
             while block := file.read(READ_BYTES):
                 number, size = zlib.crc32(block, number), size + len(block)
+            if sync:
+                os.fsync(file.fileno())
     except FileNotFoundError:
         return [-1, 0]
     return [size, number]

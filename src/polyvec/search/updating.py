@@ -171,7 +171,7 @@ class Updater:
             progress(done, total)
         update.changed.sort()
         update.removed = [path for path in changes.gone if path in indexed]
-        if update.removed or any(block.whole or block.rows for block, _ in pending):
+        if update.removed or pending:
             self._commit(table, pending, update.removed)
 
     def _split_files(
@@ -228,6 +228,8 @@ class Updater:
         """The columns of the texts' vectors, in the form in which the table stores them."""
         index = self._index
         fields = [index.schema.field(name) for name in index.vector_columns]
+        if not texts:
+            return pa.schema(fields).empty_table()
         outputs = self._encoder.encode_all(
             texts,
             task=PASSAGE,
