@@ -83,7 +83,8 @@ def ask(question: str) -> bool | None:
     """Ask a person on the terminal. Return None if nobody can be asked."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    sys.stderr.write(f"polyvec: {plain(question)} [y/N] ")
+    # The line may hold a progress bar.
+    sys.stderr.write(f"\r\x1b[Kpolyvec: {plain(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

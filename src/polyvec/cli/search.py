@@ -220,8 +220,8 @@ def _watch(
         if isinstance(first, Update):
             _report_update(first, time.perf_counter() - started)
             reported.update(first.skipped, [first.doubt])
-        elif isinstance(first, NotUpdatedError):
-            note(_describe_stale(target, first))
+        else:
+            note(f"{first}; searching the index as it is")
         note(f"watching {target.folder}; Ctrl-C ends it")
         answer(question)
         for event in events:
