@@ -76,7 +76,7 @@ class Index:
         if not folder.exists():
             raise ValueError(f"there is no folder {folder}")
         self.folder = root_of(folder)
-        self._place = folder
+        self.place = folder
         self._default = self.folder / ".polyvec"
         name = "" if folder == self.folder else folder.name
         self.directory = directory or (self._default / "files" / name if name else self._default)
@@ -109,7 +109,7 @@ class Index:
             self._make_directory()
             lock = filelock.FileLock(self.directory / "lock", timeout=0)
             with lock, ExplainDamage(self.directory):
-                updater = Updater(self._table, self.encoder, self._place, self.folder)
+                updater = Updater(self._table, self.encoder, self.place, self.folder)
                 return updater.run(progress=progress, forget=forget, follow_links=follow_links)
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
