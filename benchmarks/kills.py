@@ -1,7 +1,7 @@
 """Kill an indexing process repeatedly at random times, and check the index each time.
 
 1. Some files are written again, so that there is always something to index.
-2. A process indexes the folder. It gets SIGKILL at a random time after its first file.
+2. A process indexes the folder. It gets SIGKILL at a random time after its first passages.
 3. The index must open, answer a query, and contain no passage twice.
 4. At the end one process runs to completion. The index must then contain every passage of the files
    exactly once, with its vector.
@@ -19,7 +19,7 @@ import numpy as np
 from polyvec import Encoder
 from polyvec.search import Index
 from polyvec.search.files import list_files, read_file
-from polyvec.search.index import TABLE
+from polyvec.search.index_table import TABLE
 from polyvec.search.passages import split_file, texts_with_headings
 
 MAX_PASSAGES = 4_000
@@ -30,13 +30,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from polyvec import Encoder
-from polyvec.search import Index, index
-index.COMMIT_PASSAGES = 32
+from polyvec.search import Index, updating
+updating.COMMIT_SECONDS, updating.MAX_COMMIT_SHARE = 0, float("inf")
 target = Index(Path(sys.argv[1]), Encoder.load())
-target.update(lambda path: print(path, flush=True))
+target.update(lambda done, total: done and print(done, flush=True))
 """
-"""Indexes a folder and prints the path of each file when it was read. Commits are small, so that
-kills fall between many commits."""
+"""Indexes a folder and prints a line whenever passages were embedded. Each time they are committed,
+so that kills fall between many commits."""
 
 NUM_CHECKED_VECTORS = 50
 """Passages that are embedded again at the end, to compare their vectors."""

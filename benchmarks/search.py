@@ -26,7 +26,7 @@ from benchmarks.kills import kill_often
 from benchmarks.report import describe_machine, table, write_section
 from polyvec import Encoder
 from polyvec.search import Index
-from polyvec.search.index import TABLE
+from polyvec.search.index_table import TABLE
 from polyvec.search.table_files import TableFiles
 from polyvec.search.vectors import Quantise
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from polyvec.terminal import (
+    ask,
     json_line,
     note,
     plain,
@@ -55,3 +56,22 @@ def test_every_text_can_be_written_to_every_terminal(monkeypatch, encoding):
     assert ("猫" if encoding == "utf-8" else "\\u732b") in shown.decode(encoding)
     # JSON is UTF-8, whatever the terminal is.
     assert json.loads(line.decode("utf-8")) == {"text": text}
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [("y\n", True), ("Yes\n", True), ("\n", False), ("", False), ("no\n", False)],
+)
+def test_only_a_yes_on_a_terminal_is_a_yes(monkeypatch, typed, answer):
+    def stream(text, is_terminal):
+        stream = io.StringIO(text)
+        monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+        return stream
+
+    shown = stream("", True)
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr("sys.stdin", stream(typed, True))
+    assert ask("Remove them?") is answer
+    assert "Remove them? [y/N]" in shown.getvalue()
+    monkeypatch.setattr("sys.stdin", stream(typed, False))
+    assert ask("Remove them?") is None

@@ -50,7 +50,14 @@ def make_bar(unit: str, total: int | None, progress: bool | None = None) -> Iter
     from tqdm import tqdm
 
     # Without smoothing, the rate is the mean of the whole time, which a tick does not disturb.
-    with tqdm(total=total, unit=unit, delay=DELAY_SECONDS, leave=False, smoothing=0) as bar:
+    with tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        delay=DELAY_SECONDS,
+        leave=False,
+        smoothing=0,
+    ) as bar:
         stopped = threading.Event()
 
         def tick() -> None:

@@ -4,8 +4,8 @@ import base64
 import json
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import date, time
 from enum import IntEnum
 from io import TextIOWrapper
@@ -143,6 +143,31 @@ def shorten(text: str, size: int) -> str:
     cut = line[: size - 1]
     head, space, _ = cut.rpartition(" ")
     return (head if space and 2 * len(head) > size else cut) + " …"
+
+
+def ask(question: str) -> bool | None:
+    """Ask a person on the terminal. Return None if nobody can be asked."""
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return None
+    # The line may hold a progress bar.
+    sys.stderr.write(f"\r\x1b[Kpolyvec: {plain_line(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def byte_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on terminals, and a function to show how many of how many are done."""
+    with make_bar("B", None) as bar:
+        shown = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            bar.total = total
+            bar.update(done - shown)
+            shown = done
+
+        yield show
 
 
 def file_progress(total: int | None = None) -> AbstractContextManager[Bar]:

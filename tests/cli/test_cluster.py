@@ -15,6 +15,14 @@ def test_no_clusters_are_a_normal_answer_and_skipped_files_are_not(polyvec, tiny
     assert "skipped" in err
 
 
+def test_a_single_file_is_clustered(polyvec, tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("A fox sleeps.\n")
+    (tmp_path / "b.txt").write_text("A dog sleeps.\n")
+    code, out, _ = polyvec("cluster", tmp_path / "a.txt", "--model", tiny_model)
+    assert code == ExitStatus.DONE
+    assert f"{tmp_path / 'a.txt'}:1" in out and "b.txt" not in out
+
+
 def test_choices_and_defaults_are_those_of_the_room():
     assert get_args(get_args(get_type_hints(cluster)["layout"])[0]) == get_args(Layout)
     assert signature(cluster).parameters["task"].default == TASK

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from typing import get_args, get_type_hints
 
+import filelock
 import pytest
 
 from polyvec.cli.search import search
+from polyvec.search import commits, updating
 from polyvec.search.fusion import FusionMethod
 from polyvec.search.vectors import Quantise
 from polyvec.terminal import ExitStatus
@@ -150,3 +152,115 @@ def test_the_choices_are_those_of_the_index():
     hints = get_type_hints(search)
     assert set(get_args(Quantise)) <= set(get_args(get_args(hints["quantise"])[0]))
     assert get_args(hints["by"]) == get_args(FusionMethod)
+
+
+@pytest.fixture
+def mounted(tiny_model, tmp_path, polyvec):
+    """A folder whose index lies elsewhere, and a search of it for an option."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(f"A fox sleeps {number}.\n")
+    words = ["search", folder, "fox", "--index", tmp_path / "index", "--model", tiny_model]
+    assert polyvec(*words)[0] == ExitStatus.DONE
+    return folder, lambda *options: polyvec(*words, *options)
+
+
+def test_files_that_seem_to_be_gone_are_found_until_they_are_forgotten(mounted):
+    folder, search_again = mounted
+    for path in folder.iterdir():
+        path.unlink()
+    for _ in range(2):
+        code, out, err = search_again()
+        assert code == ExitStatus.INCOMPLETE
+        assert out.count(".txt:1") > 0
+        assert "4 of the 4 passages" in err and "--forget" in err and "0 removed" in err
+    code, out, err = search_again("--forget")
+    assert (code, out) == (ExitStatus.INCOMPLETE, "")
+    assert "4 removed" in err
+
+
+@pytest.mark.parametrize(("answer", "removed", "status"), [(True, 4, 1), (False, 0, 0)])
+def test_a_person_decides_about_files_that_seem_to_be_gone(
+    mounted, monkeypatch, answer, removed, status
+):
+    folder, search_again = mounted
+    folder.rename(folder.with_name("away"))
+    folder.mkdir()
+    questions = []
+    monkeypatch.setattr("polyvec.cli.search.ask", lambda text: questions.append(text) or answer)
+    code, _, err = search_again()
+    assert code == status
+    assert f"{removed} removed" in err
+    assert [question.endswith("from the index?") for question in questions] == [True]
+    folder.rmdir()
+    folder.with_name("away").rename(folder)
+    assert f"{removed} new or changed" in search_again()[2]
+
+
+def test_a_search_beside_one_that_indexes_says_how_much_is_there(mounted, tmp_path):
+    folder, search_again = mounted
+    (folder / "new.txt").write_text("A fox jumps.\n")
+    with filelock.FileLock(tmp_path / "index" / "lock"):
+        code, out, err = search_again()
+    assert code == ExitStatus.DONE and out
+    assert "searching 4 passages of 4 files (the folder has 5)" in err
+
+
+def test_a_search_beside_the_first_one_says_that_it_must_wait(polyvec, tiny_model, tmp_path):
+    (tmp_path / ".polyvec").mkdir()
+    with filelock.FileLock(tmp_path / ".polyvec" / "lock"):
+        code, _, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
+    assert code == ExitStatus.REFUSED
+    assert "no passages yet; try again" in err
+
+
+def test_an_index_that_cannot_be_written_is_searched_as_it_is(mounted, tmp_path):
+    folder, search_again = mounted
+    (tmp_path / "index" / "lock").unlink(missing_ok=True)
+    (tmp_path / "index" / "lock").mkdir()
+    code, out, err = search_again()
+    assert code == ExitStatus.DONE and out
+    assert "cannot write" in err and "searching 4 passages of 4 files" in err
+
+
+def test_a_first_index_that_cannot_be_written_is_refused(polyvec, tiny_model, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    words = ["search", tmp_path, "fox", "--index", tmp_path / "file" / "ix", "--model", tiny_model]
+    code, _, err = polyvec(*words)
+    assert code == ExitStatus.REFUSED
+    assert "choose another directory with --index" in err
+
+
+def test_ctrl_c_says_what_is_kept_and_so_does_the_next_search(mounted, monkeypatch):
+    folder, search_again = mounted
+    (folder / "table.jsonl").write_text("".join(f'"row {number}"\n' for number in range(9)))
+    monkeypatch.setattr(commits, "BLOCK_PASSAGES", 3)
+    monkeypatch.setattr(updating, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(updating, "MAX_COMMIT_SHARE", float("inf"))
+    commit, calls = updating.commit, []
+
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        commit(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updating, "commit", interrupt)
+        code, out, err = search_again()
+    assert (code, out) == (ExitStatus.INTERRUPTED, "")
+    assert "stopped; 7 passages of 5 files are kept" in err
+    code, _, err = search_again()
+    assert code == ExitStatus.DONE
+    assert "an earlier update was interrupted; the 7 passages it left were kept" in err
+    assert "13 passages" in err
+
+
+def test_a_single_file_is_searched(polyvec, tiny_model, tmp_path):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    (tmp_path / "dog.md").write_text("The lazy dog.\n")
+    code, out, err = polyvec("search", tmp_path / "fox.md", "dog", "--model", tiny_model)
+    assert code == ExitStatus.DONE
+    assert f"{tmp_path / 'fox.md'}:1" in out and "dog.md" not in out
+    assert "indexed 1 files" in err

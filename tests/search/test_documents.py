@@ -152,8 +152,15 @@ def test_json_lines_are_parts_with_their_lines():
         (3, 'owl\nid: 7\ntags: ["a", "ß"]'),
         (4, "x: \ufffd"),
     ]
-    with pytest.raises(ValueError, match="line 2"):
-        read_document(b'"a"\n{"b": \n', "a.jsonl")
+
+
+@pytest.mark.parametrize("flawed", ['{"b": ', '{"b": "\\u12', "]"])
+def test_a_row_that_is_not_finished_costs_no_other_row(flawed):
+    document = read_document(f'"a"\n{flawed}\n"c"\n'.encode(), "a.jsonl")
+    assert places(document) == [(1, "a"), (3, "c")]
+    assert document.cut.startswith("line 2: ")
+    with pytest.raises(ValueError, match="line 1: is not JSON"):
+        read_document(f"{flawed}\n{flawed}".encode(), "a.jsonl")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.html", "a.txt"])

@@ -17,9 +17,10 @@ from polyvec.checkpoint import save_checkpoint
 from polyvec.encoder import Encoder
 from polyvec.heads import maxsim
 from polyvec.search import BusyError, Index
-from polyvec.search.index import TABLE
+from polyvec.search.index_table import TABLE
 from polyvec.search.passages import PASSAGE_TOKENS
 from polyvec.search.table_files import TableFiles
+from polyvec.search.updating import Updater
 
 
 def rows(index):
@@ -285,13 +286,13 @@ def test_only_what_changed_is_indexed_again(notes, searcher, monkeypatch, tmp_pa
     index = Index(notes, searcher)
     index.update()
     encoded = []
-    encode = Encoder.encode
+    make_vectors = Updater._make_vectors
 
-    def spy(self, texts, **options):
+    def spy(self, texts):
         encoded.extend(texts)
-        return encode(self, texts, **options)
+        return make_vectors(self, texts)
 
-    monkeypatch.setattr(Encoder, "encode", spy)
+    monkeypatch.setattr(Updater, "_make_vectors", spy)
     assert index.update().changed == []
     assert encoded == []
     (notes / "new.txt").write_text("A new file.")
@@ -368,7 +369,7 @@ def test_a_form_is_kept_with_the_index_and_made_of_floats_without_a_model(
     with pytest.raises(ValueError, match=f"its vectors are float, not {quantise}"):
         changed.search("fox")
     with monkeypatch.context() as patch:
-        patch.setattr(Index, "_make_rows", None)
+        patch.setattr(Updater, "_make_rows", None)
         update = changed.update()
     assert (update.rebuilt, update.changed) == (f"its vectors are float, not {quantise}", [])
     for index in (made, changed, Index(notes, searcher)):
@@ -424,18 +425,19 @@ def test_an_update_killed_at_any_moment_leaves_an_index_that_the_next_one_comple
     script = f"""
         from pathlib import Path
         from polyvec.encoder import Encoder
-        from polyvec.search import Index, index
-        index.COMMIT_PASSAGES = 3
+        from polyvec.search import Index, commits, updating
+        commits.BLOCK_PASSAGES = 3
+        updating.COMMIT_SECONDS, updating.MAX_COMMIT_SHARE = 0, float("inf")
         target = Index(Path({str(notes)!r}), Encoder.load({str(tiny_model)!r}))
-        target.update(lambda path: print(path, flush=True))
+        target.update(lambda done, total: done and print(done, flush=True))
     """
     random = Random(5)
     for share in (0.2, 0.4, 0.6):
         run = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE
         )
-        # Some files further than before, and then some moments, wherever that is.
-        for _ in range(int(share * 42)):
+        # Some blocks further than before, and then some moments, wherever that is.
+        for _ in range(int(share * 14)):
             run.stdout.readline()
         time.sleep(random.uniform(0, 0.05))
         run.kill()

@@ -40,9 +40,9 @@ def index(tiny_model, tmp_path):
 def test_the_first_update_comes_first_and_then_news_and_questions(index):
     questions, done = SimpleQueue(), []
     questions.put("where?")
-    events = watch_index(index, questions, done.append)
+    events = watch_index(index, questions, lambda *progress: done.append(progress))
     assert next(events).changed == ["fox.md"]
-    assert done == ["fox.md"]
+    assert done[-1] == (14, 14)
     assert next(events) == "where?"
     (index.folder / "new.md").write_text("The lazy dog.\n")
     assert next(events).changed == ["new.md"]

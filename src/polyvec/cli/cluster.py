@@ -43,7 +43,8 @@ def cluster(
     Parameters
     ----------
     folder
-        The folder to search. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON
+        lines are read.
     each
         The unit that is clustered: passages or whole files.
     min_size
@@ -69,11 +70,12 @@ def cluster(
         raise ValueError(f"--min-size is {min_size}, must be at least 2")
     if top < 0:
         raise ValueError(f"--top is {top}, must be at least 0")
-    if not folder.is_dir():
+    if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     from polyvec.encoder import Encoder
     from polyvec.search.cluster_plot import check_plot_path, write_plot
     from polyvec.search.clustering import cluster_items, plot_points, read_items
+    from polyvec.search.files import root_of
 
     if map is not None:
         check_plot_path(map)
@@ -91,7 +93,7 @@ def cluster(
     if json:
         sys.stdout.writelines(_cluster_lines(clusters, items))
     else:
-        sys.stdout.write(_show_clusters(clusters, items, folder, top))
+        sys.stdout.write(_show_clusters(clusters, items, root_of(folder), top))
     outside = int((clusters.cluster_ids < 0).sum())
     count = f"{len(clusters.words)} clusters, {outside} in none"
     note(f"{len(items)} {each}s: {count} ({seconds:.2f} s)")

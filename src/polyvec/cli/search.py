@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyvec.terminal import ExitStatus, file_progress, json_line, note, plain, plain_line
+from polyvec.terminal import ExitStatus, ask, byte_progress, json_line, note, plain, plain_line
 
 if TYPE_CHECKING:
     from polyvec.search import Hit, Index, Update
@@ -29,6 +30,8 @@ def search(
     rerank: int = 0,
     explain: bool = False,
     watch: bool = False,
+    forget: bool = False,
+    follow_links: bool = False,
     index: Path | None = None,
     dim: int | None = None,
     quantise: Literal["float", "int8", "binary"] | None = None,
@@ -37,8 +40,9 @@ def search(
 ) -> ExitStatus:
     """Find the passages of a folder's files that answer a question, by meaning and by words.
 
-    The first search indexes the folder. Later searches index only the files that changed. The exit
-    status is 1 if no passage was found. Files that cannot be read are named, and do not change it.
+    The first search indexes the folder. Later searches index only what changed. The exit status is
+    1 if no passage was found, or if most files of the index seem to be gone. Files that cannot be
+    read are named, and do not change it.
 
     polyvec search notes/ "how do I stop a nosebleed?"
 
@@ -51,7 +55,7 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
     question
         The question, in any of the model's languages.
     top
@@ -79,8 +83,14 @@ def search(
         Keep the index up to date as files change, and report the changes, until Ctrl-C. The
         question is answered again after every change. Further questions are read from standard
         input, one per line.
+    forget
+        Remove the passages of files that are gone from the index, even if they are most of it or
+        their disk may not be mounted. Without this option, you are asked on a terminal, and they
+        are kept elsewhere.
+    follow_links
+        Follow symbolic links that lead out of the folder.
     index
-        The folder for the index. The default is DIR/.polyvec.
+        The folder for the index. The default is DIR/.polyvec, which may be deleted at any time.
     dim
         How many numbers a vector has: one of the model's Matryoshka sizes. The default is that of
         the existing index, or the largest for a new index.
@@ -96,7 +106,7 @@ def search(
     """
     if top < 1:
         raise ValueError(f"--top is {top}, must be at least 1")
-    if not folder.is_dir():
+    if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     if question is not None and near is not None:
         raise ValueError("give a QUESTION or --near FILE, not both")
@@ -126,53 +136,117 @@ def search(
             return False
         note(f"answered in {time.perf_counter() - started:.3f} s")
         for hit in hits:
-            sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, folder, explain))
+            sys.stdout.write(
+                _as_json(hit, explain) if json else _as_text(hit, target.folder, explain)
+            )
         # A program that reads a watcher's output waits for each answer.
         sys.stdout.flush()
         return bool(hits)
 
     if watch:
-        _watch(target, question, answer)
+        _watch(target, question, answer, forget=forget, follow_links=follow_links)
         return ExitStatus.DONE
-    _update(target)
-    return ExitStatus.DONE if answer(question) else ExitStatus.INCOMPLETE
+    is_complete = _update(target, forget=forget, follow_links=follow_links)
+    return ExitStatus.DONE if answer(question) and is_complete else ExitStatus.INCOMPLETE
 
 
-def _update(target: "Index") -> None:
-    """Bring the index up to date, unless another process does, and report what changed."""
-    from polyvec.search import BusyError
+def _update(target: "Index", *, forget: bool, follow_links: bool) -> bool:
+    """Bring the index up to date and report what changed, or why that is not possible.
+
+    Return False if the passages of files that seem to be gone were kept without asking.
+    """
+    from polyvec.search import NotUpdatedError
+
+    asked = False
+
+    def may_forget(doubt: str) -> bool:
+        nonlocal asked
+        answer = None if forget else ask(f"{doubt} Remove their passages from the index?")
+        asked = answer is not None
+        return forget or bool(answer)
 
     started = time.perf_counter()
     try:
-        with file_progress() as bar:
-            update = target.update(lambda path: bar.update())
-    except BusyError as busy:
-        note(f"{busy}; searching the index as it is")
-        return
+        with byte_progress() as show:
+            update = target.update(show, forget=may_forget, follow_links=follow_links)
+    except NotUpdatedError as error:
+        note(_describe_stale(target, error))
+        return True
+    except KeyboardInterrupt:
+        # An index that was not complete enough to be opened has nothing to keep.
+        with suppress(ValueError):
+            files, passages = target.count()
+            kept = f"{passages} passages of {files} files are kept"
+            note(f"stopped; {kept}, and the next search goes on from there")
+        raise
     _report_update(update, time.perf_counter() - started)
+    return asked or not update.doubt
 
 
-def _watch(target: "Index", question: str | None, answer: Callable[[str | None], bool]) -> None:
+def _describe_stale(target: "Index", error: "NotUpdatedError") -> str:
+    """The sentence about an index that is searched as it is. Raises ValueError if it is empty."""
+    from polyvec.search import BusyError
+    from polyvec.search.files import list_files
+    from polyvec.search.table_files import DamagedError
+
+    is_busy, files, passages = isinstance(error, BusyError), 0, 0
+    try:
+        files, passages = target.count()
+    except DamagedError:
+        # While a table is created, it cannot be opened.
+        if not is_busy:
+            raise
+    if is_busy:
+        if not passages:
+            raise ValueError(f"{error}, and it has no passages yet; try again in a moment")
+        total = sum(1 for _ in list_files(target.place))
+        return f"{error}; searching {passages} passages of {files} files (the folder has {total})"
+    if not passages:
+        raise ValueError(f"{error}; choose another directory with --index")
+    return (
+        f"{error}, so what changed since its last update is not found; searching {passages} "
+        f"passages of {files} files"
+    )
+
+
+def _watch(
+    target: "Index",
+    question: str | None,
+    answer: Callable[[str | None], bool],
+    *,
+    forget: bool,
+    follow_links: bool,
+) -> None:
     """Keep the index up to date and answer questions, until interrupted."""
-    from polyvec.search import Update
+    from polyvec.search import NotUpdatedError, Update
     from polyvec.search.watch import read_questions, watch_index
 
     started = time.perf_counter()
     reported = set[str]()
     try:
-        with file_progress() as bar:
-            events = watch_index(target, read_questions(), lambda path: bar.update())
+        with byte_progress() as show:
+            events = watch_index(
+                target,
+                read_questions(),
+                show,
+                # Standard input is for questions, so nothing is asked here.
+                forget=lambda doubt: forget,
+                follow_links=follow_links,
+            )
             first = next(events)
         if isinstance(first, Update):
             _report_update(first, time.perf_counter() - started)
-            reported.update(first.skipped)
+            reported.update(first.skipped, [first.doubt])
         else:
             note(f"{first}; searching the index as it is")
         note(f"watching {target.folder}; Ctrl-C ends it")
         answer(question)
         for event in events:
+            if isinstance(event, NotUpdatedError):
+                note(str(event))
+                continue
             if not isinstance(event, Update):
-                answer(str(event))
+                answer(event)
                 continue
             for path in event.changed:
                 note(f"changed {target.folder / path}")
@@ -181,7 +255,9 @@ def _watch(target: "Index", question: str | None, answer: Callable[[str | None],
             for sentence in event.skipped:
                 if sentence not in reported:
                     note(f"skipped {sentence}")
-            reported = set(event.skipped)
+            if event.doubt and event.doubt not in reported:
+                note(_keep(event.doubt))
+            reported = {*event.skipped, event.doubt}
             answer(question)
     except KeyboardInterrupt:
         note("stopped watching")
@@ -190,11 +266,19 @@ def _watch(target: "Index", question: str | None, answer: Callable[[str | None],
 def _report_update(update: "Update", seconds: float) -> None:
     for sentence in update.skipped:
         note(f"skipped {sentence}")
+    if update.doubt:
+        note(_keep(update.doubt))
     if update.rebuilt:
         note(f"rebuilt the index, since {update.rebuilt}")
+    if update.resumed:
+        note(f"an earlier update was interrupted; the {update.resumed} passages it left were kept")
     news = f"{len(update.changed)} new or changed, {len(update.removed)} removed"
     size = f"{update.files} files, {update.passages} passages ({news})"
     note(f"indexed {size} in {seconds:.2f} s")
+
+
+def _keep(doubt: str) -> str:
+    return f"{doubt} Their passages are kept; --forget removes them"
 
 
 def _as_json(hit: "Hit", explain: bool) -> str:

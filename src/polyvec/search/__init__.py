@@ -8,8 +8,9 @@ from polyvec.classification import Classifier, classify, learn_examples, learn_n
 from polyvec.search.clustering import Clusters, cluster_texts
 from polyvec.search.duplicates import Group, find_duplicates
 from polyvec.search.fusion import Part
-from polyvec.search.index import BusyError, Index, Update
+from polyvec.search.index import BusyError, Index, NotUpdatedError, UnwritableError
 from polyvec.search.retrieval import Hit
+from polyvec.search.updating import Update
 
 __all__ = [
     "BusyError",
@@ -18,7 +19,9 @@ __all__ = [
     "Group",
     "Hit",
     "Index",
+    "NotUpdatedError",
     "Part",
+    "UnwritableError",
     "Update",
     "classify",
     "cluster_texts",

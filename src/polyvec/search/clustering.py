@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from polyvec.encoder import Encoder
-from polyvec.search.files import list_files, read_file
+from polyvec.search.files import describe_folder, list_files, read_file, root_of
 from polyvec.search.lexical import split_words, weigh_words
 from polyvec.search.passages import split_file, texts_with_headings
 from polyvec.tokenizer import Tokenizer
@@ -89,15 +89,17 @@ def read_items(
     each: Literal["passage", "file"] = "passage",
     on_skipped: Callable[[str], object] = lambda sentence: None,
 ) -> list[Item]:
-    """The passages or the files of a folder, as `polyvec search` reads them.
+    """The passages or the files of a folder, or of a single file, as `polyvec search` reads them.
 
     `on_skipped` is called with a sentence for each file that cannot be read as a whole. Raises
     ValueError if the folder does not exist.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     items = []
-    for path in list_files(folder):
+    paths = list_files(folder, on_unreadable=lambda error: on_skipped(describe_folder(error)))
+    folder = root_of(folder)
+    for path in paths:
         try:
             split = split_file(folder, read_file(folder, path), tokenizer)
         except ValueError as error:

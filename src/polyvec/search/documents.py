@@ -10,7 +10,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from polyvec import text_rows
@@ -95,8 +95,15 @@ def read_document(raw: bytes, name: str) -> Document:
         return _join(pieces, len(raw), is_markdown=True)
     text = decode(raw)
     if lower.endswith(ROWS):
-        rows = _read_rows(text, lower[lower.rindex(".") :])
-        return _join(rows, len(raw), is_split=True)
+        flaws: list[str] = []
+        rows = _read_rows(text, lower[lower.rindex(".") :], flaws)
+        document = _join(rows, len(raw), is_split=True)
+        if not flaws:
+            return document
+        if not document.text:
+            raise ValueError(flaws[0])
+        more = f", and {len(flaws) - 1} more rows" if len(flaws) > 1 else ""
+        return replace(document, cut=f"{flaws[0]}{more}; its other rows are read. {document.cut}")
     starts = array("q", [0])
     starts.extend(match.end() for match in re.finditer("\n", text))
     numbers = range(1, len(starts) + 1)
@@ -167,16 +174,17 @@ def _join(
     return Document(text, starts, numbers, unit, is_split, is_markdown, cut)
 
 
-def _read_rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
+def _read_rows(text: str, suffix: str, flaws: list[str]) -> Iterator[tuple[int, str]]:
     """Each row as lines of `name: value`, and the line on which the row begins.
 
-    A row with more or fewer cells than the header is searched like the others.
+    A row with more or fewer cells than the header is searched like the others. A row that cannot be
+    read is left out, and described in `flaws`: another program may be writing it.
     """
     lines = io.StringIO(text, newline=text_rows.newline_mode(suffix))
     for number, record, flaw in text_rows.parse_text(lines, suffix):
         if record is None:
-            raise ValueError(f"line {number}: {flaw}")
-        if row := _spell_record(record):
+            flaws.append(f"line {number}: {flaw}")
+        elif row := _spell_record(record):
             yield number, row + "\n\n"
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from polyvec.encoder import Encoder
 from polyvec.records import Report, Row
 from polyvec.row_encoding import encode_rows
-from polyvec.search.files import list_files, read_file
+from polyvec.search.files import describe_folder, list_files, read_file
 from polyvec.search.passages import split_file, texts_with_headings
 
 TASK = "text-matching"
@@ -62,7 +62,8 @@ def find_duplicates(
     _check_threshold(threshold)
 
     def vectors() -> Iterator[tuple[list[str], Float32[np.ndarray, "N dim"]]]:
-        for path in list_files(folder):
+        paths = list_files(folder, on_unreadable=lambda error: on_skipped(describe_folder(error)))
+        for path in paths:
             try:
                 split = split_file(folder, read_file(folder, path), encoder.tokenizer)
             except ValueError as error:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +30,66 @@ class File:
     """The time at which the file was last written, in seconds since 1970."""
 
 
-def list_files(folder: Path) -> Iterator[str]:
-    """The sorted paths of the files in the folder that can be searched; none is hidden."""
-    for parent, folders, names in os.walk(folder):
+def root_of(place: Path) -> Path:
+    """The folder to which the paths of `list_files` are relative: `place`, or that of a file."""
+    return place.parent if place.is_file() else place
+
+
+def describe_folder(error: OSError) -> str:
+    """A sentence about a folder that cannot be listed."""
+    return f"{error.filename}: {error.strerror}"
+
+
+def list_files(
+    place: Path,
+    *,
+    follow_links: bool = False,
+    on_unreadable: Callable[[OSError], object] = lambda error: None,
+    on_link: Callable[[Path], object] = lambda link: None,
+) -> Iterator[str]:
+    """The sorted paths of the files in a folder that can be searched; none is hidden.
+
+    If `place` is a file, it is the only one. `on_unreadable` is called with the error of each
+    folder that cannot be listed. Symbolic links that lead out of the folder are followed only with
+    `follow_links`; otherwise `on_link` is called with each of them.
+    """
+    if place.is_file():
+        yield place.name
+        return
+    root, seen = Path(os.path.realpath(place)), set[str]()
+
+    def is_followed(path: Path, *, is_folder: bool) -> bool:
+        # Path.is_symlink fails in a folder that cannot be entered.
+        if not os.path.islink(path):  # noqa: PTH114
+            return True
+        leads_out = not Path(os.path.realpath(path)).is_relative_to(root)
+        if leads_out and not follow_links:
+            on_link(path)
+        # The files of a linked folder inside this one are listed under their own names.
+        return follow_links if leads_out else not is_folder
+
+    for parent, folders, names in os.walk(place, onerror=on_unreadable, followlinks=follow_links):
         folders[:] = sorted(
-            name for name in folders if name[0] != "." and name not in IGNORED_FOLDERS
+            name
+            for name in folders
+            if name[0] != "."
+            and name not in IGNORED_FOLDERS
+            and is_followed(Path(parent, name), is_folder=True)
         )
+        if follow_links:
+            if os.path.realpath(parent) in seen:
+                # A link to a folder around it would never end.
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(parent))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (Path(parent) / name).relative_to(folder).as_posix()
+            path = Path(parent, name)
+            if (
+                name.lower().endswith(SUFFIXES)
+                and not name.startswith(".")
+                and is_followed(path, is_folder=False)
+            ):
+                yield path.relative_to(place).as_posix()
 
 
 def read_file(folder: Path, path: str) -> File:
@@ -48,10 +99,10 @@ def read_file(folder: Path, path: str) -> File:
         path.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{path!a}: the name is not UTF-8") from None
-    # Reading a pipe or a device might never end.
-    if not full_path.is_file():
-        raise ValueError(f"{full_path}: not a regular file")
     try:
+        # Reading a pipe or a device might never end.
+        if not full_path.is_file():
+            raise ValueError(f"{full_path}: not a regular file")
         state = full_path.stat()
         if state.st_size > MAX_FILE_BYTES:
             raise ValueError(f"{full_path}: larger than {MAX_FILE_BYTES >> 20} MiB")

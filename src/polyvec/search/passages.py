@@ -1,8 +1,9 @@
 """Passages: the parts of a file that are embedded, retrieved and shown."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from polyvec.chunking import Chunk, split_text
 from polyvec.search.documents import Document, read_document
@@ -64,3 +65,26 @@ def texts_with_headings(split: SplitFile) -> Iterator[tuple[str, int]]:
             titles = [shorten(title, MAX_HEADING_CHARACTERS // len(titles)) for title in titles]
         headings = "".join(f"{title}\n" for title in titles)
         yield headings + text, len(headings)
+
+
+def passage_rows(split: SplitFile) -> Iterator[dict[str, Any]]:
+    """The row of the index for each passage of a file, without its vectors."""
+    file, document = split.file, split.document
+    for passage, (text, titles) in zip(split.passages, texts_with_headings(split), strict=True):
+        yield {
+            "path": file.path,
+            "digest": file.digest,
+            "modified": file.modified,
+            document.unit: document.locate(passage.start),
+            "start": passage.start,
+            "end": passage.end,
+            "text": text,
+            "titles": titles,
+            "content": content_key(text),
+        }
+
+
+def content_key(text: str) -> int:
+    """A 64-bit hash of what is embedded of a passage."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -11,8 +11,10 @@ written twice by every change of the index:
 Reading an index verifies each file once per process.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import stat
 import zlib
@@ -31,6 +33,15 @@ FILE = "checksums.json"
 READ_BYTES = 2**20
 
 THREADS = 4
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""The number of the system's error in a message of LanceDB."""
+
+DISK_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+"""Errors that say nothing about the files of an index."""
 
 Entry = list[int]
 """The size of a file and its CRC-32."""
@@ -84,6 +95,14 @@ class TableFiles:
         listing = self._read()
         return listing is not None and listing["closed"]
 
+    @property
+    def changed_at(self) -> float:
+        """The time of the last change of the list, in seconds since 1970; 0 if there is none."""
+        try:
+            return self._path.stat().st_mtime
+        except FileNotFoundError:
+            return 0
+
     def begin_change(self) -> None:
         """Open the list, before the table is changed."""
         listing = self._read()
@@ -99,7 +118,7 @@ class TableFiles:
         known = {} if listing is None else listing["files"]
         states = dict(self._list_files())
         new = [path for path in states if path not in known or path == HINT]
-        entries = dict(zip(new, self._compute(new), strict=True))
+        entries = dict(zip(new, self._compute(new, sync=True), strict=True))
         self._write({path: entries.get(path) or known[path] for path in states}, closed=True)
         self._verified = states
 
@@ -124,10 +143,13 @@ class TableFiles:
         before = self._verified.get(path)
         return before is not None and _identity(before) == _identity(state)
 
-    def _compute(self, paths: list[str]) -> list[Entry]:
+    def _compute(self, paths: list[str], *, sync: bool = False) -> list[Entry]:
+        def compute(path: str) -> Entry:
+            return _checksum(self._table / path, sync=sync)
+
         # The checksum and reading release Python's lock.
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(_checksum, [self._table / path for path in paths]))
+            return list(pool.map(compute, paths))
 
     def _list_files(self) -> Iterator[tuple[str, os.stat_result]]:
         """The path of each file below the table's folder, and its state."""
@@ -153,7 +175,10 @@ class TableFiles:
 
     def _write(self, files: dict[str, Entry], *, closed: bool) -> None:
         partial = self._path.with_suffix(".new")
-        partial.write_text(json.dumps({"closed": closed, "files": files}), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump({"closed": closed, "files": files}, file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._path)
 
 
@@ -173,8 +198,12 @@ class ExplainDamage:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        """Raise DamagedError in place of an error of LanceDB."""
+        """Raise DamagedError in place of an error of LanceDB, or OSError if the disk is at fault."""
         is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        if is_lance_error and (found := OS_ERROR.search(str(error))):
+            number = int(found[1])
+            if number in DISK_ERRORS:
+                raise OSError(number, os.strerror(number), str(self._directory)) from error
         # A panic of Rust is no Exception, and its class cannot be imported.
         if is_lance_error or (kind is not None and kind.__name__ == "PanicException"):
             raise DamagedError(
@@ -183,8 +212,11 @@ class ExplainDamage:
             ) from error
 
 
-def _checksum(path: Path) -> Entry:
-    """The size and the checksum of a file; [-1, 0] if it is not a regular file any more."""
+def _checksum(path: Path, *, sync: bool) -> Entry:
+    """The size and the checksum of a file; [-1, 0] if it is not a regular file any more.
+
+    With `sync`, the disk has the contents of the file afterwards.
+    """
     number, size = 0, 0
     try:
         # A pipe would never end.
@@ -193,6 +225,8 @@ def _checksum(path: Path) -> Entry:
         with path.open("rb") as file:
             while block := file.read(READ_BYTES):
                 number, size = zlib.crc32(block, number), size + len(block)
+            if sync:
+                os.fsync(file.fileno())
     except FileNotFoundError:
         return [-1, 0]
     return [size, number]

@@ -12,7 +12,7 @@ Every form gives cosines as scores. The question is rounded only to compare bits
 Axes in this file: N passages, D numbers in a vector.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
 OVERSAMPLING = 4
 """Passages that `binary` retrieves by their bits, per passage that is needed."""
 
-INTERNAL_COLUMNS = {"digest", "modified", "vector", "bits"}
+INTERNAL_COLUMNS = {"digest", "modified", "content", "vector", "bits"}
 """Columns that are not part of a search's rows."""
 
 Row = Mapping[str, Any]
@@ -99,7 +99,7 @@ def find_nearest(
         return [{**row, "score": 1 - row["score"]} for row in rows.to_pylist()]
     if quantise == "int8":
         ids, scores = _scan(table, vector, depth, where)
-        rows = _take(table, ids)
+        rows = take_rows(table, ids, row_columns(table))
     else:
         query = _by_distance(table, to_ubinary(vector[None])[0], "bits")
         query = query.distance_type("hamming")  # pyright: ignore[reportArgumentType]
@@ -151,13 +151,11 @@ def _scan(
     return ids, scores
 
 
-def _take(table: Table, ids: UInt64[np.ndarray, " N"]) -> pa.Table:
+def take_rows(table: Table, ids: UInt64[np.ndarray, " N"], columns: Sequence[str]) -> pa.Table:
     """The rows with these ids, in this order, which LanceDB does not keep."""
-    query = table.take_row_ids(ids.tolist()).select(row_columns(table)).with_row_id()
-    rows = query.to_arrow()
-    row_ids = rows["_rowid"].to_numpy()
-    by_id = np.argsort(row_ids)
-    order = by_id[np.searchsorted(row_ids, ids, sorter=by_id)]
+    unique, places = np.unique(ids, return_inverse=True)
+    rows = table.take_row_ids(unique.tolist()).select([*columns]).with_row_id().to_arrow()
+    order = np.argsort(rows["_rowid"].to_numpy())[places]
     return rows.take(order).drop_columns(["_rowid"])
 
 

@@ -11,7 +11,8 @@ from watchfiles import Change, watch
 
 from polyvec.search.documents import SUFFIXES
 from polyvec.search.files import IGNORED_FOLDERS
-from polyvec.search.index import BusyError, Index, Update
+from polyvec.search.index import BusyError, Index, NotUpdatedError
+from polyvec.search.updating import Progress, Update
 
 POLL_MILLISECONDS = 100
 """The longest time that a question waits if no file changes."""
@@ -20,17 +21,21 @@ POLL_MILLISECONDS = 100
 def watch_index(
     index: Index,
     questions: SimpleQueue[str],
-    progress: Callable[[str], object] = lambda path: None,
-) -> Iterator[Update | BusyError | str]:
+    progress: Progress = lambda done, total: None,
+    *,
+    forget: Callable[[str], bool] = lambda doubt: False,
+    follow_links: bool = False,
+) -> Iterator[Update | NotUpdatedError | str]:
     """Yield, without end, the updates of the index and the questions.
 
     1. The first item is the result of the first update, even if nothing has changed.
     2. Then come the updates that changed or removed something, and the questions.
 
-    The folder is watched before the first update begins, so no change is missed. `progress` is
-    called with the path of each file that the first update has done. While another process writes
-    the index, the update is tried again every `POLL_MILLISECONDS`. If this happens to the first
-    update, the first item is the error.
+    The folder is watched before the first update begins, so no change is missed. The arguments are
+    those of `Index.update`; the progress is that of the first update. While another process writes
+    the index, the update is tried again every `POLL_MILLISECONDS`; if this happens to the first
+    update, the first item is the error. If the index cannot be written, the error is an item, and
+    the update is tried again after the next change.
 
     Raises KeyboardInterrupt when the process is interrupted, and ValueError as `Index.update` does.
     """
@@ -45,14 +50,15 @@ def watch_index(
     ):
         if changes or late:
             try:
-                update = index.update(progress if first else None)
+                shown = progress if first else lambda done, total: None
+                update = index.update(shown, forget=forget, follow_links=follow_links)
                 late = False
                 if first or update.changed or update.removed:
                     yield update
-            except BusyError as busy:
-                late = True
-                if first:
-                    yield busy
+            except NotUpdatedError as error:
+                late = isinstance(error, BusyError)
+                if first or not late:
+                    yield error
             first = False
         while not questions.empty():
             yield questions.get()

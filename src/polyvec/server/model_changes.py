@@ -82,7 +82,9 @@ async def delete_model(service: Service, name: str) -> None:
                 "cannot be deleted; another folder can be put under its name",
                 param="name",
             )
-        _swap(service, {n: model for n, model in service.models_by_name.items() if model is not old})
+        _swap(
+            service, {n: model for n, model in service.models_by_name.items() if model is not old}
+        )
         log_event("model deleted", {"model": name}, level=logging.INFO)
 
 
