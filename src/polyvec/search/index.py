@@ -34,6 +34,7 @@ from polyvec.search.retrieval import (
     rerank_hits,
     where_sql,
 )
+from polyvec.search.selection import EVERYTHING, Selection
 from polyvec.search.table_files import ExplainDamage
 from polyvec.search.updating import Progress, Update, Updater
 from polyvec.search.vectors import Quantise, Row, find_nearest
@@ -62,6 +63,7 @@ class Index:
         directory: Path | None = None,
         dim: int | None = None,
         quantise: Quantise | None = None,
+        selection: Selection = EVERYTHING,
     ) -> None:
         """Open the index of `folder`, which is stored in `directory`, by default `folder/.polyvec`.
 
@@ -70,6 +72,7 @@ class Index:
         `dim` is the size of a vector, one of the model's Matryoshka sizes, and `quantise` the form
         in which it is stored (see `vectors`). By default, an existing index keeps its own; a new
         one has the full size and "float".
+        `selection` says which files of the folder are read.
 
         Raises ValueError if the folder does not exist, and if the form is unknown.
         """
@@ -84,6 +87,7 @@ class Index:
         inside = self.directory.resolve().is_relative_to(self.folder.resolve())
         owner = name if inside else str(folder.resolve())
         self.encoder = encoder
+        self.selection = selection
         self._table = IndexTable(self.directory, encoder, owner=owner, dim=dim, quantise=quantise)
         self.dim, self.quantise = self._table.dim, self._table.quantise
         self.sparse = self._table.sparse
@@ -109,7 +113,9 @@ class Index:
             self._make_directory()
             lock = filelock.FileLock(self.directory / "lock", timeout=0)
             with lock, ExplainDamage(self.directory):
-                updater = Updater(self._table, self.encoder, self.place, self.folder)
+                updater = Updater(
+                    self._table, self.encoder, self.place, self.folder, self.selection
+                )
                 return updater.run(progress=progress, forget=forget, follow_links=follow_links)
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
