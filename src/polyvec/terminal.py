@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -127,6 +128,14 @@ def json_value(value: Any) -> Any:
         if callable(convert):
             return convert()
     return str(value)
+
+
+def is_coloured() -> bool:
+    """Whether standard output is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    environment = os.environ
+    if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def shorten(text: str, size: int) -> str:

@@ -156,9 +156,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(".json .jsonc .json5 .geojson .webmanifest".split(), JSON),
     **dict.fromkeys(".xml .xsd .xsl .xslt .rss .atom .opml .dbk .tei .svg".split(), XML),
     **{
-        suffix: Kind(
-            partial(row_pieces, suffix=suffix), _undeclared, is_split=True, has_rows=True
-        )
+        suffix: Kind(partial(row_pieces, suffix=suffix), _undeclared, is_split=True, has_rows=True)
         for suffix in ROW_SUFFIXES
     },
     **dict.fromkeys((".srt", ".vtt"), SUBTITLES),
