@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 
 from polyvec.search.lexical import normalise
-from polyvec.terminal import plain
+from polyvec.terminal import plain, plain_line
 
 SNIPPET_LINES = 3
 """The number of lines that a snippet has at most."""
@@ -153,5 +153,5 @@ def _mark(text: str, line: Span, sentence: Span, words: Sequence[Span]) -> str:
 def show_head(score: str, place: str, *, is_coloured: bool) -> str:
     """The line above a passage: its score, and where it stands."""
     if not is_coloured:
-        return plain(f"{score}  {place}")
-    return f"{DIM}{score}{RESET}  {BOLD}{plain(place)}{RESET}"
+        return plain_line(f"{score}  {place}")
+    return f"{DIM}{score}{RESET}  {BOLD}{plain_line(place)}{RESET}"
