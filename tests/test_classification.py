@@ -216,7 +216,11 @@ def test_a_text_steers_no_terminal(polyvec):
         ("", ["x", "--examples", "in.csv"], "in.csv lacks the column text"),
         ("text,label\n", ["x", "--examples", "in.csv"], "in.csv has no examples"),
         ("text,label\nx,a\n", ["x", "--examples", "in.csv"], "in.csv: there must be"),
-        ("text,kind\nx,a\n", ["x", "--examples", "in.csv"], "lacks the column label; it has text, kind"),
+        (
+            "text,kind\nx,a\n",
+            ["x", "--examples", "in.csv"],
+            "lacks the column label; it has text, kind",
+        ),
         ("text,label\nx,a,b\n", ["x", "--examples", "in.csv"], "line 2: has 3 cells"),
         ("body\nx\n", ["-i", "in.csv", "-l", "a", "-l", "b"], "column text"),
         ("", ["-i", "no.csv", "-l", "a", "-l", "b"], "no.csv"),

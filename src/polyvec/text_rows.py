@@ -195,9 +195,7 @@ def check_columns(needed: Collection[str], names: Collection[str]) -> None:
         )
 
 
-def find_delimiter(
-    lines: Sequence[str], preferred: str = ",", needed: Collection[str] = ()
-) -> str:
+def find_delimiter(lines: Sequence[str], preferred: str = ",", needed: Collection[str] = ()) -> str:
     r"""The character that separates the cells of a table, given its first lines.
 
     1. A first line `sep=;` names it, as Excel writes it.

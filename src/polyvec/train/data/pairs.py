@@ -92,9 +92,7 @@ def read_pairs(
     )
 
 
-def _find_usable(
-    table: pa.Table, columns: Sequence[str], file: Path, report: Report
-) -> pa.Array:
+def _find_usable(table: pa.Table, columns: Sequence[str], file: Path, report: Report) -> pa.Array:
     """Whether each row has a text that is not blank in all of the columns."""
     usable = np.ones(len(table), bool)
     for name in columns:
