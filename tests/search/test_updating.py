@@ -19,7 +19,12 @@ from polyvec.search.updating import Updater
 
 def read_rows(index):
     table = lancedb.connect(index.directory).open_table(TABLE)
-    return table.search().limit(None).to_arrow().sort_by([("path", "ascending"), ("start", "ascending")])
+    return (
+        table.search()
+        .limit(None)
+        .to_arrow()
+        .sort_by([("path", "ascending"), ("start", "ascending")])
+    )
 
 
 def describe_rows(index):
@@ -29,7 +34,9 @@ def describe_rows(index):
 
 def make_fresh(index, tmp_path):
     """What an index made in one go has."""
-    fresh = Index(index.folder, index.encoder, directory=tmp_path / "fresh", quantise=index.quantise)
+    fresh = Index(
+        index.folder, index.encoder, directory=tmp_path / "fresh", quantise=index.quantise
+    )
     fresh.update()
     return fresh
 
@@ -84,7 +91,9 @@ def test_only_new_passages_are_embedded(notes, searcher, tmp_path, embedded, qua
     np.testing.assert_allclose(*vectors, atol=1e-5 if quantise == "float" else 1)
 
 
-def test_sparse_weights_are_used_again_too(notes, headed_config, headed_weights, tiny_model, tmp_path):
+def test_sparse_weights_are_used_again_too(
+    notes, headed_config, headed_weights, tiny_model, tmp_path
+):
     from polyvec import Encoder
     from polyvec.checkpoint import save_checkpoint
 
@@ -227,7 +236,11 @@ def test_progress_counts_the_bytes_of_what_changed(notes, searcher, small_blocks
     told = []
     index = Index(notes, searcher)
     index.update(lambda done, total: told.append((done, total)))
-    total = sum(path.stat().st_size for path in notes.rglob("*.*") if path.is_file() and ".polyvec" not in path.parts)
+    total = sum(
+        path.stat().st_size
+        for path in notes.rglob("*.*")
+        if path.is_file() and ".polyvec" not in path.parts
+    )
     assert told == sorted(told)
     assert told[-1][1] == total and total - 5 <= told[-1][0] <= total
     told.clear()

@@ -55,7 +55,8 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON
+        lines are read.
     question
         The question, in any of the model's languages.
     top
@@ -132,7 +133,9 @@ def search(
             return False
         note(f"answered in {time.perf_counter() - started:.3f} s")
         for hit in hits:
-            sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, target.folder, explain))
+            sys.stdout.write(
+                _as_json(hit, explain) if json else _as_text(hit, target.folder, explain)
+            )
         # A program that reads a watcher's output waits for each answer.
         sys.stdout.flush()
         return bool(hits)
