@@ -266,7 +266,7 @@ def test_an_index_is_emptied_only_on_request(notes, searcher, tmp_path):
     notes.rename(tmp_path / "away")
     notes.mkdir()
     doubts = []
-    update = index.update(forget=lambda doubt: doubts.append(doubt))
+    update = index.update(forget=lambda doubt: bool(doubts.append(doubt)))
     assert (update.removed, update.passages, [update.doubt]) == ([], 3, doubts)
     assert index.search("fox")
     # Another model or another size would have nothing to embed.

@@ -101,7 +101,7 @@ class TableFiles:
         try:
             return self._path.stat().st_mtime
         except FileNotFoundError:
-            return 0
+            return 0.0
 
     def begin_change(self) -> None:
         """Open the list, before the table is changed."""
@@ -198,7 +198,7 @@ class ExplainDamage:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        """Raise DamagedError in place of an error of LanceDB, or OSError if the disk is at fault."""
+        """Raise DamagedError in place of an error of LanceDB; OSError if the disk is at fault."""
         is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
         if is_lance_error and (found := OS_ERROR.search(str(error))):
             number = int(found[1])

@@ -171,7 +171,7 @@ class Updater:
         stored: StoredVectors,
         progress: Progress,
     ) -> None:
-        """Embed and commit the passages of new and changed files, and remove files that are gone."""
+        """Embed and commit the passages of changed files, and remove files that are gone."""
         update, pending = self._update, list[tuple[Block, pa.Table]]()
         done, total = 0, sum(changes.files.values())
         due = time.monotonic() + COMMIT_SECONDS
