@@ -59,8 +59,8 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, office documents, e-mail, tables
-        and many other files are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, office
+        documents, e-mail, tables and many other kinds of files are read.
     question
         The question, in any of the model's languages.
     top
@@ -158,7 +158,9 @@ def search(
             return False
         note(f"answered in {time.perf_counter() - started:.3f} s")
         for hit in hits:
-            sys.stdout.write(_as_json(hit, explain) if json else _as_text(hit, target.folder, explain))
+            sys.stdout.write(
+                _as_json(hit, explain) if json else _as_text(hit, target.folder, explain)
+            )
         # A program that reads a watcher's output waits for each answer.
         sys.stdout.flush()
         return bool(hits)

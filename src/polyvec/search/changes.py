@@ -62,9 +62,7 @@ class Changes:
         if forget:
             self.gone = sorted({*self.gone} | (doubtful - self.files.keys()))
         else:
-            self.files = {
-                path: size for path, size in self.files.items() if path not in doubtful
-            }
+            self.files = {path: size for path, size in self.files.items() if path not in doubtful}
 
 
 def find_changes(
@@ -132,7 +130,7 @@ def find_changes(
     lost = [
         path
         for path in missing
-        if indexed[path].digest not in digests and not os.path.exists(root / path)
+        if indexed[path].digest not in digests and not _is_there(root / path)
     ]
     lost += [path for path, size in sizes.items() if size == 0 and path in indexed]
     changes.doubtful, changes.doubt = _find_doubtful(root, indexed, lost, indexed_at)
@@ -182,6 +180,13 @@ def _unmounted_folders(root: Path, indexed_at: float) -> Callable[[Path], bool]:
             return True
 
     return is_unmounted
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _is_below(path: str, folders: list[str]) -> bool:
