@@ -72,7 +72,7 @@ def search(
     ----------
     folder
         The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, office
-        documents, e-mail, tables and many other files are read.
+        documents, e-mail, tables and many other kinds of files are read.
     question
         The question, in any of the model's languages.
     top

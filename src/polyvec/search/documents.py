@@ -170,7 +170,7 @@ KINDS: dict[str, Kind] = {
     ".mbox": Kind(mailbox_pieces, is_split=True),
     ".pdf": Kind(pdf_pages, unit="page", is_split=True, needs=("pypdfium2", "search")),
 }
-"""What reads a file, by the end of its name in lower case. Files with other ends are not searched."""
+"""What reads a file, by the end of its name in lower case."""
 
 PACKED = ".gz"
 """The end of the name of a file that is packed by gzip. What stands before it says its kind."""

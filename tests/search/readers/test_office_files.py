@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The text of Word, PowerPoint and OpenDocument files is found wherever these programs put it."""
 
 import pytest

@@ -1,4 +1,4 @@
-"""A PDF is read whatever it holds, in bounded time and memory, and the pages that are good are kept."""
+"""A PDF is read in bounded time and memory whatever it holds, and its good pages are kept."""
 
 import io
 import os
