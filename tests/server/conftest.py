@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from polyvec import Encoder
 from polyvec.checkpoint import save_checkpoint
 from polyvec.server.limits import Limits
-from polyvec.server.run import make_server, make_service
+from polyvec.server.run import listen_for_admin, make_server, make_service
 from tests.processes import wait_for
 from tests.server.faults import SLOW, faulty_engine, frame
 
@@ -32,12 +32,13 @@ GOOD_TEXTS = ["a fox", "its den", "snow"]
 class Running:
     """A server in a thread: its address, a client, and its internals for tests of faults."""
 
-    def __init__(self, service, server, loop, url, verify):
+    def __init__(self, service, server, loop, url, verify, admin_url):
         self.service = service
         self.server = server
         self.loop = loop
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=300, verify=verify)
+        self.admin_url = admin_url
 
     def embed(self, texts, **fields):
         """Embed texts, or token ids, which `frame` puts between `<s>` and `</s>`."""
@@ -106,35 +107,38 @@ def check_good(answers, library):
 
 
 @contextmanager
-def serving(model="mini", *, more=(), precision="float32", tls=None, **options):
+def serving(model="mini", *, more=(), precision="float32", tls=None, admin=False, **options):
     """Run a server with `make_service`'s options; in float32, so that batches agree anywhere.
 
-    `tls` is the context of its client, and the files of its certificate and key.
+    `tls` is the context of its client, and the files of its certificate and key. With `admin`, it
+    has the operator's routes.
     """
     models = [str(model), *map(str, more)]
     service = make_service(models, aliases=[MODEL], precision=precision, **options)
     verify, cert, key = tls or (True, None, None)
-    server = make_server(service, "127.0.0.1", 0, tls_cert=cert, tls_key=key)
-    loops = []
+    with listen_for_admin(0) if admin else nullcontext() as listener:
+        server = make_server(service, "127.0.0.1", 0, tls_cert=cert, tls_key=key, admin=listener)
+        admin_url = f"http://127.0.0.1:{listener.getsockname()[1]}" if listener else None
+        loops = []
 
-    async def run():
-        loops.append(asyncio.get_running_loop())
-        await server.serve()
+        async def run():
+            loops.append(asyncio.get_running_loop())
+            await server.serve()
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        wait_for(lambda: server.started or not thread.is_alive())
-        assert thread.is_alive()
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-        running = Running(service, server, loops[0], url, verify)
-        with running.http:
-            running.wait_until_ready()
-            yield running
-    finally:
-        server.should_exit = True
-        thread.join()
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+        try:
+            wait_for(lambda: server.started or not thread.is_alive())
+            assert thread.is_alive()
+            port = server.servers[0].sockets[0].getsockname()[1]
+            url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+            running = Running(service, server, loops[0], url, verify, admin_url)
+            with running.http:
+                running.wait_until_ready()
+                yield running
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")

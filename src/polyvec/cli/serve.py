@@ -27,6 +27,7 @@ def serve(
     cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    admin_port: int | None = None,
     limits: Annotated[Limits, Parameter(name="*")] = LIMITS,
 ) -> None:
     """Serve models over HTTP, with the embedding APIs of Jina, OpenAI, Cohere and TEI.
@@ -77,6 +78,9 @@ def serve(
         File of the TLS certificate, in PEM.
     tls_key
         File of the key of the TLS certificate, in PEM.
+    admin_port
+        Port of 127.0.0.1 for the operator's routes, which add, replace and delete models while the
+        server runs. Whoever can connect to it controls the server. By default there are none.
     limits
         Limits of one request and of the server.
 
@@ -102,4 +106,4 @@ def serve(
         cors=cors or [],
         limits=limits,
     )
-    run_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
+    run_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key, admin_port=admin_port)

@@ -30,14 +30,14 @@ from polyvec.server.supervision import start_supervised, stop_supervised
 from polyvec.server.wire import read_body
 from polyvec.server.worker_threads import CLIENT
 
+BackgroundTask = Callable[[Service], Coroutine[Any, Any, None]]
+"""A coroutine function that runs as long as the server does."""
+
 HTTP_ERROR_CODES = {404: ErrorCode.RESOURCE_NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 """The codes of the errors that the router raises."""
 
 
-def make_app(
-    service: Service,
-    background: Sequence[Callable[[Service], Coroutine[Any, Any, None]]] = (),
-) -> ASGIApp:
+def make_app(service: Service, background: Sequence[BackgroundTask] = ()) -> ASGIApp:
     """The application. Its lifespan starts and stops the engines and the background tasks."""
 
     @asynccontextmanager
@@ -51,8 +51,10 @@ def make_app(
             await stop_supervised(tasks)
             if service.batch_jobs is not None:
                 service.batch_jobs.close()
-            for model in service.models:
-                await model.stop()
+            # A change of the models that was cancelled may still be stopping its engines.
+            async with service.changing:
+                for model in [*service.models, *(one.model for one in service.retired)]:
+                    await model.stop()
             service.threads.stop()
             if service.traces is not None:
                 await asyncio.to_thread(service.traces.stop)
@@ -148,7 +150,8 @@ def _make_route(service: Service, endpoint: Endpoint) -> Callable[[Request], Awa
                     request.query_params,
                     state,
                 )
-                return await endpoint.answer(context)
+                with service.hold_models():
+                    return await endpoint.answer(context)
         except TimeoutError:
             raise ApiError(
                 ErrorCode.SERVICE_TIMEOUT,

@@ -7,6 +7,8 @@
    `MAX_SHARED_CRASHES` deaths it is tried once more, in batches of its own, and then it is an
    error. The count is on disk, so it also holds after a restart of the server.
 3. The lines in progress of a job are dropped as soon as it is cancelled, or its key removed.
+4. A job keeps the models with which it began, so that all its vectors have the same weights. If one
+   of them is replaced or deleted and does not run any longer, the job fails.
 
 Texts of batch jobs run while no other text waits (`fair_queue`).
 """
@@ -15,7 +17,7 @@ import asyncio
 import json
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.responses import Response
@@ -25,6 +27,7 @@ from polyvec.server.api_keys import ApiKey
 from polyvec.server.errors import ApiError, ErrorCode
 from polyvec.server.fair_queue import TrafficClass
 from polyvec.server.metrics import LOGGER, log_event
+from polyvec.server.model import ServedModel
 from polyvec.server.service import Endpoint, RequestContext, Service
 from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.job_folder import BatchJob, JobLine, LineAnswer
@@ -112,18 +115,25 @@ async def answer_batch_jobs(service: Service) -> None:
 async def _answer_jobs_of(work: BatchWork, owner: str) -> None:
     """Answer the jobs of one key, oldest first, until none is left."""
     paused_until: dict[str, float] = {}
+    # Each with the models that it had when the job began.
+    services: dict[str, Service] = {}
     while unfinished := work.jobs.unfinished(owner):
         time_now = time.monotonic()
         job = next((job for job in unfinished if paused_until.get(job.id, 0.0) <= time_now), None)
         if job is None:
             await asyncio.sleep(POLL_SECONDS)
             continue
+        models_by_name = dict(work.service.models_by_name)
+        service = services.setdefault(job.id, replace(work.service, models_by_name=models_by_name))
         try:
-            await _run_while_wanted(work, job, _answer_job(work, job))
+            with service.hold_models():
+                await _run_while_wanted(work, job, _answer_job(replace(work, service=service), job))
         except OSError as error:
             # The disk may be full. The job waits until there is room; other jobs go on.
             log_event("batch job paused", {"batch_id": job.id, "reason": str(error)})
             paused_until[job.id] = time.monotonic() + DISK_RETRY_SECONDS
+        if not work.jobs.is_unfinished(job.id):
+            del services[job.id]
 
 
 async def _run_while_wanted(
@@ -155,6 +165,13 @@ async def _answer_job(work: BatchWork, job: BatchJob) -> None:
             attempts = await _answer_lines(
                 work, job, [line for line in lines if line.number not in answers]
             )
+        if (stopped := _find_stopped_model(work.service, job, lines)) is not None:
+            reason = (
+                f"the model {stopped.name}, with which the job began, was replaced or deleted; "
+                "submit all lines again, so that their vectors have the same weights"
+            )
+            await jobs.in_thread(jobs.fail, job.id, reason)
+            return
         waits = [attempt.seconds for attempt in attempts if isinstance(attempt, Retry)]
         answers |= {
             attempt.line.number: attempt for attempt in attempts if isinstance(attempt, LineAnswer)
@@ -168,6 +185,15 @@ async def _answer_job(work: BatchWork, job: BatchJob) -> None:
         job = current
         if waits:
             await asyncio.sleep(min(waits))
+
+
+def _find_stopped_model(
+    service: Service, job: BatchJob, lines: Sequence[JobLine]
+) -> ServedModel | None:
+    """A model of these lines whose engines were stopped."""
+    names = {job.model, *(str(line.body.get("model", job.model)) for line in lines)}
+    models = map(service.find_model, names)
+    return next((m for m in models if m is not None and m.scheduler.stop_reason is not None), None)
 
 
 async def _answer_lines(

@@ -60,10 +60,20 @@ class ErrorCode(Enum):
         "The batch job has already finished",
         "Fetch its output, or delete it with `?delete_files=true`.",
     )
+    CONFLICT_CHANGE_IN_PROGRESS = (
+        409,
+        "Another change of the models is in progress (admin address only)",
+        "Try again when it has ended.",
+    )
     CONFLICT_MODEL_CHANGED = (
         409,
         "The classifier was trained with other weights than those that the server has",
         "Train a new classifier.",
+    )
+    CONFLICT_MODEL_NAME = (
+        409,
+        "The name is that of the default model, which stays, or an alias (admin address only)",
+        "Name another model, or put another folder under the name of the default model.",
     )
     INPUT_TOO_LARGE = (413, "The body is too large", "Send fewer texts per request.")
     REQUEST_LINE_TOO_LONG = (

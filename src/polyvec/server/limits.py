@@ -75,6 +75,10 @@ class Limits:
     restart_seconds: float = _limit(10.0, "503")
     """Time limit for the restart of an engine, if requests wait and no other engine is running."""
 
+    retire_seconds: float = _limit(600.0, "503; a batch job fails")
+    """Time limit for requests and batch jobs with a model that the operator has replaced or
+    deleted since they began."""
+
     shutdown_delay_seconds: float = _limit(3.0, "503")
     """Time between SIGTERM, when `/ready` turns false, and the refusal of new requests."""
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,6 +17,7 @@ from jaxtyping import Float32
 from polyvec.config import ModelConfig
 from polyvec.heads import (
     HEADS,
+    OUTPUTS,
     Outputs,
     Sparse,
     gather_weights,
@@ -100,16 +102,18 @@ class ServedModel:
         *,
         cache_bytes: int = 0,
         fingerprint: Future[str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         """`cache_bytes` is the size of the cache of vectors; 0 means no cache.
 
-        `fingerprint` is that of the model's folder, which classifiers need.
+        `fingerprint` is that of the model's `folder`, which classifiers need.
         """
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.fingerprint = fingerprint
+        self.folder = folder
         self.created = int(time.time())
         first, last = tokenizer.encode([""], [""])[0].ids.tolist()
         self._special_ids = (first, last)
@@ -121,6 +125,11 @@ class ServedModel:
         # The tokenizer releases Python's lock, so a long text does not block short ones.
         self._threads = ThreadPoolExecutor(TOKENISE_THREADS, thread_name_prefix="tokenise")
         self._long_threads = FairThreads(LONG_TOKENISE_THREADS, "tokenise-long")
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs that the model can give: "dense", and those that it has heads for."""
+        return [name for name in OUTPUTS if name not in HEADS or f"{name}.weight" in self._heads]
 
     async def stop(self) -> None:
         """Stop the engines and the threads."""

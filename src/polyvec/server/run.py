@@ -4,29 +4,34 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from polyvec.checkpoint import fingerprint, load_checkpoint
 from polyvec.encoder import find_model
 from polyvec.heads import select_heads
+from polyvec.server.admin import ADMIN_HOST, make_admin_app
 from polyvec.server.api_keys import ApiKeys
-from polyvec.server.app import make_app
+from polyvec.server.app import BackgroundTask, make_app
 from polyvec.server.batch_job_worker import answer_batch_jobs
 from polyvec.server.cors import check_origin
 from polyvec.server.engine_process import EngineFactory, load_engine
 from polyvec.server.key_reload import reload_api_keys
 from polyvec.server.limits import Limits
-from polyvec.server.metrics import Metrics
+from polyvec.server.metrics import Metrics, log_event
 from polyvec.server.model import ServedModel
+from polyvec.server.model_changes import stop_retired_models
 from polyvec.server.protocol import BoundedHttpProtocol
 from polyvec.server.routes import ENDPOINTS
 from polyvec.server.scheduler import Scheduler
@@ -45,6 +50,8 @@ DRAIN_DELAY_SECONDS = 0.2
 CLOSE_SECONDS = 1
 """Time for connections to close when the server ends at once, or draining takes too long."""
 
+MAX_PORT = 65_535
+
 
 def run_server(
     service: Service,
@@ -53,16 +60,30 @@ def run_server(
     *,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    admin_port: int | None = None,
 ) -> None:
     """Serve until a signal stops the process. Raises ValueError if it cannot listen."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key)
-    # What start-up has made stays; a search for garbage in all of it would stop the event loop.
-    gc.collect()
-    gc.freeze()
-    server.run()
+    with nullcontext() if admin_port is None else listen_for_admin(admin_port) as admin:
+        server = make_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key, admin=admin)
+        # What start-up has made stays; a search for garbage in all of it would stop the event loop.
+        gc.collect()
+        gc.freeze()
+        server.run()
     if not server.started:
         raise ValueError(f"cannot listen on {host}:{port}; the log gives the reason")
+
+
+def listen_for_admin(port: int) -> socket.socket:
+    """The socket for the operator's routes. Raises ValueError if the port is in use."""
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"--admin-port {port} must be in 0..{MAX_PORT}")
+    try:
+        return socket.create_server((ADMIN_HOST, port))
+    except OSError as error:
+        raise ValueError(
+            f"--admin-port {port}: cannot listen on {ADMIN_HOST}:{port} ({error.strerror})"
+        ) from None
 
 
 def make_server(
@@ -72,20 +93,39 @@ def make_server(
     *,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
-    background: Sequence[Callable[[Service], Coroutine[Any, Any, None]]] = (),
+    admin: socket.socket | None = None,
+    background: Sequence[BackgroundTask] = (),
 ) -> "DrainingServer":
-    """The HTTP server, which does not listen yet. `background` holds further background tasks."""
+    """The HTTP server, which does not listen yet.
+
+    The operator's routes are served on the socket `admin`, which stays the caller's. `background`
+    holds further background tasks.
+    """
     check_certificate(tls_cert, tls_key)
     tasks = [reload_api_keys, *background]
     if service.batch_jobs is not None:
         tasks.append(answer_batch_jobs)
-    config = uvicorn.Config(
+    if admin is not None:
+        tasks += [stop_retired_models, make_admin_task(service, admin)]
+    config = _make_config(
         make_app(service, tasks),
+        service.limits,
+        service.metrics,
         host=host,
         port=port,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
+    return DrainingServer(config, service)
+
+
+def _make_config(app: ASGIApp, limits: Limits, metrics: Metrics, **options: Any) -> uvicorn.Config:
+    """The configuration of an HTTP server, with further options of uvicorn."""
+    return uvicorn.Config(
+        app,
         # uvicorn calls it like the class.
         http=partial(  # pyright: ignore[reportArgumentType]
-            BoundedHttpProtocol, limits=service.limits, metrics=service.metrics
+            BoundedHttpProtocol, limits=limits, metrics=metrics
         ),
         ws="none",
         access_log=False,
@@ -93,12 +133,35 @@ def make_server(
         server_header=False,
         # Headers that claim where a request comes from are not trusted.
         proxy_headers=False,
-        ssl_certfile=tls_cert,
-        ssl_keyfile=tls_key,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
+        **options,
     )
-    return DrainingServer(config, service)
+
+
+def make_admin_task(service: Service, listener: socket.socket) -> BackgroundTask:
+    """The background task that serves the operator's routes beside the API."""
+    app = make_admin_app(service)
+
+    async def serve_admin(service: Service) -> None:
+        # The application of the API starts and stops what both need.
+        config = _make_config(app, service.limits, Metrics(), lifespan="off")
+        server = SecondServer(config)
+        port = listener.getsockname()[1]
+        log_event("admin address", {"url": f"http://{ADMIN_HOST}:{port}"}, level=logging.INFO)
+        # uvicorn closes the socket that it is given.
+        serving = asyncio.create_task(server.serve(sockets=[listener.dup()]))
+        try:
+            await asyncio.wait({serving})
+        except asyncio.CancelledError:
+            # A change that is in progress ends now.
+            service.load.is_stopping = True
+            raise
+        finally:
+            server.should_exit = True
+            await serving
+
+    return serve_admin
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:
@@ -150,36 +213,25 @@ def make_service(
 
         traces = Traces(otlp)
         metrics.span = traces.span
+    load = partial(
+        load_model,
+        device=device,
+        precision=precision,
+        num_engines=num_engines,
+        batch_tokens=batch_tokens,
+        cache_bytes=cache_bytes,
+        with_fingerprint=classifiers is not None,
+        limits=limits,
+        metrics=metrics,
+        make_engine=make_engine,
+    )
     by_name: dict[str, ServedModel] = {}
     for model in models:
-        folder = find_model(None if model == "mini" else model)
-        # Before the server listens, so that it refuses to start with a damaged model.
-        config, weights = load_checkpoint(folder)
-        scheduler = Scheduler(
-            make_engine or partial(load_engine, str(folder), device, precision),
-            config.width,
-            metrics,
-            num_engines=num_engines,
-            queue_tokens=limits.queue_tokens,
-            batch_tokens=batch_tokens,
-            engine_seconds=limits.engine_seconds,
-            restart_seconds=limits.restart_seconds,
-        )
         name = "polyvec-mini" if model == "mini" else Path(model).name
         if name in by_name:
             raise ValueError(f"two models have the name {name}; rename a folder")
-        tokenizer = Tokenizer.load(folder, config.max_tokens)
-        by_name[name] = ServedModel(
-            name,
-            config,
-            tokenizer,
-            select_heads(weights),
-            scheduler,
-            limits,
-            metrics,
-            cache_bytes=cache_bytes,
-            fingerprint=None if classifiers is None else _start_fingerprint(folder),
-        )
+        # Before the server listens, so that it refuses to start with a damaged model.
+        by_name[name] = load(model, name)
     for option in aliases:
         alias, _, name = option.partition("=")
         if name and name not in by_name:
@@ -195,12 +247,67 @@ def make_service(
         batch_jobs=None if batches is None else BatchJobs(batches, limits),
         traces=traces,
         cors=cors,
+        load_model=load,
+    )
+
+
+def load_model(
+    model: str,
+    name: str,
+    *,
+    device: str,
+    precision: Literal["auto", "float32"],
+    num_engines: int,
+    batch_tokens: int | None,
+    cache_bytes: int,
+    with_fingerprint: bool,
+    limits: Limits,
+    metrics: Metrics,
+    make_engine: EngineFactory | None,
+) -> ServedModel:
+    """Load a model, which is then served under a name. Its engines are started by its scheduler.
+
+    Raises ValueError if it does not exist or is damaged.
+    """
+    # Not a folder of this name.
+    folder = find_model(None if model == "mini" else model)
+    config, weights = load_checkpoint(folder)
+    scheduler = Scheduler(
+        make_engine or partial(load_engine, str(folder), device, precision),
+        config.width,
+        metrics,
+        num_engines=num_engines,
+        queue_tokens=limits.queue_tokens,
+        batch_tokens=batch_tokens,
+        engine_seconds=limits.engine_seconds,
+        restart_seconds=limits.restart_seconds,
+    )
+    return ServedModel(
+        name,
+        config,
+        Tokenizer.load(folder, config.max_tokens),
+        select_heads(weights),
+        scheduler,
+        limits,
+        metrics,
+        cache_bytes=cache_bytes,
+        fingerprint=_start_fingerprint(folder) if with_fingerprint else None,
+        folder=folder,
     )
 
 
 def _start_fingerprint(folder: Path) -> Future[str]:
     """Compute the fingerprint of a model folder in a thread, while the engines start."""
     return ThreadPoolExecutor(1, thread_name_prefix="fingerprint").submit(fingerprint, folder)
+
+
+class SecondServer(uvicorn.Server):
+    """A server beside another one of the same process, which handles the signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
 
 
 class DrainingServer(uvicorn.Server):

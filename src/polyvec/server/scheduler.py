@@ -69,6 +69,9 @@ MIN_BATCH_TOKENS = 512
 YIELDING_NICENESS = 10
 """Niceness of engines beside an express engine, which then gets nine tenths of the processor."""
 
+START_POLL_SECONDS = 0.02
+"""Time between two looks whether the engines of a new model run."""
+
 REAP_SECONDS = 0.01
 """Time between two looks whether an engine that was killed has ended."""
 
@@ -108,6 +111,10 @@ class Scheduler:
         """Running estimate of the speed of one engine."""
         self._express = num_engines - 1 if num_engines > 1 else None
         """Number of the express engine."""
+        self.start_error: str | None = None
+        """Why an engine has ended before it was ready, the last time that this happened."""
+        self.stop_reason: str | None = None
+        """Why the engines were stopped; None before that."""
         self._make = make
         self._width = width
         self._metrics = metrics
@@ -132,12 +139,20 @@ class Scheduler:
             run = partial(self._run_engine, number)
             self._supervisors.append(start_supervised(f"engine {number}", run))
 
-    async def stop(self) -> None:
-        """Stop the engines, and answer the requests that still wait with 503."""
+    async def wait_until_started(self) -> None:
+        """Return when every engine runs. Raises EngineDied if one of them ends before."""
+        while len(self.alive) < len(self.engines):
+            if self.start_error is not None:
+                raise EngineDied(self.start_error)
+            await asyncio.sleep(START_POLL_SECONDS)
+
+    async def stop(self, reason: str = "the server is shutting down") -> None:
+        """Stop the engines. Requests that wait, and later ones, get 503 with the reason."""
+        self.stop_reason = reason
         await stop_supervised(self._supervisors)
         if self._restart_timer is not None:
             self._restart_timer.cancel()
-        self._fail_waiting(unavailable("the server is shutting down"))
+        self._fail_waiting(unavailable(reason))
 
     async def run(
         self, texts: Sequence[EngineText], traffic: TrafficClass = TrafficClass.INTERACTIVE
@@ -147,6 +162,8 @@ class Scheduler:
         If the caller is cancelled, texts that still wait are dropped. Raises ApiError: 429 if the
         queue is full, 503 if no engine runs or it died with the texts, 500 if it fails on a text.
         """
+        if self.stop_reason is not None:
+            raise unavailable(self.stop_reason)
         if not self.is_ready:
             raise no_engine()
         request = QueuedRequest(texts, traffic)
@@ -188,7 +205,11 @@ class Scheduler:
     ) -> None:
         """Run batches in one engine until it dies. Raises EngineDied if it does not start."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
+        try:
+            await loop.run_in_executor(thread, engine.wait_until_ready, self._start_seconds)
+        except EngineDied as error:
+            self.start_error = str(error)
+            raise
         # The death of an idle engine is noticed at once, and not by the next request.
         loop.add_reader(engine.sentinel, self._wake.set)
         self._set_alive(self.alive | {number})

@@ -1,6 +1,8 @@
 """The values that routes work with: the service, the context of one request, and an endpoint."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +35,17 @@ LONG_THREADS = 2
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RetiredModel:
+    """A model that new requests do not use any more. It is stopped when nobody needs it."""
+
+    model: ServedModel
+    users: frozenset[object]
+    """Those who held the models when it was retired."""
+    stop_at: float
+    """Time of the event loop at which its engines are stopped in any case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The models and the state of a server: everything that routes need."""
@@ -55,17 +68,29 @@ class Service:
     """Exporter of the spans of requests, if tracing is on."""
     cors: Sequence[str] = ()
     """Origins whose pages may call the API; none by default."""
+    load_model: Callable[[str, str], ServedModel] | None = None
+    """Loads a further model, from a folder and for a name, with the options of the others."""
+    users: set[object] = field(default_factory=set)
+    """Marks of the requests and batch jobs that hold the models."""
+    retired: list[RetiredModel] = field(default_factory=list)
+    """Models that were replaced or deleted, and are not stopped yet."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the models change."""
 
     @property
     def models(self) -> list[ServedModel]:
         """Every model once, whatever the number of its names."""
         return list(dict.fromkeys(self.models_by_name.values()))
 
+    def find_model(self, name: str) -> ServedModel | None:
+        """The model of a name, which may begin with that of an organisation; None if unknown."""
+        return self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
+
     def choose_model(self, name: str | None) -> ServedModel:
         """The model of a name, or the first model for None. Raises ApiError 400."""
         if name is None:
             return self.models[0]
-        model = self.models_by_name.get(name) or self.models_by_name.get(name.rsplit("/", 1)[-1])
+        model = self.find_model(name)
         if model is None:
             known = ", ".join(self.models_by_name)
             raise ApiError(
@@ -74,6 +99,19 @@ class Service:
                 param="model",
             )
         return model
+
+    @contextmanager
+    def hold_models(self) -> Iterator[None]:
+        """Keep the models of this moment running, also if they are replaced or deleted.
+
+        The limit is `limits.retire_seconds` after that change.
+        """
+        mark = object()
+        self.users.add(mark)
+        try:
+            yield
+        finally:
+            self.users.remove(mark)
 
     def check_ready(self) -> tuple[bool, str]:
         """Whether the server can answer requests, and a word that says why it cannot."""

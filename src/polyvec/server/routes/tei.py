@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from polyvec.server.errors import AnyError, ApiError, ErrorForm, invalid_input
 from polyvec.server.inputs import Side
-from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded
+from polyvec.server.model import HIDDEN, TOKENISE_THREADS, Encoded, ServedModel
 from polyvec.server.serialise import (
     join_slices,
     nested_slices,
@@ -179,9 +179,10 @@ async def _encode(
     options: TeiOptions,
     output: str,
     param: str = "inputs",
+    model: ServedModel | None = None,
 ) -> Encoded:
     """One output of the texts of a request that embeds."""
-    model = context.service.models[0]
+    model = model or context.service.models[0]
     return await model.encode(
         texts,
         model.choose_task(options.prompt_name),
@@ -237,11 +238,13 @@ async def tei_similarity(context: RequestContext) -> Response:
 async def _compare(
     context: RequestContext, inputs: SimilarityInput, options: TeiOptions
 ) -> Response:
-    width = context.service.models[0].config.width
+    # The model may be replaced before both have begun.
+    model = context.service.models[0]
+    width = model.config.width
     # The scheduler puts both into one batch.
     source, others = await asyncio.gather(
-        _encode(context, [inputs.source_sentence], options, "dense", "source_sentence"),
-        _encode(context, inputs.sentences, options, "dense", "sentences"),
+        _encode(context, [inputs.source_sentence], options, "dense", "source_sentence", model),
+        _encode(context, inputs.sentences, options, "dense", "sentences", model),
     )
     context.record_usage(texts=1 + len(others), tokens=source.num_tokens + others.num_tokens)
 
