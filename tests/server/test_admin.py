@@ -1,9 +1,11 @@
 """The operator adds, replaces and deletes models of a running server, and no client notices."""
 
+import gc
 import json
 import os
 import signal
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +178,18 @@ def test_replacing_a_model_under_load_fails_no_request(running, other_model, exp
     assert all(is_close(read_vectors(answer), expect[1]) for answer in after)
     assert operator.list()["models"][0]["is_default"]
     wait_for(lambda: has_ended(pid) and not operator.list()["stopping"])
+
+
+def test_a_replaced_model_leaves_the_memory(running, other_model):
+    """At once, and not only when the garbage collector comes."""
+    server, operator = running
+    old = weakref.ref(server.service.models[0])
+    gc.disable()
+    try:
+        assert operator.put("tiny", other_model).status_code == 200
+        wait_for(lambda: old() is None, 10)
+    finally:
+        gc.enable()
 
 
 def test_a_request_that_has_begun_keeps_its_model(running, other_model, expect, tiny):

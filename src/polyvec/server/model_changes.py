@@ -92,17 +92,22 @@ async def delete_model(service: Service, name: str) -> None:
 
 async def stop_retired_models(service: Service) -> None:
     """Stop models that were replaced or deleted when nobody needs them, until cancelled."""
-    loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(POLL_SECONDS)
-        for retired in list(service.retired):
-            if not retired.users & service.users:
-                await retired.model.stop()
-                service.retired.remove(retired)
-                log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
-            elif loop.time() > retired.stop_at:
-                # Its threads go on, so that the requests get their answers, which are 503.
-                await retired.model.scheduler.stop(RETIRED)
+        # Not a loop over the models here: its variable would keep the last one in memory.
+        if service.retired:
+            await _stop_unused(service)
+
+
+async def _stop_unused(service: Service) -> None:
+    for retired in list(service.retired):
+        if not retired.users & service.users:
+            await retired.model.stop()
+            service.retired.remove(retired)
+            log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
+        elif asyncio.get_running_loop().time() > retired.stop_at:
+            # Its threads go on, so that the requests get their answers, which are 503.
+            await retired.model.scheduler.stop(RETIRED)
 
 
 @asynccontextmanager
