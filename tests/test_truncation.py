@@ -35,7 +35,7 @@ CALLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::polyvec.truncation.TruncationWarning")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_long_text_is_its_beginning_or_its_end(fresh, call):
     first, last = " ".join(["fox"] * 100), " ".join(["den"] * 100)
@@ -73,7 +73,7 @@ def test_one_warning_counts_what_was_cut(fresh, call, rule):
     )
     cut = count_cut_characters(LONG, tokens, rule)
     assert 400 < cut < len(LONG)
-    assert f"2 texts have more than the 64 tokens that the model reads: {2 * cut}" in str(
+    assert f"2 texts have more than the 64 tokens that the model reads: {2 * cut:,}" in str(
         warning.message
     )
     assert warning.filename == __file__ or "stream" in str(call)
