@@ -1,4 +1,4 @@
-"""Rows of files: every format, every way in which a row or a file can be bad, every kind of cell."""
+"""Rows of files: every format and kind of cell, every way in which a row or a file can be bad."""
 
 import csv
 import json

@@ -10,7 +10,7 @@ from polyvec.row_encoding import encode_finite, encode_rows
 
 
 class SpoiltEncoder(Encoder):
-    """An encoder for which texts with an x have no embedding, and spoil those of their neighbours."""
+    """An encoder for which texts with an x have no embedding and spoil those beside them."""
 
     def __init__(self, encoder: Encoder, reach: int = 1) -> None:
         self.config = encoder.config
