@@ -213,7 +213,7 @@ def test_a_text_steers_no_terminal(polyvec):
         ("", ["x"], "--labels NAME"),
         ("", ["x", "-l", "a", "-l", "b", "--examples", "in.csv"], "not both"),
         ("", ["x", "-i", "in.csv", "-l", "a"], "not both"),
-        ("", ["x", "--examples", "in.csv"], "in.csv lacks the column text"),
+        ("", ["x", "--examples", "in.csv"], "in.csv lacks the columns text, label"),
         ("text,label\n", ["x", "--examples", "in.csv"], "in.csv has no examples"),
         ("text,label\nx,a\n", ["x", "--examples", "in.csv"], "in.csv: there must be"),
         (

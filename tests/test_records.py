@@ -1,4 +1,4 @@
-"""Rows of files: every format, every way in which a row or a file can be bad, every kind of cell."""
+"""Rows of files: every format and kind of cell, every way in which a row or a file can be bad."""
 
 import csv
 import json
@@ -350,7 +350,8 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
 
 def test_standard_input_has_a_text_on_every_line_and_stays_open() -> None:
     script = (
-        "import sys; from pathlib import Path; from polyvec.records import read_files, text_columns; "
+        "import sys; from pathlib import Path; "
+        "from polyvec.records import read_files, text_columns; "
         "rows = read_files([Path('-')], text_columns()); "
         "print([row.record['text'] for row in rows], sys.stdin.closed)"
     )

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,10 @@ from polyvec.text_rows import (
 )
 
 
-def table_rows(content: str, suffix: str = ".csv") -> list[tuple[int, dict[str, str], str]]:
+def table_rows(content: str, suffix: str = ".csv") -> list[tuple[int, Any, str]]:
     """The number, the record and the flaw of each row of a table."""
     lines = io.StringIO(content, newline=newline_mode(suffix))
-    return [tuple(row) for row in parse_text(lines, suffix)]
+    return [(row.number, row.record, row.flaw) for row in parse_text(lines, suffix)]
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,14 @@ def encode_rows(
                     report(window[number][0].reject(TOO_LONG))
                 window = [pair for n, pair in enumerate(window) if n not in {*error.rows}]
                 vectors = _encode_window(encoder, window, task, dim, rule)
-            is_good = np.isfinite(vectors).all(1)
+            usable = np.isfinite(vectors).all(1)
+            is_good = usable.tolist()
             for (row, _), good in zip(window, is_good, strict=True):
                 if not good:
                     report(row.reject(NO_EMBEDDING))
             good_rows = [row for (row, _), good in zip(window, is_good, strict=True) if good]
             if good_rows:
-                yield good_rows, vectors[is_good]
+                yield good_rows, vectors[usable]
     if rule.num_texts:
         warnings.warn(str(rule), TruncationWarning, stacklevel=2)
 

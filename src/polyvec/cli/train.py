@@ -71,9 +71,10 @@ def adapter(
     Parameters
     ----------
     data
-        A .parquet, .csv, .tsv, .jsonl, .ndjson or .json file. For classification it has the columns text and label. For
-        pairs it has the columns query and positive, and optionally negatives (texts that resemble
-        the positive) and group. For scored it has the columns text1, text2 and score.
+        A .parquet, .csv, .tsv, .jsonl, .ndjson or .json file. For classification it has the
+        columns text and label. For pairs it has the columns query and positive, and optionally
+        negatives (texts that resemble the positive) and group. For scored it has the columns
+        text1, text2 and score.
     task
         The name of the new task, as in encode(texts, task="mails").
     kind
