@@ -34,6 +34,8 @@ READ_BYTES = 2**20
 
 THREADS = 4
 
+LANCE_ERROR = re.compile(r"^lance error|LanceError\(")
+
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """The number of the system's error in a message of LanceDB."""
 
@@ -94,6 +96,16 @@ class TableFiles:
         """Whether no change is being made, and the last one was not interrupted."""
         listing = self._read()
         return listing is not None and listing["closed"]
+
+    def remove_newest_version(self) -> bool:
+        """Remove the newest version of a table that is being changed, unless it is the only one."""
+        # LanceDB counts their names down.
+        newest, *older = sorted((self._table / "_versions").glob("*.manifest")) or [None]
+        if newest is None or not older:
+            return False
+        newest.unlink()
+        (self._table / HINT).unlink(missing_ok=True)
+        return True
 
     @property
     def changed_at(self) -> float:
@@ -199,7 +211,7 @@ class ExplainDamage:
         _: TracebackType | None,
     ) -> None:
         """Raise DamagedError in place of an error of LanceDB; OSError if the disk is at fault."""
-        is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        is_lance_error = isinstance(error, RuntimeError) and LANCE_ERROR.search(str(error))
         if is_lance_error and (found := OS_ERROR.search(str(error))):
             number = int(found[1])
             if number in DISK_ERRORS:
