@@ -86,8 +86,8 @@ class Index:
         owner = name if inside else str(folder.resolve())
         self.encoder = encoder
         self._table = IndexTable(self.directory, encoder, owner=owner, dim=dim, quantise=quantise)
-        self.dim, self.quantise = self._table.dim, self._table.quantise
-        self.sparse = self._table.sparse
+        self.dim, self.sparse = self._table.dim, self._table.sparse
+        self.quantise: Quantise = self._table.quantise
 
     def update(
         self,
