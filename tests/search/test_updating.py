@@ -32,6 +32,10 @@ def describe_rows(index):
     return read_rows(index).select(names).to_pylist()
 
 
+def read_vectors(index):
+    return np.stack(read_rows(index)["vector"].to_numpy())
+
+
 def make_fresh(index, tmp_path):
     """What an index made in one go has."""
     fresh = Index(
@@ -87,8 +91,9 @@ def test_only_new_passages_are_embedded(notes, searcher, tmp_path, embedded, qua
     assert (len(update.changed), len(update.removed), update.reused) == (4, 2, 24)
     fresh = make_fresh(index, tmp_path)
     assert describe_rows(index) == describe_rows(fresh)
-    vectors = [np.stack(read_rows(one)["vector"].to_numpy()) for one in (index, fresh)]
-    np.testing.assert_allclose(*vectors, atol=1e-5 if quantise == "float" else 1)
+    np.testing.assert_allclose(
+        read_vectors(index), read_vectors(fresh), atol=1e-5 if quantise == "float" else 1
+    )
 
 
 def test_sparse_weights_are_used_again_too(
@@ -124,8 +129,7 @@ def test_passages_with_the_same_key_keep_their_own_vectors(notes, searcher, monk
     (notes / "fox.md").rename(notes / "g.md")
     index.update()
     fresh = make_fresh(index, tmp_path)
-    vectors = [np.stack(read_rows(one)["vector"].to_numpy()) for one in (index, fresh)]
-    np.testing.assert_allclose(*vectors, atol=1e-5)
+    np.testing.assert_allclose(read_vectors(index), read_vectors(fresh), atol=1e-5)
 
 
 class Stopped(BaseException):

@@ -23,7 +23,7 @@ from polyvec.terminal import (
 )
 
 if TYPE_CHECKING:
-    from polyvec.search import Answer, Hit, Index, Update
+    from polyvec.search import Answer, Hit, Index, NotUpdatedError, Update
 
 
 def search(
