@@ -218,7 +218,7 @@ def test_a_search_beside_the_first_one_says_that_it_must_wait(polyvec, tiny_mode
 
 
 def test_an_index_that_cannot_be_written_is_searched_as_it_is(mounted, tmp_path):
-    folder, search_again = mounted
+    _, search_again = mounted
     (tmp_path / "index" / "lock").unlink(missing_ok=True)
     (tmp_path / "index" / "lock").mkdir()
     code, out, err = search_again()

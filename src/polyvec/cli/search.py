@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from polyvec.terminal import ExitStatus, ask, byte_progress, json_line, note, plain
 
 if TYPE_CHECKING:
-    from polyvec.search import Hit, Index, Update
+    from polyvec.search import Hit, Index, NotUpdatedError, Update
 
 
 def search(

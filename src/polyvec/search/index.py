@@ -35,9 +35,10 @@ from polyvec.search.retrieval import (
     where_sql,
 )
 from polyvec.search.selection import EVERYTHING, Selection
-from polyvec.search.table_files import ExplainDamage
+from polyvec.search.table_files import DamagedError, ExplainDamage
 from polyvec.search.updating import Progress, Update, Updater
 from polyvec.search.vectors import Quantise, Row, find_nearest
+from polyvec.terminal import shorten
 
 
 class NotUpdatedError(ValueError):
@@ -89,8 +90,8 @@ class Index:
         self.encoder = encoder
         self.selection = selection
         self._table = IndexTable(self.directory, encoder, owner=owner, dim=dim, quantise=quantise)
-        self.dim, self.quantise = self._table.dim, self._table.quantise
-        self.sparse = self._table.sparse
+        self.dim, self.sparse = self._table.dim, self._table.sparse
+        self.quantise: Quantise = self._table.quantise
 
     def update(
         self,
@@ -111,12 +112,20 @@ class Index:
         """
         try:
             self._make_directory()
-            lock = filelock.FileLock(self.directory / "lock", timeout=0)
-            with lock, ExplainDamage(self.directory):
+            with filelock.FileLock(self.directory / "lock", timeout=0):
                 updater = Updater(
                     self._table, self.encoder, self.place, self.folder, self.selection
                 )
-                return updater.run(progress=progress, forget=forget, follow_links=follow_links)
+                try:
+                    with ExplainDamage(self.directory):
+                        return updater.run(
+                            progress=progress, forget=forget, follow_links=follow_links
+                        )
+                except (DamagedError, OSError) as error:
+                    # If the table can be read as a whole, it is the writing that has failed.
+                    if self._table.repair() is None or isinstance(error, OSError):
+                        raise
+                    raise OSError(shorten(str(error.__cause__ or error), 120)) from None
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
         except OSError as error:

@@ -129,6 +129,22 @@ class IndexTable:
             for _ in table.search().limit(None).to_batches():
                 pass
 
+    def repair(self) -> Table | None:
+        """The newest version of the table that can be read as a whole; newer ones are removed.
+
+        This follows an update that failed or was killed. If a disk is full, LanceDB may commit a
+        file that was cut short. Raises DamagedError if there is no such version.
+        """
+        while True:
+            try:
+                table = self.open()
+                if table is not None:
+                    self.verify_rows(table)
+                return table
+            except DamagedError:
+                if self.files.is_closed or not self.files.remove_newest_version():
+                    raise
+
     def create(self, rows: pa.RecordBatchReader | None = None) -> Table:
         """Create the table with these rows; an older table is replaced."""
         (self.directory / f"{TABLE}.lance").mkdir(exist_ok=True)

@@ -34,6 +34,8 @@ READ_BYTES = 2**20
 
 THREADS = 4
 
+LANCE_ERROR = re.compile(r"^lance error|LanceError\(")
+
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """The number of the system's error in a message of LanceDB."""
 
@@ -95,13 +97,23 @@ class TableFiles:
         listing = self._read()
         return listing is not None and listing["closed"]
 
+    def remove_newest_version(self) -> bool:
+        """Remove the newest version of a table that is being changed, unless it is the only one."""
+        # LanceDB counts their names down.
+        newest, *older = sorted((self._table / "_versions").glob("*.manifest")) or [None]
+        if newest is None or not older:
+            return False
+        newest.unlink()
+        (self._table / HINT).unlink(missing_ok=True)
+        return True
+
     @property
     def changed_at(self) -> float:
         """The time of the last change of the list, in seconds since 1970; 0 if there is none."""
         try:
             return self._path.stat().st_mtime
         except FileNotFoundError:
-            return 0
+            return 0.0
 
     def begin_change(self) -> None:
         """Open the list, before the table is changed."""
@@ -198,8 +210,8 @@ class ExplainDamage:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        """Raise DamagedError in place of an error of LanceDB, or OSError if the disk is at fault."""
-        is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        """Raise DamagedError in place of an error of LanceDB; OSError if the disk is at fault."""
+        is_lance_error = isinstance(error, RuntimeError) and LANCE_ERROR.search(str(error))
         if is_lance_error and (found := OS_ERROR.search(str(error))):
             number = int(found[1])
             if number in DISK_ERRORS:
