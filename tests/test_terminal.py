@@ -12,7 +12,8 @@ def test_a_shortened_text_fits_the_size():
 
 
 @pytest.mark.parametrize(
-    ("typed", "answer"), [("y\n", True), ("Yes\n", True), ("\n", False), ("", False), ("no\n", False)]
+    ("typed", "answer"),
+    [("y\n", True), ("Yes\n", True), ("\n", False), ("", False), ("no\n", False)],
 )
 def test_only_a_yes_on_a_terminal_is_a_yes(monkeypatch, typed, answer):
     def stream(text, is_terminal):

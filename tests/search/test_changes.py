@@ -125,7 +125,8 @@ def test_a_file_that_becomes_a_folder_is_gone_and_so_are_files_of_a_folder_that_
     (folder / "two").rmdir()
     (folder / "two").write_text("a file")
     # The time of the last update is later than all of this.
-    changes = compare(folder, indexed | {"x.txt": IndexedFile("", 9)}, indexed_at=time.time() + 9)
+    indexed["one/1.txt"] = indexed["one/1.txt"]._replace(num_passages=99)
+    changes = compare(folder, indexed, indexed_at=time.time() + 9)
     assert {"two/0.txt", "two/4.txt"} <= {*changes.gone}
 
 
@@ -219,5 +220,5 @@ def test_links_that_lead_out_are_followed_on_request_only(folder, tmp_path):
 
 def test_a_single_file_is_a_folder_of_one(folder):
     place = folder / "one" / "0.txt"
-    changes = find_changes(place, place.parent, {}, indexed_at=0)
+    changes = find_changes(place, place.parent, {}, indexed_at=0.0)
     assert changes.files == {"0.txt": 5}

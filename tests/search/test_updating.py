@@ -19,7 +19,12 @@ from polyvec.search.updating import Updater
 
 def read_rows(index):
     table = lancedb.connect(index.directory).open_table(TABLE)
-    return table.search().limit(None).to_arrow().sort_by([("path", "ascending"), ("start", "ascending")])
+    return (
+        table.search()
+        .limit(None)
+        .to_arrow()
+        .sort_by([("path", "ascending"), ("start", "ascending")])
+    )
 
 
 def describe_rows(index):
@@ -27,9 +32,15 @@ def describe_rows(index):
     return read_rows(index).select(names).to_pylist()
 
 
+def read_vectors(index):
+    return np.stack(read_rows(index)["vector"].to_numpy())
+
+
 def make_fresh(index, tmp_path):
     """What an index made in one go has."""
-    fresh = Index(index.folder, index.encoder, directory=tmp_path / "fresh", quantise=index.quantise)
+    fresh = Index(
+        index.folder, index.encoder, directory=tmp_path / "fresh", quantise=index.quantise
+    )
     fresh.update()
     return fresh
 
@@ -80,11 +91,14 @@ def test_only_new_passages_are_embedded(notes, searcher, tmp_path, embedded, qua
     assert (len(update.changed), len(update.removed), update.reused) == (4, 2, 24)
     fresh = make_fresh(index, tmp_path)
     assert describe_rows(index) == describe_rows(fresh)
-    vectors = [np.stack(read_rows(one)["vector"].to_numpy()) for one in (index, fresh)]
-    np.testing.assert_allclose(*vectors, atol=1e-5 if quantise == "float" else 1)
+    np.testing.assert_allclose(
+        read_vectors(index), read_vectors(fresh), atol=1e-5 if quantise == "float" else 1
+    )
 
 
-def test_sparse_weights_are_used_again_too(notes, headed_config, headed_weights, tiny_model, tmp_path):
+def test_sparse_weights_are_used_again_too(
+    notes, headed_config, headed_weights, tiny_model, tmp_path
+):
     from polyvec import Encoder
     from polyvec.checkpoint import save_checkpoint
 
@@ -115,8 +129,7 @@ def test_passages_with_the_same_key_keep_their_own_vectors(notes, searcher, monk
     (notes / "fox.md").rename(notes / "g.md")
     index.update()
     fresh = make_fresh(index, tmp_path)
-    vectors = [np.stack(read_rows(one)["vector"].to_numpy()) for one in (index, fresh)]
-    np.testing.assert_allclose(*vectors, atol=1e-5)
+    np.testing.assert_allclose(read_vectors(index), read_vectors(fresh), atol=1e-5)
 
 
 class Stopped(BaseException):
@@ -227,7 +240,11 @@ def test_progress_counts_the_bytes_of_what_changed(notes, searcher, small_blocks
     told = []
     index = Index(notes, searcher)
     index.update(lambda done, total: told.append((done, total)))
-    total = sum(path.stat().st_size for path in notes.rglob("*.*") if path.is_file() and ".polyvec" not in path.parts)
+    total = sum(
+        path.stat().st_size
+        for path in notes.rglob("*.*")
+        if path.is_file() and ".polyvec" not in path.parts
+    )
     assert told == sorted(told)
     assert told[-1][1] == total and total - 5 <= told[-1][0] <= total
     told.clear()
@@ -253,7 +270,7 @@ def test_an_index_is_emptied_only_on_request(notes, searcher, tmp_path):
     notes.rename(tmp_path / "away")
     notes.mkdir()
     doubts = []
-    update = index.update(forget=lambda doubt: doubts.append(doubt))
+    update = index.update(forget=lambda doubt: bool(doubts.append(doubt)))
     assert (update.removed, update.passages, [update.doubt]) == ([], 3, doubts)
     assert index.search("fox")
     # Another model or another size would have nothing to embed.

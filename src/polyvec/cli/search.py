@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +14,7 @@ from cyclopts import Parameter
 from polyvec.terminal import ExitStatus, ask, byte_progress, is_coloured, json_line, note, plain
 
 if TYPE_CHECKING:
-    from polyvec.search import Answer, Hit, Index, Update
+    from polyvec.search import Answer, Hit, Index, NotUpdatedError, Update
 
 
 def search(
@@ -57,7 +58,8 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON
+        lines are read.
     question
         The question, in any of the model's languages.
     top
@@ -200,8 +202,11 @@ def _update(target: "Index", *, forget: bool, follow_links: bool) -> bool:
         note(_describe_stale(target, error))
         return True
     except KeyboardInterrupt:
-        files, passages = target.count()
-        note(f"stopped; {passages} passages of {files} files are kept, and the next search goes on")
+        # An index that was not complete enough to be opened has nothing to keep.
+        with suppress(ValueError):
+            files, passages = target.count()
+            kept = f"{passages} passages of {files} files are kept"
+            note(f"stopped; {kept}, and the next search goes on from there")
         raise
     _report_update(update, time.perf_counter() - started)
     return asked or not update.doubt
@@ -211,12 +216,19 @@ def _describe_stale(target: "Index", error: "NotUpdatedError") -> str:
     """The sentence about an index that is searched as it is. Raises ValueError if it is empty."""
     from polyvec.search import BusyError
     from polyvec.search.files import list_files
+    from polyvec.search.table_files import DamagedError
 
-    files, passages = target.count()
-    if isinstance(error, BusyError):
+    is_busy, files, passages = isinstance(error, BusyError), 0, 0
+    try:
+        files, passages = target.count()
+    except DamagedError:
+        # While a table is created, it cannot be opened.
+        if not is_busy:
+            raise
+    if is_busy:
         if not passages:
             raise ValueError(f"{error}, and it has no passages yet; try again in a moment")
-        total = sum(1 for _ in list_files(target.folder))
+        total = sum(1 for _ in list_files(target.place))
         return f"{error}; searching {passages} passages of {files} files (the folder has {total})"
     if not passages:
         raise ValueError(f"{error}; choose another directory with --index")

@@ -58,9 +58,7 @@ class Changes:
         if forget:
             self.gone = sorted({*self.gone} | (doubtful - self.files.keys()))
         else:
-            self.files = {
-                path: size for path, size in self.files.items() if path not in doubtful
-            }
+            self.files = {path: size for path, size in self.files.items() if path not in doubtful}
 
 
 def find_changes(

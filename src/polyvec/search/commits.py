@@ -1,7 +1,7 @@
 """Commits: how the passages of files enter an index, so that a kill at any moment loses little.
 
-1. `make_blocks` groups the passages of files. A file with at most `BLOCK_PASSAGES` passages stays in
-   one block. The passages of a larger file are distributed over several.
+1. `make_blocks` groups the passages of files. A file with at most `BLOCK_PASSAGES` passages stays
+   in one block. The passages of a larger file are distributed over several.
 2. `commit` replaces the rows of whole files in one atomic step. The rows of a larger file come one
    block after another. Until the last one, they have an unfinished digest: they can be searched,
    and the next update reads the file again, but uses their vectors (`stored_vectors`).

@@ -56,10 +56,11 @@ def list_files(
     if place.is_file():
         yield place.name
         return
-    root, seen = Path(os.path.realpath(place)), set[tuple[int, int]]()
+    root, seen = Path(os.path.realpath(place)), set[str]()
 
     def is_followed(path: Path, *, is_folder: bool) -> bool:
-        if not path.is_symlink():
+        # Path.is_symlink fails in a folder that cannot be entered.
+        if not os.path.islink(path):  # noqa: PTH114
             return True
         leads_out = not Path(os.path.realpath(path)).is_relative_to(root)
         if leads_out and not follow_links:
@@ -76,12 +77,11 @@ def list_files(
             and is_followed(Path(parent, name), is_folder=True)
         )
         if follow_links:
-            state = os.stat(parent)
-            if (state.st_dev, state.st_ino) in seen:
+            if os.path.realpath(parent) in seen:
                 # A link to a folder around it would never end.
                 folders.clear()
                 continue
-            seen.add((state.st_dev, state.st_ino))
+            seen.add(os.path.realpath(parent))
         for name in sorted(names):
             path = Path(parent, name)
             if (

@@ -24,9 +24,10 @@ from polyvec.search.fusion import FusionMethod, Part
 from polyvec.search.index_table import IndexTable
 from polyvec.search.passages import split_file, texts_with_headings
 from polyvec.search.retrieval import MIN_CANDIDATES, PASSAGE, make_hit, quote, where_sql
-from polyvec.search.table_files import ExplainDamage
+from polyvec.search.table_files import DamagedError, ExplainDamage
 from polyvec.search.updating import Progress, Update, Updater
 from polyvec.search.vectors import Quantise, Row, find_nearest
+from polyvec.terminal import shorten
 
 
 class NotUpdatedError(ValueError):
@@ -66,7 +67,7 @@ class Index:
         if not folder.exists():
             raise ValueError(f"there is no folder {folder}")
         self.folder = root_of(folder)
-        self._place = folder
+        self.place = folder
         self._default = self.folder / ".polyvec"
         name = "" if folder == self.folder else folder.name
         self.directory = directory or (self._default / "files" / name if name else self._default)
@@ -75,8 +76,8 @@ class Index:
         owner = name if inside else str(folder.resolve())
         self.encoder = encoder
         self._table = IndexTable(self.directory, encoder, owner=owner, dim=dim, quantise=quantise)
-        self.dim, self.quantise = self._table.dim, self._table.quantise
-        self.sparse = self._table.sparse
+        self.dim, self.sparse = self._table.dim, self._table.sparse
+        self.quantise: Quantise = self._table.quantise
 
     def update(
         self,
@@ -97,10 +98,18 @@ class Index:
         """
         try:
             self._make_directory()
-            lock = filelock.FileLock(self.directory / "lock", timeout=0)
-            with lock, ExplainDamage(self.directory):
-                updater = Updater(self._table, self.encoder, self._place, self.folder)
-                return updater.run(progress=progress, forget=forget, follow_links=follow_links)
+            with filelock.FileLock(self.directory / "lock", timeout=0):
+                updater = Updater(self._table, self.encoder, self.place, self.folder)
+                try:
+                    with ExplainDamage(self.directory):
+                        return updater.run(
+                            progress=progress, forget=forget, follow_links=follow_links
+                        )
+                except (DamagedError, OSError) as error:
+                    # If the table can be read as a whole, it is the writing that has failed.
+                    if self._table.repair() is None or isinstance(error, OSError):
+                        raise
+                    raise OSError(shorten(str(error.__cause__ or error), 120)) from None
         except filelock.Timeout:
             raise BusyError(f"another process is writing the index {self.directory}") from None
         except OSError as error:

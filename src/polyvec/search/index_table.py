@@ -28,7 +28,7 @@ from polyvec.search.vectors import (
     vector_types,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The version of the columns and of the way texts are split. An index of another one is rebuilt."""
 
 TABLE = "chunks"
@@ -73,7 +73,11 @@ class IndexTable:
         self.sparse = encoder.config.sparse_head
         self.token_size = encoder.config.multi_vector_dim
         self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
-        is_same_model = stored.get("dim") == self.dim and _is_near(stored["probe"], self.probe)
+        is_same_model = (
+            stored.get("dim") == self.dim
+            and stored["format"] == FORMAT_VERSION
+            and _is_near(stored["probe"], self.probe)
+        )
         # They are measured once for an index, since that takes longer than a search.
         self.floors: dict[str, float] = (is_same_model and stored.get("floors")) or measure_floors(
             encoder, self.dim
@@ -155,6 +159,22 @@ class IndexTable:
         with ExplainDamage(self.directory):
             for _ in table.search().limit(None).to_batches():
                 pass
+
+    def repair(self) -> Table | None:
+        """The newest version of the table that can be read as a whole; newer ones are removed.
+
+        This follows an update that failed or was killed. If a disk is full, LanceDB may commit a
+        file that was cut short. Raises DamagedError if there is no such version.
+        """
+        while True:
+            try:
+                table = self.open()
+                if table is not None:
+                    self.verify_rows(table)
+                return table
+            except DamagedError:
+                if self.files.is_closed or not self.files.remove_newest_version():
+                    raise
 
     def create(self, rows: pa.RecordBatchReader | None = None) -> Table:
         """Create the table with these rows; an older table is replaced."""

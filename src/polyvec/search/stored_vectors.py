@@ -52,7 +52,9 @@ class StoredVectors:
         rows = take_rows(self._table, row_ids, ["text", *self._columns])
         # Two texts may have the same key.
         stored = rows["text"].to_pylist()
-        same = np.array([texts[i] == text for i, text in zip(positions, stored, strict=True)], bool)
+        same = np.array(
+            [texts[i] == text for i, text in zip(positions.tolist(), stored, strict=True)], bool
+        )
         return positions[same], rows.filter(pa.array(same)).select(self._columns)
 
     @cached_property

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 HINT = "_versions/latest_version_hint.json"
 """The only file of a table that LanceDB overwrites."""
 
@@ -32,7 +34,13 @@ FILE = "checksums.json"
 
 READ_BYTES = 2**20
 
+PAGE_BYTES = 4_096
+"""The checksum is the CRC-32 of the sums of each page's 64-bit words, which takes less than a third
+of the time of a CRC-32 of all bytes. A change of one word always changes a sum."""
+
 THREADS = 4
+
+LANCE_ERROR = re.compile(r"^lance error|LanceError\(")
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """The number of the system's error in a message of LanceDB."""
@@ -44,7 +52,7 @@ DISK_ERRORS = {
 """Errors that say nothing about the files of an index."""
 
 Entry = list[int]
-"""The size of a file and its CRC-32."""
+"""The size of a file and its checksum."""
 
 
 class DamagedError(ValueError):
@@ -95,13 +103,23 @@ class TableFiles:
         listing = self._read()
         return listing is not None and listing["closed"]
 
+    def remove_newest_version(self) -> bool:
+        """Remove the newest version of a table that is being changed, unless it is the only one."""
+        # LanceDB counts their names down.
+        newest, *older = sorted((self._table / "_versions").glob("*.manifest")) or [None]
+        if newest is None or not older:
+            return False
+        newest.unlink()
+        (self._table / HINT).unlink(missing_ok=True)
+        return True
+
     @property
     def changed_at(self) -> float:
         """The time of the last change of the list, in seconds since 1970; 0 if there is none."""
         try:
             return self._path.stat().st_mtime
         except FileNotFoundError:
-            return 0
+            return 0.0
 
     def begin_change(self) -> None:
         """Open the list, before the table is changed."""
@@ -198,8 +216,8 @@ class ExplainDamage:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        """Raise DamagedError in place of an error of LanceDB, or OSError if the disk is at fault."""
-        is_lance_error = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        """Raise DamagedError in place of an error of LanceDB; OSError if the disk is at fault."""
+        is_lance_error = isinstance(error, RuntimeError) and LANCE_ERROR.search(str(error))
         if is_lance_error and (found := OS_ERROR.search(str(error))):
             number = int(found[1])
             if number in DISK_ERRORS:
@@ -217,14 +235,19 @@ def _checksum(path: Path, *, sync: bool) -> Entry:
 
     With `sync`, the disk has the contents of the file afterwards.
     """
-    number, size = 0, 0
+    number, size, buffer = 0, 0, bytearray(READ_BYTES)
     try:
         # A pipe would never end.
         if not stat.S_ISREG(path.lstat().st_mode):
             return [-1, 0]
         with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                number, size = zlib.crc32(block, number), size + len(block)
+            while count := file.readinto(buffer):
+                size += count
+                # Zeros complete the last page.
+                end = -(-count // PAGE_BYTES) * PAGE_BYTES
+                buffer[count:end] = bytes(end - count)
+                pages = np.frombuffer(buffer, "<u8", end // 8).reshape(-1, PAGE_BYTES // 8)
+                number = zlib.crc32(pages.sum(axis=1, dtype=np.uint64), number)
             if sync:
                 os.fsync(file.fileno())
     except FileNotFoundError:

@@ -137,10 +137,7 @@ class Updater:
         """The table; None if there is none, or if it was damaged and therefore removed."""
         files = self._index.files
         try:
-            table = self._index.open()
-            if table is not None and not files.is_closed:
-                self._index.verify_rows(table)
-            return table
+            return self._index.open() if files.is_closed else self._index.repair()
         except DamagedError:
             # If the files are as they were written, the system has failed, and not the index.
             if files.is_closed and not files.find_damage():
@@ -157,7 +154,7 @@ class Updater:
         stored: StoredVectors,
         progress: Progress,
     ) -> None:
-        """Embed and commit the passages of new and changed files, and remove files that are gone."""
+        """Embed and commit the passages of changed files, and remove files that are gone."""
         update, pending = self._update, list[tuple[Block, pa.Table]]()
         done, total = 0, sum(changes.files.values())
         due = time.monotonic() + COMMIT_SECONDS
