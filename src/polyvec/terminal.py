@@ -131,7 +131,7 @@ def json_value(value: Any) -> Any:
 
 
 def is_coloured() -> bool:
-    """Whether standard output is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    """Whether standard output is a terminal with colours, and NO_COLOR does not forbid them."""
     environment = os.environ
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return False
