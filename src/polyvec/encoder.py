@@ -7,15 +7,14 @@ of an embedding, S chunks of a document, V size of a token's embedding.
 """
 
 import importlib.util
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from polyvec import outputs
 from polyvec.batch import Batch, make_batch, pack
@@ -42,24 +41,24 @@ from polyvec.late_chunking import (
     find_token_spans,
     join_chunks,
 )
-from polyvec.outputs import Chunks, truncate_and_normalise
+from polyvec.outputs import Chunks, TooLongError, TruncationWarning, truncate_and_normalise
 from polyvec.pooling import pool_windows
+from polyvec.progress import Bar, make_bar
 from polyvec.tasks import adapter_index, choose_task
-from polyvec.tokenizer import Tokenizer, Tokens
+from polyvec.texts import TaskNames, check_items, list_items, split_into_blocks
+from polyvec.threads import choose_num_threads
+from polyvec.tokenizer import Tokenizer, Tokens, Truncate, count_cut_characters
 
 BUNDLED = Path(__file__).parent / "models" / "mini"
 """The model that ships with the package."""
 
-MAX_BLOCK_TEXTS = 4_096
-MAX_BLOCK_CHARACTERS = 4_000_000
-"""Texts are encoded in blocks no larger than these, and sorted by length within a block."""
-
-TaskNames = str | None | Iterable[str | None]
-"""One task for all texts, or one task per text."""
-
 
 class Encoder:
     """Turns texts into embeddings.
+
+    One encoder may be used from several threads at once, and in a process that was forked. It is
+    pickled as the arguments of `Encoder.load`, without its weights, which are loaded again. A copy
+    shares them.
 
     >>> encoder = Encoder.load()  # doctest: +SKIP
     >>> encoder.encode(["Hello", "Bonjour"], task="text-matching").shape  # doctest: +SKIP
@@ -86,6 +85,9 @@ class Encoder:
         self.tokenizer = tokenizer
         self.engine = engine
         self.heads = dict(heads or {})
+        self._settings: dict[str, Any] | None = None
+        """The arguments of `Encoder.load`."""
+        self._warned = False
 
     @classmethod
     def load(
@@ -96,6 +98,7 @@ class Encoder:
         precision: Literal["auto", "float32"] = "auto",
         merge: str | None = None,
         prepack: bool | None = None,
+        threads: int | None = None,
     ) -> "Encoder":
         """Load the bundled model, a model folder, or a model of the Hugging Face hub ("org/name").
 
@@ -104,20 +107,53 @@ class Encoder:
         device supports it, and int8 on a CPU that supports it if the model is stored in 8 bits.
         `merge` names the one task that all texts will have; its adapter is added to the weights
         once. `prepack=False` makes the CPU engine start in a third of the time and encode slower,
-        which pays for a few texts.
+        which pays for a few texts. `threads` is the number of threads that encode on the CPU; None
+        means `OMP_NUM_THREADS` if that is set, and else one per core, or fewer if the container or
+        the process may use fewer.
 
         Raises ValueError if there is no such model, or if its files are incomplete or unsafe.
         """
+        num_threads = choose_num_threads(threads)
         folder = find_model(model)
         config, weights = load_checkpoint(folder)
         merge_adapter = None if merge is None else adapter_index(config.tasks, merge)
         # The engine compiles outside the interpreter, so the tokenizer is read meanwhile.
         with ThreadPoolExecutor(1) as thread:
             engine = thread.submit(
-                make_engine, config, weights, device, precision, merge_adapter, prepack
+                make_engine, config, weights, device, precision, merge_adapter, prepack, num_threads
             )
-            tokenizer = Tokenizer.load(folder, config.max_tokens)
-            return cls(config, tokenizer, engine.result(), select_heads(weights))
+            tokenizer = Tokenizer.load(folder, config.max_tokens, num_threads=num_threads)
+            encoder = cls(config, tokenizer, engine.result(), select_heads(weights))
+        # The process that loads it again may have another current folder.
+        is_folder = model is not None and Path(model).is_dir()
+        encoder._settings = {
+            "model": str(Path(model).resolve()) if is_folder else model,
+            "device": device,
+            "precision": precision,
+            "merge": merge,
+            "prepack": prepack,
+            "threads": threads,
+        }
+        return encoder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings. Raises TypeError for an encoder that was composed from parts."""
+        if self._settings is None:
+            raise TypeError(
+                "only an encoder of Encoder.load can be pickled: this one was composed from parts, "
+                "which have no folder to be loaded from"
+            )
+        return _load_again, (type(self), self._settings, self.engine.rope_base)
+
+    def __copy__(self) -> "Encoder":
+        """An encoder that shares the weights and the engine."""
+        copied = type(self)(self.config, self.tokenizer, self.engine, self.heads)
+        copied._settings = self._settings
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
+        """As a copy: nothing that is shared changes."""
+        return self.__copy__()
 
     def encode(
         self,
@@ -126,6 +162,7 @@ class Encoder:
         task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
+        truncate: Truncate = "end",
         progress: bool | None = None,
     ) -> Float32[np.ndarray, "N dim"]:
         """Return one embedding of length 1 per text, in the order of the texts.
@@ -135,16 +172,24 @@ class Encoder:
         the largest; with `any_dim`, any size up to that is allowed. `progress` None shows a
         progress bar on terminals if the call takes more than a second.
 
-        Raises ValueError for an unknown task, an unsupported size, and a text that is not a string;
-        raises `outputs.NotFiniteError`, which names the texts, if a text has no usable embedding.
+        `truncate` is the rule for a text that has more tokens than the model reads
+        (`config.max_tokens`): by default it loses its "end", otherwise its "start", or it is an
+        "error". An encoder warns once that texts were truncated (`TruncationWarning`), with the
+        number of texts and of the characters that were cut. `encode_chunks` reads long texts whole.
+
+        Raises ValueError for an unknown task, an unsupported size, a text that is not a string, and
+        a table or a mapping in place of texts; raises `outputs.NotFiniteError`, which names the
+        texts, if a text has no usable embedding, and `outputs.TooLongError` as `truncate` says.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = list_items(texts, "texts")
         vectors = np.empty((len(texts), self._check_dim(dim, any_dim)), np.float32)
         done = 0
-        with _make_bar(len(texts), progress) as bar:
-            for part in self._encode_blocks(texts, task, vectors.shape[1], bar):
+        rule = _Truncation(truncate, self.config.max_tokens)
+        with make_bar("text", len(texts), progress) as bar:
+            for part in self._encode_blocks(texts, task, vectors.shape[1], rule, bar):
                 vectors[done : done + len(part)] = part
                 done += len(part)
+        self._warn(rule)
         return vectors
 
     def encode_stream(
@@ -154,6 +199,7 @@ class Encoder:
         task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
+        truncate: Truncate = "end",
         progress: bool | None = None,
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         """Yield the rows of `encode`, a few thousand at a time, in bounded memory.
@@ -163,12 +209,13 @@ class Encoder:
         """
         if isinstance(texts, str):
             raise ValueError("encode_stream takes many texts; put a single one in a list")
-        dim = self._check_dim(dim, any_dim)
-        return self._stream(texts, task, dim, progress)
+        texts = check_items(texts, "texts")
+        rule = _Truncation(truncate, self.config.max_tokens)
+        return self._stream(texts, task, self._check_dim(dim, any_dim), rule, progress)
 
     def encode_chunks(
         self,
-        document: str | Sequence[str],
+        document: str | Iterable[str],
         *,
         task: str | None = None,
         dim: int | None = None,
@@ -200,7 +247,7 @@ class Encoder:
         if not isinstance(text, str):
             if chunks is not None:
                 raise ValueError("a list of chunks is cut already; give one text, or omit chunks")
-            text, choice = join_chunks(text)
+            text, choice = join_chunks(list_items(text, "document"))
         adapter = choose_task(self.config.tasks, task)
         [tokens] = self.tokenizer.encode([text], [adapter.prompt], truncate=False)
         spans = cut_document(text, tokens, choice, lambda texts: self.encode(texts, task=task))
@@ -214,7 +261,7 @@ class Encoder:
         if not 2 <= window <= longest:
             raise ValueError(f"window is {window}, must be in 2..{longest} tokens")
         starts, ends = fill_empty_spans(tokens, find_token_spans(tokens, text, spans))
-        with _make_bar(len(tokens.ids), progress, unit="token") as bar:
+        with make_bar("token", len(tokens.ids), progress) as bar:
             means = pool_windows(
                 self.engine.pool,
                 tokens.ids,
@@ -232,24 +279,31 @@ class Encoder:
             raise outputs.NotFiniteError(error.rows, "chunk") from None
 
     def encode_tokens(
-        self, texts: str | Iterable[str], *, task: TaskNames = None
+        self, texts: str | Iterable[str], *, task: TaskNames = None, truncate: Truncate = "end"
     ) -> list[Float32[np.ndarray, "T D"]]:
         """Return the hidden state of every token of every text, not normalised.
 
         A text has one row per id of `tokenizer.encode`: `<s>`, the instruction, the text, `</s>`.
         The mean of a text's rows, normalised, is its embedding.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = list_items(texts, "texts")
         states = [np.empty((0, self.config.width), np.float32)] * len(texts)
-        for number, _, hidden, _ in self._run(texts, task):
+        rule = _Truncation(truncate, self.config.max_tokens)
+        for number, _, hidden, _ in self._run(texts, task, rule):
             states[number] = hidden
         bad = [number for number, hidden in enumerate(states) if not np.isfinite(hidden).all()]
         if bad:
             raise outputs.NotFiniteError(bad)
+        self._warn(rule)
         return states
 
     def encode_sparse(
-        self, texts: str | Iterable[str], *, task: TaskNames = None, progress: bool | None = None
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: TaskNames = None,
+        truncate: Truncate = "end",
+        progress: bool | None = None,
     ) -> Sparse:
         """Return a weight for every token of every text, for lexical search.
 
@@ -258,12 +312,19 @@ class Encoder:
         Raises ValueError if the model has no sparse head; other arguments and errors are those of
         `encode`.
         """
-        result = self.encode_all(texts, task=task, outputs=["sparse"], progress=progress)
+        result = self.encode_all(
+            texts, task=task, outputs=["sparse"], truncate=truncate, progress=progress
+        )
         assert result.sparse is not None
         return result.sparse
 
     def encode_multi_vector(
-        self, texts: str | Iterable[str], *, task: TaskNames = None, progress: bool | None = None
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: TaskNames = None,
+        truncate: Truncate = "end",
+        progress: bool | None = None,
     ) -> list[Float32[np.ndarray, "_T V"]]:
         """Return an embedding of length 1 for every token of every text, to compare with `maxsim`.
 
@@ -273,7 +334,9 @@ class Encoder:
         Raises ValueError if the model has no multi-vector head; other arguments and errors are
         those of `encode`.
         """
-        result = self.encode_all(texts, task=task, outputs=["multi_vector"], progress=progress)
+        result = self.encode_all(
+            texts, task=task, outputs=["multi_vector"], truncate=truncate, progress=progress
+        )
         assert result.multi_vector is not None
         return result.multi_vector
 
@@ -284,22 +347,25 @@ class Encoder:
         task: TaskNames = None,
         dim: int | None = None,
         any_dim: bool = False,
-        outputs: Collection[str] = ("dense", "sparse", "multi_vector"),
+        outputs: Iterable[str] = ("dense", "sparse", "multi_vector"),
+        truncate: Truncate = "end",
         progress: bool | None = None,
     ) -> Outputs:
         """Return the results of `encode`, `encode_sparse` and `encode_multi_vector` from one pass.
 
         `outputs` names the outputs to compute. Arguments and errors are those of `encode`.
         """
+        outputs = list_items(outputs, "outputs")
         self._check_outputs(outputs)
         size = self._check_dim(dim, any_dim)
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = list_items(texts, "texts")
         means = np.empty((len(texts), self.config.width), np.float32)
         ids = [np.empty(0, np.int32)] * len(texts)
         weights = [np.empty(0, np.float32)] * len(texts)
         multi = [np.empty((0, self.config.multi_vector_dim), np.float32)] * len(texts)
-        with _make_bar(len(texts), progress) as bar:
-            for number, tokens, hidden, means[number] in self._run(texts, task):
+        rule = _Truncation(truncate, self.config.max_tokens)
+        with make_bar("text", len(texts), progress) as bar:
+            for number, tokens, hidden, means[number] in self._run(texts, task, rule):
                 states = own_states(tokens, hidden)
                 if "sparse" in outputs:
                     ids[number], weights[number] = sparse_entries(self.heads, tokens, states)
@@ -307,6 +373,7 @@ class Encoder:
                     multi[number] = multi_vectors(self.heads, states)
                 bar.update()
         dense = truncate_and_normalise(means, size)
+        self._warn(rule)
         special = self.tokenizer.special_ids
         sparse = gather_weights(ids, weights, ignored=special, vocab_size=self.config.vocab_size)
         return Outputs(
@@ -322,18 +389,24 @@ class Encoder:
         return outputs.similarity(a, b)
 
     def _stream(
-        self, texts: Iterable[str], task: TaskNames, dim: int, progress: bool | None
+        self,
+        texts: Iterable[str],
+        task: TaskNames,
+        dim: int,
+        rule: "_Truncation",
+        progress: bool | None,
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         total = len(texts) if isinstance(texts, Sequence) else None
-        with _make_bar(total, progress) as bar:
-            yield from self._encode_blocks(texts, task, dim, bar)
+        with make_bar("text", total, progress) as bar:
+            yield from self._encode_blocks(texts, task, dim, rule, bar)
+        self._warn(rule)
 
     def _encode_blocks(
-        self, texts: Iterable[str], task: TaskNames, dim: int, bar: tqdm
+        self, texts: Iterable[str], task: TaskNames, dim: int, rule: "_Truncation", bar: Bar
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         first = 0
-        for block, tasks in _split_into_blocks(texts, task):
-            tokens, adapter_ids = self._tokenise(block, tasks)
+        for block, tasks in split_into_blocks(texts, task):
+            tokens, adapter_ids = self._tokenise(block, tasks, first, rule)
             means = np.empty((len(block), self.config.width), np.float32)
             for members, batch in self._pack(tokens, adapter_ids):
                 means[members] = self.engine.pool(batch, batch.starts, batch.ends)
@@ -345,12 +418,12 @@ class Encoder:
             first += len(block)
 
     def _run(
-        self, texts: list[str], task: TaskNames
+        self, texts: list[str], task: TaskNames, rule: "_Truncation"
     ) -> Iterator[tuple[int, Tokens, Float32[np.ndarray, "_T D"], Float32[np.ndarray, " D"]]]:
         """Yield each text's position, tokens, hidden states and their mean, in any order."""
         first = 0
-        for block, tasks in _split_into_blocks(texts, task):
-            tokens, adapter_ids = self._tokenise(block, tasks)
+        for block, tasks in split_into_blocks(texts, task):
+            tokens, adapter_ids = self._tokenise(block, tasks, first, rule)
             for members, batch in self._pack(tokens, adapter_ids):
                 hidden, means = self.engine.hidden_and_pool(batch, batch.starts, batch.ends)
                 parts = np.split(hidden, batch.ends[:-1])
@@ -358,7 +431,7 @@ class Encoder:
                     yield first + i, tokens[i], states, mean
             first += len(block)
 
-    def _check_outputs(self, outputs: Collection[str]) -> None:
+    def _check_outputs(self, outputs: list[str]) -> None:
         for name in outputs:
             if name not in OUTPUTS:
                 raise ValueError(
@@ -371,12 +444,24 @@ class Encoder:
                 )
 
     def _tokenise(
-        self, texts: list[str], tasks: list[str | None]
+        self, texts: list[str], tasks: list[str | None], first: int, rule: "_Truncation"
     ) -> tuple[list[Tokens], list[int]]:
-        """The tokens and the adapter index of each text."""
+        """The tokens and the adapter index of each text; `first` is the position of the first."""
         choices = {task: choose_task(self.config.tasks, task) for task in set(tasks)}
-        tokens = self.tokenizer.encode(texts, [choices[task].prompt for task in tasks])
+        prompts = [choices[task].prompt for task in tasks]
+        if rule.truncate == "start":
+            pairs = zip(texts, prompts, strict=True)
+            tokens = [self.tokenizer.encode_end(text, prompt) for text, prompt in pairs]
+        else:
+            tokens = self.tokenizer.encode(texts, prompts)
+        rule.record(first, texts, tokens)
         return tokens, [choices[task].adapter_id for task in tasks]
+
+    def _warn(self, rule: "_Truncation") -> None:
+        """Warn that texts were truncated, for the first time that this encoder does so."""
+        if rule.num_texts and not self._warned:
+            self._warned = True
+            warnings.warn(str(rule), TruncationWarning, stacklevel=3)
 
     def _pack(
         self, tokens: list[Tokens], adapter_ids: list[int]
@@ -424,37 +509,38 @@ def find_model(model: str | Path | None) -> Path:
     raise ValueError(f"there is no folder {model}")
 
 
-def _split_into_blocks(
-    texts: Iterable[str], task: TaskNames
-) -> Iterator[tuple[list[str], list[str | None]]]:
-    """Yield texts and their tasks, some thousands at a time. Raises ValueError for a bad text."""
-    tasks = repeat(task) if task is None or isinstance(task, str) else iter(task)
-    one_per_text = not isinstance(tasks, repeat)
-    block: list[str] = []
-    block_tasks: list[str | None] = []
-    characters = 0
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"text {number} (counted from 0) must be a str, not {type(text).__name__}"
-            )
-        own_task = list(islice(tasks, 1))
-        if not own_task:
-            raise ValueError(f"there are more texts than the {number} tasks")
-        full = len(block) == MAX_BLOCK_TEXTS or characters + len(text) > MAX_BLOCK_CHARACTERS
-        if block and full:
-            yield block, block_tasks
-            block, block_tasks, characters = [], [], 0
-        block.append(text)
-        block_tasks.extend(own_task)
-        characters += len(text)
-    if one_per_text and list(islice(tasks, 1)):
-        raise ValueError("there are more tasks than texts")
-    if block:
-        yield block, block_tasks
+def _load_again(
+    kind: type[Encoder], settings: dict[str, Any], rope_base: int | float
+) -> Encoder:
+    """The encoder that was pickled."""
+    encoder = kind.load(**settings)
+    encoder.engine.rope_base = rope_base
+    return encoder
 
 
-def _make_bar(total: int | None, progress: bool | None, unit: str = "text") -> tqdm:
-    # For tqdm, None means that the bar is shown only if standard error is a terminal.
-    hidden = None if progress is None else not progress
-    return tqdm(total=total, unit=unit, disable=hidden, delay=1)
+class _Truncation:
+    """The rule of one call for texts that are too long, and what it has cut."""
+
+    def __init__(self, truncate: Truncate, max_tokens: int) -> None:
+        if truncate not in get_args(Truncate):
+            raise ValueError(f"truncate is {truncate!r}, must be 'end', 'start' or 'error'")
+        self.truncate: Truncate = truncate
+        self.max_tokens = max_tokens
+        self.num_texts = self.num_characters = 0
+
+    def record(self, first: int, texts: list[str], tokens: list[Tokens]) -> None:
+        """Count the truncated texts of a block. Raises TooLongError if they are errors."""
+        cut = [number for number, text in enumerate(tokens) if text.truncated]
+        if cut and self.truncate == "error":
+            raise TooLongError([first + number for number in cut], self.max_tokens)
+        self.num_texts += len(cut)
+        for number in cut:
+            cut_characters = count_cut_characters(texts[number], tokens[number], self.truncate)
+            self.num_characters += cut_characters
+
+    def __str__(self) -> str:
+        subject = "1 text has" if self.num_texts == 1 else f"{self.num_texts:,} texts have"
+        return (
+            f"{subject} more than the {self.max_tokens:,} tokens that the model reads: "
+            f"{self.num_characters:,} characters at the {self.truncate} were cut"
+        )

@@ -17,6 +17,8 @@ from jaxtyping import Float32, Int32, Int64
 
 from polyvec.batch import pack
 from polyvec.checkpoint import Weights, to_float
+from polyvec.outputs import check_axes, check_finite
+from polyvec.texts import list_items
 from polyvec.tokenizer import Tokenizer, Tokens
 
 OUTPUTS = ("dense", "sparse", "multi_vector")
@@ -227,11 +229,20 @@ def maxsim(
     score is the mean of these cosines, from -1 to 1, as in BGE-M3. (ColBERT's sum is Q times that:
     Khattab & Zaharia 2020, equation 3.) Candidates lie end to end without padding, about
     `MAX_SCORE_PAIRS` token pairs at a time. Raises ValueError for a query or a candidate without
-    tokens.
+    tokens, for vectors of different sizes, and for NaN and infinity.
 
     >>> maxsim(np.float32([[1, 0]]), [np.float32([[-1, 0]]), np.float32([[0, 1], [1, 0]])]).tolist()
     [-1.0, 1.0]
     """
+    candidates = list_items(candidates, "candidates")
+    check_finite(query)
+    for vectors in candidates:
+        check_axes(vectors)
+        if vectors.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"the tokens of the query have {query.shape[1]} numbers, and those of a candidate "
+                f"{vectors.shape[1]}: they are from different models"
+            )
     lengths = [len(candidate) for candidate in candidates]
     if not len(query) or not all(lengths):
         raise ValueError(
@@ -241,6 +252,9 @@ def maxsim(
     step = max(1, MAX_SCORE_PAIRS // max([*lengths, 1]))
     for group in pack(lengths, max(1, MAX_SCORE_PAIRS // min(step, len(query)))):
         rows = np.concatenate([candidates[i] for i in group])
+        if not np.isfinite(rows).all():
+            bad = [i for i in group if not np.isfinite(candidates[i]).all()]
+            raise ValueError(f"candidate {min(bad)} (counted from 0) has NaN or infinite numbers")
         starts = np.cumsum([0, *(lengths[i] for i in group[:-1])])
         total = np.zeros(len(group))
         for first in range(0, len(query), step):

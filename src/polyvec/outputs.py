@@ -8,19 +8,36 @@ import base64
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int32, UInt8
+from jaxtyping import Float16, Float32, Int8, Int32, UInt8
 
 
 class NotFiniteError(ValueError):
     """Some texts have no usable embedding; `rows` are their positions in the caller's list."""
 
     def __init__(self, rows: list[int], what: str = "text") -> None:
-        named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         super().__init__(
-            f"the model returned NaN, infinite or only zero values for {what} {named} "
+            f"the model returned NaN, infinite or only zero values for {what} {_name_rows(rows)} "
             f"(counted from 0): check the checkpoint, or leave these {what}s out"
         )
         self.rows = rows
+
+
+class TooLongError(ValueError):
+    """Some texts are longer than the model reads; `rows` are their positions in the caller's list.
+
+    It is raised only if the caller has chosen `truncate="error"`.
+    """
+
+    def __init__(self, rows: list[int], max_tokens: int) -> None:
+        super().__init__(
+            f"text {_name_rows(rows)} (counted from 0) has more than the {max_tokens:,} tokens that "
+            "the model reads: split it, or choose to truncate it at its end or its start"
+        )
+        self.rows = rows
+
+
+class TruncationWarning(UserWarning):
+    """Texts were truncated, because they are longer than the model reads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,12 +68,16 @@ def truncate_and_normalise(
     """The first `dim` numbers of each vector, scaled to length 1.
 
     Truncation comes first, because truncating a normalised vector would change its length.
-    Raises NotFiniteError, naming every row that contains NaN or infinity, or only zeros in the
+    Raises ValueError unless there are two axes and `dim` is in 1..D. Raises NotFiniteError, naming every row that contains NaN or infinity, or only zeros in the
     first `dim` numbers.
 
     >>> truncate_and_normalise(np.float32([[3, 4, 12]]), 2).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
+    check_axes(vectors)
+    width = vectors.shape[1]
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or not 1 <= dim <= width:
+        raise ValueError(f"dim is {dim!r}, must be a whole number in 1..{width}")
     kept = vectors[:, :dim]
     # Dividing by the largest number first avoids overflow and underflow of the squares. The numbers
     # that are cut off must be finite too.
@@ -72,25 +93,43 @@ def to_int8(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N D"]:
     """Each vector as integers, scaled so that its largest magnitude is 127.
 
     The scale differs between vectors and is not kept, because cosines do not need it. Raises
-    ValueError for a vector of zeros.
+    ValueError for a vector of zeros, and for NaN and infinity.
 
     >>> to_int8(np.float32([[0.6, -0.8]])).tolist()
     [[95, -127]]
     """
+    check_finite(vectors)
     largest = np.abs(vectors).max(1, keepdims=True, initial=0)
     if (largest == 0).any():
-        raise ValueError("a vector of zeros has no int8 form")
-    return np.rint(vectors * (127 / largest)).astype(np.int8)
+        zeros = _name_rows(np.flatnonzero(largest == 0).tolist())
+        raise ValueError(f"vector {zeros} (counted from 0) has only zeros, and no int8 form")
+    # Dividing first avoids overflow: 127 divided by a tiny number would be infinite.
+    return np.rint(vectors / largest * 127).astype(np.int8)
+
+
+def to_float16(vectors: Float32[np.ndarray, "N D"]) -> Float16[np.ndarray, "N D"]:
+    """Each number in half of the bytes. Cosines of unit vectors change by less than 0.001.
+
+    Raises ValueError for NaN and infinity, and for numbers that float16 does not hold.
+
+    >>> to_float16(np.float32([[0.6, -0.8]])).tolist()
+    [[0.60009765625, -0.7998046875]]
+    """
+    check_finite(vectors)
+    if np.abs(vectors).max(initial=0) > np.finfo(np.float16).max:
+        raise ValueError("a number beyond 65,504 has no float16 form; normalise the vectors first")
+    return vectors.astype(np.float16)
 
 
 def to_ubinary(vectors: Float32[np.ndarray, "N D"]) -> UInt8[np.ndarray, "N bytes"]:
     """One bit per number, 1 if it is positive; eight bits to a byte, the first number highest.
 
-    Raises ValueError unless D is a multiple of 8.
+    Raises ValueError unless D is a multiple of 8, and for NaN and infinity.
 
     >>> to_ubinary(np.float32([[1, -1, -1, -1, -1, -1, 1, 1]])).tolist()
     [[131]]
     """
+    check_finite(vectors)
     if vectors.shape[1] % 8:
         raise ValueError(f"binary vectors need a multiple of 8 numbers, not {vectors.shape[1]}")
     return np.packbits(vectors > 0, axis=1)
@@ -108,9 +147,12 @@ def to_binary(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N bytes"
 def to_base64(vectors: Float32[np.ndarray, "N D"]) -> list[str]:
     """The little-endian float32 bytes of each vector in base64, as OpenAI's API returns them.
 
+    Raises ValueError unless there are two axes, and for NaN and infinity.
+
     >>> to_base64(np.float32([[1, 0]]))
     ['AACAPwAAAAA=']
     """
+    check_finite(vectors)
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4")]
 
 
@@ -119,7 +161,37 @@ def similarity(
 ) -> Float32[np.ndarray, "N M"]:
     """The cosine of every vector of `a` with every vector of `b`.
 
+    Raises ValueError if their vectors differ in size, and NotFiniteError as
+    `truncate_and_normalise` does.
+
     >>> similarity(np.float32([[2, 0]]), np.float32([[5, 0], [0, 1]])).tolist()
     [[1.0, 0.0]]
     """
+    check_axes(a)
+    check_axes(b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"vectors of {a.shape[1]} and of {b.shape[1]} numbers have no cosine")
     return truncate_and_normalise(a, a.shape[1]) @ truncate_and_normalise(b, b.shape[1]).T
+
+
+def check_axes(vectors: np.ndarray) -> None:
+    """Raise ValueError unless the array has two axes: one row per vector."""
+    shape = np.shape(vectors)
+    if len(shape) != 2:
+        raise ValueError(
+            f"an array of the shape {shape} was given instead of one row per vector; a single "
+            "vector is vector[None]"
+        )
+
+
+def check_finite(vectors: np.ndarray) -> None:
+    """Raise ValueError unless the array has one row per vector, and no NaN or infinity."""
+    check_axes(vectors)
+    finite = np.isfinite(vectors)
+    if not finite.all():
+        bad = _name_rows(np.flatnonzero(~finite.all(1)).tolist())
+        raise ValueError(f"vector {bad} (counted from 0) has NaN or infinite numbers")
+
+
+def _name_rows(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

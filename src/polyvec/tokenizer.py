@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -20,6 +21,7 @@ from tokenizers import models
 
 from polyvec.checkpoint.storage import find_file, parse_object
 from polyvec.text_pieces import find_cuts, find_piece_end, measure
+from polyvec.texts import find_pair_positions, is_inside_pair, replace_surrogates
 from polyvec.tokenizer_check import check_tokenizer
 
 BUNDLED = (Path(__file__).parent / "models" / "mini").resolve()
@@ -36,11 +38,14 @@ SHORT_CHARACTERS = 512
 """A text of this many characters is tokenised without the library's threads, in which it would wait
 for longer texts. The library holds Python's lock meanwhile."""
 
-SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of a surrogate pair, which Python strings may contain but UTF-8 cannot."""
+END_CHARACTERS_PER_TOKEN = 32
+"""Characters of the end of a long text that are tokenised first, per token that the model reads."""
 
-REPLACEMENT = "\ufffd"
-"""Replaces each of them: one character for one, so that offsets stay valid."""
+WHITE_SPACE = re.compile(r"\s+")
+
+Truncate = Literal["end", "start", "error"]
+"""The rule for a text that is longer than the model reads: it loses its end, or its start, or it is
+an error."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +75,8 @@ class Tokenizer:
     """A model's tokenizer.json, and the length to which it truncates texts.
 
     Every string can be tokenised. An empty one becomes `<s></s>`; spaces, NUL and a byte order mark
-    become what the vocabulary has for them; lone surrogates become U+FFFD. Time is linear in the
+    become what the vocabulary has for them; the halves of surrogate pairs are joined, and lone halves
+    become U+FFFD. Time is linear in the
     length of the text, even if it is a single word, and ends where the text is truncated. Memory is
     that of a piece and of the tokens: a long text is tokenised in pieces, between its words. A word
     of more than `text_pieces.MAX_WORD_CHARACTERS` is read as several words.
@@ -91,8 +97,13 @@ class Tokenizer:
     cuts: str = field(repr=False)
     """The white space before which a long text may be cut into pieces."""
 
+    num_threads: int | None = None
+    """Number of pieces that are tokenised at once; None means as many as the library likes."""
+
     @classmethod
-    def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
+    def load(
+        cls, folder: Path, max_tokens: int, *, num_threads: int | None = None
+    ) -> "Tokenizer":
         """The tokenizer of a model folder.
 
         Raises ValueError if tokenizer.json is missing, too large or damaged, or if it does not put
@@ -131,7 +142,7 @@ class Tokenizer:
             ids.add(core.get_vocab_size(with_added_tokens=False) - 1)
         else:
             ids.update(core.get_vocab(with_added_tokens=False).values())
-        return cls(max_tokens, path, 1 + max(ids), core, find_cuts(core))
+        return cls(max_tokens, path, 1 + max(ids), core, find_cuts(core), num_threads)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -192,17 +203,38 @@ class Tokenizer:
         """Number of tokens of the text before truncation, including `<s>` and `</s>`."""
         total, start = 2, 0
         while True:
-            end = find_piece_end(text, start, self.cuts)
-            [encoding] = self._encode_pieces([_replace_surrogates(text[start:end])])
+            end = _find_piece_end(text, start, self.cuts)
+            [encoding] = self._encode_pieces([replace_surrogates(text[start:end])])
             total += len(encoding) - 2
             start = end
             if start == len(text):
                 return total
 
+    def encode_end(self, text: str, prompt: str) -> Tokens:
+        """The tokens of a text, truncated at its start: `<s>`, the prompt, the end, `</s>`.
+
+        A tokenizer splits at white space first. Only the end of a long text is therefore tokenised
+        where that is enough.
+        """
+        limit = END_CHARACTERS_PER_TOKEN * self.max_tokens
+        if len(text) > limit:
+            space = WHITE_SPACE.search(text, len(text) - limit)
+            if space is not None:
+                start = space.end()
+                [tokens] = self.encode([text[start:]], [prompt], truncate=False)
+                if len(tokens.ids) > self.max_tokens:
+                    tokens.offsets[tokens.num_prompt :] += np.int32(start)
+                    return keep_end(tokens, self.max_tokens)
+        [tokens] = self.encode([text], [prompt], truncate=False)
+        return keep_end(tokens, self.max_tokens)
+
     def _encode_pieces(self, pieces: list[str]) -> list[tokenizers.Encoding]:
         if len(pieces) == 1 and len(pieces[0]) <= SHORT_CHARACTERS:
             return [self.core.encode(pieces[0])]
-        return self.core.encode_batch(pieces)
+        # The library has one pool of threads for the whole process, and no option for its size.
+        step = self.num_threads or len(pieces)
+        groups = (pieces[first : first + step] for first in range(0, len(pieces), step))
+        return [encoding for group in groups for encoding in self.core.encode_batch(group)]
 
     def files(self) -> dict[str, bytes]:
         """The files with which other tools load this tokenizer, to write beside the weights."""
@@ -236,17 +268,22 @@ class _PartialText:
         self._start = self._end = 0
         self._ids: list[Int32[np.ndarray, " _"]] = []
         self._offsets: list[Int32[np.ndarray, "_ 2"]] = []
+        self._positions: Int32[np.ndarray, " _"] | None = None
         self._num_tokens = 0
 
     def next_piece(self, cuts: str) -> str:
         """The next piece, which must then be added."""
-        self._end = find_piece_end(self._whole, self._start, cuts)
-        return _replace_surrogates(self._whole[self._start : self._end])
+        self._end = _find_piece_end(self._whole, self._start, cuts)
+        piece = self._whole[self._start : self._end]
+        self._positions = find_pair_positions(piece)
+        return replace_surrogates(piece)
 
     def add(self, encoding: tokenizers.Encoding) -> None:
         """Keep the tokens of the piece."""
         ids = np.array(encoding.ids, np.int32)
         offsets = np.array(encoding.offsets, np.int32)
+        if self._positions is not None:
+            offsets = self._positions[offsets]
         if self._ids:
             # `</s>` of the pieces before, and `<s>` of this one.
             self._ids[-1] = self._ids[-1][:-1]
@@ -271,8 +308,28 @@ class _PartialText:
         return _convert(ids, offsets, self._num_prompt_characters, max_tokens)
 
 
-def _replace_surrogates(text: str) -> str:
-    return text if text.isascii() else SURROGATES.sub(REPLACEMENT, text)
+def keep_end(tokens: Tokens, max_tokens: int) -> Tokens:
+    """At most `max_tokens` tokens: those before the text, and as many of its end as fit."""
+    num_dropped = len(tokens.ids) - max_tokens
+    if num_dropped <= 0:
+        return tokens
+    # A prompt longer than the model's longest text leaves room for nothing else.
+    num_prompt = min(tokens.num_prompt, max_tokens - 1)
+    kept = np.r_[0:num_prompt, num_prompt + num_dropped : len(tokens.ids)]
+    return Tokens(tokens.ids[kept], tokens.offsets[kept], num_prompt, truncated=True)
+
+
+def count_cut_characters(text: str, tokens: Tokens, truncate: Truncate) -> int:
+    """Number of characters of a text that its tokens do not have, at its end or at its start."""
+    if truncate == "start":
+        return int(tokens.offsets[tokens.num_prompt, 0])
+    return len(text) - int(tokens.offsets[-1, 1])
+
+
+def _find_piece_end(text: str, start: int, cuts: str) -> int:
+    """The end of a piece, which does not separate the halves of a surrogate pair."""
+    end = find_piece_end(text, start, cuts)
+    return end - 1 if end - 1 > start and is_inside_pair(text, end) else end
 
 
 def _convert(

@@ -3,7 +3,6 @@
 Axes in this file: T tokens of one text, S spans.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -12,14 +11,8 @@ import numpy as np
 from polyvec.late_chunking import TokenSpans
 from polyvec.tokenizer import Tokenizer, Tokens
 
-END_CHARACTERS_PER_TOKEN = 32
-"""Characters of the end of a long text that are tokenised first, per token that the model reads."""
-
 IDS_TEXTS = 64
 """Texts of token ids that are read in one step."""
-
-
-WHITE_SPACE = re.compile(r"\s+")
 
 Side = Literal["left", "right"]
 """The side of a text that truncation removes."""
@@ -50,7 +43,7 @@ def tokenise_steps(
     strings = [text for text in texts if isinstance(text, str)]
     if strings and truncation_side == "left":
         for number, text in enumerate(strings):
-            yield [(number, tokenise_end(tokenizer, text, prompt))]
+            yield [(number, tokenizer.encode_end(text, prompt))]
         return
     if len(strings) == len(texts):
         yield from tokenizer.encode_steps(strings, [prompt] * len(strings))
@@ -62,34 +55,6 @@ def tokenise_steps(
             for number, text in group
             if isinstance(text, list)
         ]
-
-
-def tokenise_end(tokenizer: Tokenizer, text: str, prompt: str) -> Tokens:
-    """The tokens of a text, truncated at its start: `<s>`, the prompt, the end, `</s>`.
-
-    A tokenizer splits at white space first. Only the end of a long text is therefore tokenised
-    where that is enough.
-    """
-    limit = END_CHARACTERS_PER_TOKEN * tokenizer.max_tokens
-    if len(text) > limit:
-        space = WHITE_SPACE.search(text, len(text) - limit)
-        if space is not None:
-            [tokens] = tokenizer.encode([text[space.end() :]], [prompt], truncate=False)
-            if len(tokens.ids) > tokenizer.max_tokens:
-                return keep_end(tokens, tokenizer.max_tokens)
-    [tokens] = tokenizer.encode([text], [prompt], truncate=False)
-    return keep_end(tokens, tokenizer.max_tokens)
-
-
-def keep_end(tokens: Tokens, max_tokens: int) -> Tokens:
-    """At most `max_tokens` tokens: those before the text, and as many of its end as fit."""
-    num_dropped = len(tokens.ids) - max_tokens
-    if num_dropped <= 0:
-        return tokens
-    # A prompt longer than the model's longest text leaves room for nothing else.
-    num_prompt = min(tokens.num_prompt, max_tokens - 1)
-    kept = np.r_[0:num_prompt, num_prompt + num_dropped : len(tokens.ids)]
-    return Tokens(tokens.ids[kept], tokens.offsets[kept], num_prompt, truncated=True)
 
 
 def tokenise_ids(
