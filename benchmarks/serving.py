@@ -39,7 +39,7 @@ from benchmarks.load import (
 )
 from benchmarks.report import ROOT, describe_machine, table, write_section
 from polyvec import Encoder
-from polyvec.encoder import find_model
+from polyvec.model_folder import find_model
 
 PAGE = ROOT / "docs" / "serving.md"
 CLIENTS = (1, 16, 128)

@@ -17,7 +17,7 @@ from torch import Tensor
 from polyvec import Encoder
 from polyvec.batch import Batch, make_batch
 from polyvec.checkpoint import load_checkpoint
-from polyvec.encoder import BUNDLED
+from polyvec.model_folder import BUNDLED
 from polyvec.engines import make_engine
 from polyvec.engines.torch import TorchEngine
 from polyvec.network import Network

@@ -1,5 +1,6 @@
 """The encoder on each engine."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from polyvec import Encoder, NotFiniteError
-from polyvec import encoder as encoder_module
+from polyvec import texts as texts_module
 from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint
 from polyvec.config import ModelConfig
 from polyvec.tasks import TASKS
@@ -22,7 +23,7 @@ TASK_NAMES = [task.name for task in TASKS]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four texts, so that a few texts fill several."""
-    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 4)
+    monkeypatch.setattr(texts_module, "MAX_BLOCK_TEXTS", 4)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_order_and_blocks_do_not_matter(
     texts = [sentence[i:] for sentence in sentences for i in range(5)]
     tasks = (TASK_NAMES * 6)[: len(texts)]
     plain = encoder.encode(texts, task=tasks)
-    monkeypatch.setattr(encoder_module, "MAX_BLOCK_TEXTS", 7)
+    monkeypatch.setattr(texts_module, "MAX_BLOCK_TEXTS", 7)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 50)
     backwards = encoder.encode(texts[::-1], task=tasks[::-1])[::-1]
     np.testing.assert_allclose(backwards, plain, atol=1e-5)
@@ -93,7 +94,7 @@ def test_a_stream_reads_no_more_than_it_must(
 
 
 def test_long_texts_make_small_blocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "MAX_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(texts_module, "MAX_BLOCK_CHARACTERS", 100)
     parts = encoder.encode_stream(["a" * 90, "b" * 90, "c", "d" * 500])
     assert [len(part) for part in parts] == [1, 2, 1]
 
@@ -262,7 +263,7 @@ def test_a_missing_model_is_explained(model: str, message: str) -> None:
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'polyvec\[hub\]'"):
         Encoder.load("org/name")
 

@@ -166,7 +166,7 @@ def test_mixed_tasks_in_any_batch_give_the_outputs_of_each_text_alone(
     encoder: Encoder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = ([*TASK_NAMES, None] * 2)[: len(texts)]
-    monkeypatch.setattr("polyvec.encoder.MAX_BLOCK_TEXTS", 4)
+    monkeypatch.setattr("polyvec.texts.MAX_BLOCK_TEXTS", 4)
     monkeypatch.setattr(encoder.engine, "batch_tokens", 70)
     found = encoder.encode_all(texts, task=tasks, outputs=["sparse", "multi_vector"])
     assert found.dense is None and found.sparse is not None and found.multi_vector is not None

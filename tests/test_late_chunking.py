@@ -9,7 +9,7 @@ import pytest
 from polyvec import Encoder, NotFiniteError, Semantic, Sentences
 from polyvec.batch import Batch, make_batch
 from polyvec.chunking import split_sentences
-from polyvec.encoder import BUNDLED
+from polyvec.model_folder import BUNDLED
 from polyvec.late_chunking import (
     cut_by_tokens,
     fill_empty_spans,

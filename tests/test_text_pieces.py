@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from polyvec import text_pieces, tokenizer
-from polyvec.encoder import BUNDLED
+from polyvec.model_folder import BUNDLED
 from polyvec.text_pieces import find_cuts, find_piece_end, measure
 from polyvec.tokenizer import Tokenizer
 

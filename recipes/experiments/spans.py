@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from polyvec.checkpoint import Weights, load_checkpoint, save_compact, to_float
 from polyvec.data_folder import data_folder
-from polyvec.encoder import find_model
+from polyvec.model_folder import find_model
 from polyvec.network import Network
 from polyvec.tasks import choose_task
 from polyvec.train.data.batches import Mixture, mix, plan_pairs

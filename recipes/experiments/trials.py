@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from polyvec.data_folder import data_folder
-from polyvec.encoder import BUNDLED
+from polyvec.model_folder import BUNDLED
 from polyvec.network import Network
 from polyvec.train.data.batches import language_weights, plan_by_language, plan_pairs
 from polyvec.train.data.pairs import Pairs

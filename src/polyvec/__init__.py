@@ -7,8 +7,6 @@ from polyvec.late_chunking import Semantic, Sentences
 from polyvec.outputs import (
     Chunks,
     NotFiniteError,
-    TooLongError,
-    TruncationWarning,
     similarity,
     to_base64,
     to_binary,
@@ -19,6 +17,7 @@ from polyvec.outputs import (
 )
 from polyvec.reranking import Ranked, rerank
 from polyvec.tasks import TASKS, Task
+from polyvec.truncation import TooLongError, TruncationWarning
 
 __all__ = [
     "TASKS",

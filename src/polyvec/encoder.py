@@ -6,12 +6,11 @@ Axes in this file: N texts of the caller, T tokens of one text, D the model's wi
 of an embedding, S chunks of a document, V size of a token's embedding.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -41,16 +40,15 @@ from polyvec.late_chunking import (
     find_token_spans,
     join_chunks,
 )
-from polyvec.outputs import Chunks, TooLongError, TruncationWarning, truncate_and_normalise
+from polyvec.model_folder import find_model
+from polyvec.outputs import Chunks, truncate_and_normalise
 from polyvec.pooling import pool_windows
 from polyvec.progress import Bar, make_bar
 from polyvec.tasks import adapter_index, choose_task
 from polyvec.texts import TaskNames, check_items, list_items, split_into_blocks
 from polyvec.threads import choose_num_threads
-from polyvec.tokenizer import Tokenizer, Tokens, Truncate, count_cut_characters
-
-BUNDLED = Path(__file__).parent / "models" / "mini"
-"""The model that ships with the package."""
+from polyvec.tokenizer import Tokenizer, Tokens
+from polyvec.truncation import Truncate, Truncation, TruncationWarning
 
 
 class Encoder:
@@ -184,7 +182,7 @@ class Encoder:
         texts = list_items(texts, "texts")
         vectors = np.empty((len(texts), self._check_dim(dim, any_dim)), np.float32)
         done = 0
-        rule = _Truncation(truncate, self.config.max_tokens)
+        rule = Truncation(truncate, self.config.max_tokens)
         with make_bar("text", len(texts), progress) as bar:
             for part in self._encode_blocks(texts, task, vectors.shape[1], rule, bar):
                 vectors[done : done + len(part)] = part
@@ -210,7 +208,7 @@ class Encoder:
         if isinstance(texts, str):
             raise ValueError("encode_stream takes many texts; put a single one in a list")
         texts = check_items(texts, "texts")
-        rule = _Truncation(truncate, self.config.max_tokens)
+        rule = Truncation(truncate, self.config.max_tokens)
         return self._stream(texts, task, self._check_dim(dim, any_dim), rule, progress)
 
     def encode_chunks(
@@ -288,7 +286,7 @@ class Encoder:
         """
         texts = list_items(texts, "texts")
         states = [np.empty((0, self.config.width), np.float32)] * len(texts)
-        rule = _Truncation(truncate, self.config.max_tokens)
+        rule = Truncation(truncate, self.config.max_tokens)
         for number, _, hidden, _ in self._run(texts, task, rule):
             states[number] = hidden
         bad = [number for number, hidden in enumerate(states) if not np.isfinite(hidden).all()]
@@ -363,7 +361,7 @@ class Encoder:
         ids = [np.empty(0, np.int32)] * len(texts)
         weights = [np.empty(0, np.float32)] * len(texts)
         multi = [np.empty((0, self.config.multi_vector_dim), np.float32)] * len(texts)
-        rule = _Truncation(truncate, self.config.max_tokens)
+        rule = Truncation(truncate, self.config.max_tokens)
         with make_bar("text", len(texts), progress) as bar:
             for number, tokens, hidden, means[number] in self._run(texts, task, rule):
                 states = own_states(tokens, hidden)
@@ -393,7 +391,7 @@ class Encoder:
         texts: Iterable[str],
         task: TaskNames,
         dim: int,
-        rule: "_Truncation",
+        rule: Truncation,
         progress: bool | None,
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         total = len(texts) if isinstance(texts, Sequence) else None
@@ -402,7 +400,7 @@ class Encoder:
         self._warn(rule)
 
     def _encode_blocks(
-        self, texts: Iterable[str], task: TaskNames, dim: int, rule: "_Truncation", bar: Bar
+        self, texts: Iterable[str], task: TaskNames, dim: int, rule: Truncation, bar: Bar
     ) -> Iterator[Float32[np.ndarray, "N dim"]]:
         first = 0
         for block, tasks in split_into_blocks(texts, task):
@@ -418,7 +416,7 @@ class Encoder:
             first += len(block)
 
     def _run(
-        self, texts: list[str], task: TaskNames, rule: "_Truncation"
+        self, texts: list[str], task: TaskNames, rule: Truncation
     ) -> Iterator[tuple[int, Tokens, Float32[np.ndarray, "_T D"], Float32[np.ndarray, " D"]]]:
         """Yield each text's position, tokens, hidden states and their mean, in any order."""
         first = 0
@@ -444,7 +442,7 @@ class Encoder:
                 )
 
     def _tokenise(
-        self, texts: list[str], tasks: list[str | None], first: int, rule: "_Truncation"
+        self, texts: list[str], tasks: list[str | None], first: int, rule: Truncation
     ) -> tuple[list[Tokens], list[int]]:
         """The tokens and the adapter index of each text; `first` is the position of the first."""
         choices = {task: choose_task(self.config.tasks, task) for task in set(tasks)}
@@ -457,7 +455,7 @@ class Encoder:
         rule.record(first, texts, tokens)
         return tokens, [choices[task].adapter_id for task in tasks]
 
-    def _warn(self, rule: "_Truncation") -> None:
+    def _warn(self, rule: Truncation) -> None:
         """Warn that texts were truncated, for the first time that this encoder does so."""
         if rule.num_texts and not self._warned:
             self._warned = True
@@ -486,29 +484,6 @@ class Encoder:
         return int(dim)
 
 
-def find_model(model: str | Path | None) -> Path:
-    """The folder of a model. A model of the Hugging Face hub is downloaded first, once.
-
-    `model` is as for `Encoder.load`; "mini" is the bundled model, like None. Raises
-    ValueError if there is no such model.
-    """
-    if model is None or (model == "mini" and not Path(model).is_dir()):
-        return BUNDLED
-    if Path(model).is_dir():
-        return Path(model)
-    # A revision after "@" may have slashes of its own.
-    if isinstance(model, str) and model.partition("@")[0].count("/") == 1 and model[0] not in "/.~":
-        if importlib.util.find_spec("huggingface_hub") is None:
-            raise ValueError(
-                f"there is no folder {model}; downloading a model from the Hugging Face hub needs "
-                "an extra: pip install 'polyvec[hub]'"
-            )
-        from polyvec.hub import download
-
-        return download(model)
-    raise ValueError(f"there is no folder {model}")
-
-
 def _load_again(
     kind: type[Encoder], settings: dict[str, Any], rope_base: int | float
 ) -> Encoder:
@@ -516,31 +491,3 @@ def _load_again(
     encoder = kind.load(**settings)
     encoder.engine.rope_base = rope_base
     return encoder
-
-
-class _Truncation:
-    """The rule of one call for texts that are too long, and what it has cut."""
-
-    def __init__(self, truncate: Truncate, max_tokens: int) -> None:
-        if truncate not in get_args(Truncate):
-            raise ValueError(f"truncate is {truncate!r}, must be 'end', 'start' or 'error'")
-        self.truncate: Truncate = truncate
-        self.max_tokens = max_tokens
-        self.num_texts = self.num_characters = 0
-
-    def record(self, first: int, texts: list[str], tokens: list[Tokens]) -> None:
-        """Count the truncated texts of a block. Raises TooLongError if they are errors."""
-        cut = [number for number, text in enumerate(tokens) if text.truncated]
-        if cut and self.truncate == "error":
-            raise TooLongError([first + number for number in cut], self.max_tokens)
-        self.num_texts += len(cut)
-        for number in cut:
-            cut_characters = count_cut_characters(texts[number], tokens[number], self.truncate)
-            self.num_characters += cut_characters
-
-    def __str__(self) -> str:
-        subject = "1 text has" if self.num_texts == 1 else f"{self.num_texts:,} texts have"
-        return (
-            f"{subject} more than the {self.max_tokens:,} tokens that the model reads: "
-            f"{self.num_characters:,} characters at the {self.truncate} were cut"
-        )

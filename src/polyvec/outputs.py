@@ -16,28 +16,10 @@ class NotFiniteError(ValueError):
 
     def __init__(self, rows: list[int], what: str = "text") -> None:
         super().__init__(
-            f"the model returned NaN, infinite or only zero values for {what} {_name_rows(rows)} "
+            f"the model returned NaN, infinite or only zero values for {what} {name_rows(rows)} "
             f"(counted from 0): check the checkpoint, or leave these {what}s out"
         )
         self.rows = rows
-
-
-class TooLongError(ValueError):
-    """Some texts are longer than the model reads; `rows` are their positions in the caller's list.
-
-    It is raised only if the caller has chosen `truncate="error"`.
-    """
-
-    def __init__(self, rows: list[int], max_tokens: int) -> None:
-        super().__init__(
-            f"text {_name_rows(rows)} (counted from 0) has more than the {max_tokens:,} tokens that "
-            "the model reads: split it, or choose to truncate it at its end or its start"
-        )
-        self.rows = rows
-
-
-class TruncationWarning(UserWarning):
-    """Texts were truncated, because they are longer than the model reads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +83,7 @@ def to_int8(vectors: Float32[np.ndarray, "N D"]) -> Int8[np.ndarray, "N D"]:
     check_finite(vectors)
     largest = np.abs(vectors).max(1, keepdims=True, initial=0)
     if (largest == 0).any():
-        zeros = _name_rows(np.flatnonzero(largest == 0).tolist())
+        zeros = name_rows(np.flatnonzero(largest == 0).tolist())
         raise ValueError(f"vector {zeros} (counted from 0) has only zeros, and no int8 form")
     # Dividing first avoids overflow: 127 divided by a tiny number would be infinite.
     return np.rint(vectors / largest * 127).astype(np.int8)
@@ -189,9 +171,10 @@ def check_finite(vectors: np.ndarray) -> None:
     check_axes(vectors)
     finite = np.isfinite(vectors)
     if not finite.all():
-        bad = _name_rows(np.flatnonzero(~finite.all(1)).tolist())
+        bad = name_rows(np.flatnonzero(~finite.all(1)).tolist())
         raise ValueError(f"vector {bad} (counted from 0) has NaN or infinite numbers")
 
 
-def _name_rows(rows: list[int]) -> str:
+def name_rows(rows: list[int]) -> str:
+    """The first ten positions, for a message."""
     return ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

@@ -77,10 +77,3 @@ def shorten(text: str, size: int) -> str:
     cut = line[: size - 1]
     head, space, _ = cut.rpartition(" ")
     return (head if space and 2 * len(head) > size else cut) + " …"
-
-
-def file_progress() -> "tqdm.tqdm":
-    """Return a bar that counts files. It appears only on terminals, after half a second."""
-    from tqdm import tqdm
-
-    return tqdm(unit="file", delay=0.5, leave=False, disable=None)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -20,12 +19,10 @@ from jaxtyping import Int32
 from tokenizers import models
 
 from polyvec.checkpoint.storage import find_file, parse_object
+from polyvec.model_folder import BUNDLED
 from polyvec.text_pieces import find_cuts, find_piece_end, measure
 from polyvec.texts import find_pair_positions, is_inside_pair, replace_surrogates
 from polyvec.tokenizer_check import check_tokenizer
-
-BUNDLED = (Path(__file__).parent / "models" / "mini").resolve()
-"""The folder of the model that is part of this package."""
 
 MAX_FILE_BYTES = 100_000_000
 """Largest tokenizer.json that is read. XLM-RoBERTa's has 17 million bytes."""
@@ -42,11 +39,6 @@ END_CHARACTERS_PER_TOKEN = 32
 """Characters of the end of a long text that are tokenised first, per token that the model reads."""
 
 WHITE_SPACE = re.compile(r"\s+")
-
-Truncate = Literal["end", "start", "error"]
-"""The rule for a text that is longer than the model reads: it loses its end, or its start, or it is
-an error."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
@@ -119,7 +111,7 @@ class Tokenizer:
             )
         raw = path.read_bytes()
         # Parsing takes as long as the library's own reading; the bundled file is our own.
-        if path.parent.resolve() != BUNDLED:
+        if path.parent.resolve() != BUNDLED.resolve():
             data = parse_object(raw, str(path))
             try:
                 check_tokenizer(data)
@@ -317,13 +309,6 @@ def keep_end(tokens: Tokens, max_tokens: int) -> Tokens:
     num_prompt = min(tokens.num_prompt, max_tokens - 1)
     kept = np.r_[0:num_prompt, num_prompt + num_dropped : len(tokens.ids)]
     return Tokens(tokens.ids[kept], tokens.offsets[kept], num_prompt, truncated=True)
-
-
-def count_cut_characters(text: str, tokens: Tokens, truncate: Truncate) -> int:
-    """Number of characters of a text that its tokens do not have, at its end or at its start."""
-    if truncate == "start":
-        return int(tokens.offsets[tokens.num_prompt, 0])
-    return len(text) - int(tokens.offsets[-1, 1])
 
 
 def _find_piece_end(text: str, start: int, cuts: str) -> int:

@@ -32,7 +32,7 @@ VALUES = [None, "", "float", "base64", "END", "Right", "public", "dense", "class
 @cache
 def load():
     """The schemas of all requests, and the bundled model's tokenizer."""
-    from polyvec.encoder import BUNDLED
+    from polyvec.model_folder import BUNDLED
     from polyvec.server.routes import ENDPOINTS
     from polyvec.tokenizer import Tokenizer
 

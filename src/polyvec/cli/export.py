@@ -33,10 +33,10 @@ def export(
 
     """
     from polyvec.checkpoint import load_checkpoint, save_checkpoint, save_compact
-    from polyvec.encoder import find_model
+    from polyvec.model_folder import find_model
     from polyvec.tokenizer import Tokenizer
 
-    source = find_model(None if model == "mini" else model)
+    source = find_model(model)
     config, weights = load_checkpoint(source)
     files = Tokenizer.load(source, config.max_tokens).files()
     (save_compact if int8 else save_checkpoint)(folder, config, weights, files=files)

@@ -21,7 +21,7 @@ def info(model: str | None = None, /) -> None:
     import math
 
     from polyvec.checkpoint import detect_layout, load_checkpoint
-    from polyvec.encoder import find_model
+    from polyvec.model_folder import find_model
 
     folder = find_model(model)
     config, weights = load_checkpoint(folder)

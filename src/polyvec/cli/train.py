@@ -102,7 +102,7 @@ def adapter(
     """
     import shlex
 
-    from polyvec.encoder import find_model
+    from polyvec.model_folder import find_model
     from polyvec.train.new_task import Options, make_adapter
 
     options = Options(

@@ -55,11 +55,12 @@ def make_engine(
     precision: Literal["auto", "float32"],
     merge_adapter: int | None,
     prepack: bool | None = None,
+    num_threads: int | None = None,
 ) -> Engine:
     """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" (see `Encoder.load`).
 
-    `merge_adapter` is the index of the adapter that is added to the weights; `prepack` concerns the
-    CPU engine only. Raises ValueError for an unknown device, or if PyTorch is missing.
+    `merge_adapter` is the index of the adapter that is added to the weights; `prepack` and
+    `num_threads` concern the CPU engine only. Raises ValueError for an unknown device, or if PyTorch is missing.
     """
     if device == "auto":
         device = "cuda" if _can_use_cuda() else "cpu"
@@ -67,7 +68,12 @@ def make_engine(
         from polyvec.engines.openvino import OpenVINOEngine
 
         return OpenVINOEngine(
-            config, weights, precision=precision, merge_adapter=merge_adapter, prepack=prepack
+            config,
+            weights,
+            precision=precision,
+            num_threads=num_threads,
+            merge_adapter=merge_adapter,
+            prepack=prepack,
         )
     if device.split(":")[0] != "cuda":
         raise ValueError(f"device is {device!r}, must be 'auto', 'cpu', 'cuda' or 'cuda:N'")

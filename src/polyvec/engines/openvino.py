@@ -20,6 +20,7 @@ K head width, A adapters, R rank, V vocabulary, C columns of low-rank values.
 
 import os
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,10 @@ more exact. They cost nothing in narrow models, but a fifth of the speed in mode
 
 LAYERS_PER_GRAPH = 4
 """Prepacked blocks compile in pieces, so that memory holds only two pieces twice at a time."""
+
+
+ENGINES: "weakref.WeakSet[OpenVINOEngine]" = weakref.WeakSet()
+"""The engines of this process."""
 
 
 class OpenVINOEngine:
@@ -118,6 +123,7 @@ class OpenVINOEngine:
             self._steps = self._compile_constants(core, properties, adapters)
         else:
             self._steps = self._compile_inputs(core, properties, adapters)
+        ENGINES.add(self)
 
     def hidden(self, batch: Batch) -> Float32[np.ndarray, "T D"]:
         """The hidden state of every token, in the order of the batch."""
@@ -252,6 +258,31 @@ class OpenVINOEngine:
             # model would take more memory than its file.
             return merged.astype(weight.dtype) if isinstance(weight, np.ndarray) else merged
         return weight
+
+
+def _pause_engines() -> None:
+    """Wait until no engine runs. In a forked child, the requests of a running one stay busy."""
+    FORKING.acquire()
+    PAUSED.extend(ENGINES)
+    for engine in PAUSED:
+        engine._lock.acquire()
+
+
+def _resume_engines() -> None:
+    """Let the engines go on, in the parent and in the child of a fork."""
+    while PAUSED:
+        PAUSED.pop()._lock.release()
+    FORKING.release()
+
+
+FORKING = threading.Lock()
+PAUSED: list[OpenVINOEngine] = []
+"""The engines that wait for the fork of the thread that holds the lock."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_pause_engines, after_in_parent=_resume_engines, after_in_child=_resume_engines
+    )
 
 
 # A text that is not finite is found and named when its embedding is made.

@@ -6,8 +6,9 @@ from pathlib import Path
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 
+from polyvec import model_folder
 from polyvec.checkpoint import load_checkpoint
-from polyvec.encoder import Encoder, find_model
+from polyvec.encoder import Encoder
 from polyvec.eval.api_model import load_server
 from polyvec.eval.baselines import (
     BASELINES,
@@ -48,7 +49,7 @@ def load_model(name: str, *, choose: ChooseAdapter = paper_adapter, device: str 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
     """Load the bundled model (`polyvec-mini`), a model folder, or a model of the hub."""
-    return Encoder.load(None if name == BUNDLED else name, device=device)
+    return Encoder.load(name, device=device)
 
 
 def encoder_meta(name: str) -> ModelMeta:
@@ -57,7 +58,8 @@ def encoder_meta(name: str) -> ModelMeta:
     The revision is a fingerprint of the weights. Openness is only stated for the bundled model,
     because it is unknown for other folders.
     """
-    folder = find_model(None if name == BUNDLED else name)
+    folder = model_folder.find_model(name)
+    is_bundled = folder == model_folder.BUNDLED
     config, weights = load_checkpoint(folder)
     known = {
         "max_tokens": float(config.max_tokens),
@@ -67,8 +69,8 @@ def encoder_meta(name: str) -> ModelMeta:
         "framework": ["PyTorch", "OpenVINO", "safetensors"],
         "n_parameters": sum(math.prod(weight.shape) for weight in weights.values()),
     }
-    openness = OPENNESS if name == BUNDLED else {}
-    meta = model_meta(Path(name).name, weights_fingerprint(folder))
+    openness = OPENNESS if is_bundled else {}
+    meta = model_meta(BUNDLED if is_bundled else Path(name).name, weights_fingerprint(folder))
     return meta.model_copy(update=known | openness)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import uvicorn
 
 from polyvec.checkpoint import fingerprint, load_checkpoint
-from polyvec.encoder import find_model
 from polyvec.heads import select_heads
+from polyvec.model_folder import BUNDLED, find_model
 from polyvec.server.api_keys import ApiKeys
 from polyvec.server.app import make_app
 from polyvec.server.batch_job_worker import answer_batch_jobs
@@ -152,7 +152,7 @@ def make_service(
         metrics.span = traces.span
     by_name: dict[str, ServedModel] = {}
     for model in models:
-        folder = find_model(None if model == "mini" else model)
+        folder = find_model(model)
         # Before the server listens, so that it refuses to start with a damaged model.
         config, weights = load_checkpoint(folder)
         scheduler = Scheduler(
@@ -165,7 +165,7 @@ def make_service(
             engine_seconds=limits.engine_seconds,
             restart_seconds=limits.restart_seconds,
         )
-        name = "polyvec-mini" if model == "mini" else Path(model).name
+        name = "polyvec-mini" if folder == BUNDLED else Path(model).name
         if name in by_name:
             raise ValueError(f"two models have the name {name}; rename a folder")
         tokenizer = Tokenizer.load(folder, config.max_tokens)

@@ -14,7 +14,7 @@ from polyvec import Encoder
 from polyvec.checkpoint import fingerprint
 from polyvec.classification import classify, learn_examples, learn_names
 from polyvec.cli import app
-from polyvec.encoder import find_model
+from polyvec.model_folder import find_model
 from polyvec.server.api_keys import ApiKeys, hash_keys
 from polyvec.server.stores import classifiers as classifiers_module
 from polyvec.server.stores import sqlite_file as sqlite_file_module
