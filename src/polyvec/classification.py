@@ -158,7 +158,7 @@ def learn_names(
 
     Raises ValueError for fewer than two names, for an empty name, and for a repeated name.
     """
-    names = [name.strip() for name in names]
+    names = [name.strip() for name in list_items(names, "names")]
     if not all(names):
         raise ValueError("a label is empty: give each a name")
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -175,6 +175,7 @@ def learn_examples(
     The order of the examples does not matter. Raises ValueError for fewer than two different
     labels, and for an empty text or label.
     """
+    texts, labels = list_items(texts, "texts"), list_items(labels, "labels")
     for number, (text, label) in enumerate(zip(texts, labels, strict=True), 1):
         if not (text.strip() and label.strip()):
             raise ValueError(f"example {number} has an empty {'label' if text.strip() else 'text'}")

@@ -8,7 +8,7 @@ and usually more accurate.
 Axes in this file: C candidates.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from polyvec.encoder import Encoder
 from polyvec.heads import Outputs, maxsim
 from polyvec.tasks import PASSAGE, QUERY
+from polyvec.texts import list_items
 
 Kind = Literal["dense", "sparse", "multi_vector"]
 
@@ -45,7 +46,7 @@ class Ranked:
 def rerank(
     encoder: Encoder,
     query: str,
-    candidates: Sequence[str],
+    candidates: Iterable[str],
     *,
     by: Kind | Mapping[Kind, float] = "dense",
     task: str | tuple[str | None, str | None] | None = RETRIEVAL,
@@ -58,11 +59,13 @@ def rerank(
     one task for query and candidates, or a pair of tasks. The task "separation" finds texts that
     are similar to the query instead of texts that answer it.
 
-    Raises ValueError if the model lacks a task or a head, or `by` names no score.
+    Raises ValueError if the model lacks a task or a head, or `by` names no score, and for a table
+    or a mapping in place of candidates.
     """
     weights: Mapping[Kind, float] = {by: 1.0} if isinstance(by, str) else by
     if isinstance(candidates, str):
         raise ValueError("candidates is one text; put it in a list")
+    candidates = list_items(candidates, "candidates")
     query_task, candidate_task = task if isinstance(task, tuple) else (task, task)
     # Each text is encoded once. The rounding of a result depends on the other texts in the batch,
     # and must not decide the order of equal texts.

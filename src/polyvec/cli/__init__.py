@@ -5,15 +5,18 @@ verbs of its own. The verb's docstring is its help. The files import their room 
 is called, so `--help` is quick and works without extras.
 """
 
+import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
-from polyvec.terminal import ExitStatus, note
+from polyvec.cli.usage import explain
+from polyvec.terminal import ExitStatus, note, show_every_character
 
 if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
@@ -52,8 +55,25 @@ EXTRAS = {
 """The extras that install a package which may be missing. The extra with the verb's own name is
 recommended, else the first."""
 
-NOT_VERBS = {"reference"}
+NOT_VERBS = {"reference", "usage"}
 """Files of this folder that define no verb."""
+
+KEPT = {
+    "embed": "lines that were printed are complete, and an output file is not changed",
+    "eval": "the scores of the tasks that were finished are kept",
+    "search": "the passages that were indexed are kept, and the next search continues with the rest",
+    "train": "the checkpoints that were written are kept",
+}
+"""What is kept of the work of a verb that Ctrl-C interrupts, if anything is."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+"""The variables from which numerical libraries and the tokenizer read their number of threads."""
+
+EVERY_VERB = "Every verb also has --threads N: how many threads encode on the CPU."
+
+
+OUTPUT_ERRORS = {errno.EBADF, errno.EIO, errno.ENOSPC}
+"""Errors of a standard output that is closed or full. An error of a file names the file."""
 
 
 class _Reflow:
@@ -98,6 +118,7 @@ app = App(
     name="polyvec",
     help="Multilingual, multi-task text embeddings: encode texts, and search files by meaning.",
     help_format="plaintext",
+    help_epilogue=EVERY_VERB,
     help_formatter=_Reflow(),
     # A flag has no opposite: `--json`, and no `--no-json`.
     default_parameter=Parameter(negative=(), show_default=show_default),
@@ -118,6 +139,8 @@ def main() -> None:
     # LanceDB reports every table it creates as a warning, unless told before it is imported.
     os.environ.setdefault("LANCEDB_LOG", "error")
     _open_streams()
+    show_every_character()
+    warnings.showwarning = _show_warning
     status = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -131,11 +154,13 @@ def main() -> None:
 def _open_streams() -> None:
     """Connect each standard stream that was closed from the start (`>&-`) to the null device.
 
-    Otherwise Python sets it to None, and the next file that is opened would take its place.
+    Otherwise Python sets it to None, and the next file that is opened would take its place. A verb
+    that writes to a closed standard output fails, since nobody can read its answer: the device is
+    opened for reading only.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
@@ -151,8 +176,11 @@ def _discard(stream: TextIO) -> None:
 
 def run(words: Sequence[str]) -> ExitStatus:
     """Return the exit status of a command. Report an error as one sentence on standard error."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     verb = words[0] if words else ""
     try:
+        words = _limit_threads(words)
         if verb not in VERBS:
             import_verbs()
         status = app(words, print_error=False, exit_on_error=False)
@@ -163,21 +191,59 @@ def run(words: Sequence[str]) -> ExitStatus:
         _discard(sys.stdout)
         return ExitStatus.DONE
     except KeyboardInterrupt:
+        note(f"interrupted; {KEPT.get(verb, 'no file was changed')}")
         return ExitStatus.INTERRUPTED
     except ImportError as error:
         # Cyclopts wraps the error of a module that it cannot import.
         missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         package = (missing.name or "").split(".")[0]
         if package not in EXTRAS:
-            raise
+            note(f"{missing}: the installation is damaged; install polyvec again")
+            return ExitStatus.REFUSED
         extra = verb if verb in EXTRAS[package] else EXTRAS[package][0]
         note(f"this command needs {package}: pip install 'polyvec[{extra}]'")
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        note(f"{name}{error.strerror or error}")
-    except (ValueError, CycloptsError) as error:
+        name = error.filename or ("standard output" if error.errno in OUTPUT_ERRORS else "")
+        note(f"{name}: {error.strerror or error}" if name else str(error.strerror or error))
+    except CycloptsError as error:
+        note(explain(error, words))
+    except ValueError as error:
         note(" ".join(str(error).split()))
     return ExitStatus.REFUSED
+
+
+def _limit_threads(words: Sequence[str]) -> list[str]:
+    """Return the words without --threads, whose value goes where libraries look when imported.
+
+    Raises ValueError unless it is a whole number from 1 on.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        name, sign, value = word.partition("=")
+        if name != "--threads":
+            continue
+        after = place + 1 if sign else place + 2
+        value = value if sign else "".join(words[place + 1 : after])
+        if not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise ValueError(f'--threads is "{value}", must be a whole number from 1 on')
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, value))
+        return [*words[:place], *words[after:]]
+    return list(words)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning of polyvec as a note, and any other as Python does."""
+    if category.__module__.startswith("polyvec."):
+        note(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def import_verbs() -> None:

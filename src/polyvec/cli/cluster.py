@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyvec.terminal import ExitStatus, json_line, note, plain, shorten
+from polyvec.terminal import ExitStatus, json_line, note, plain, plain_line, shorten
 
 if TYPE_CHECKING:
     from polyvec.search.clustering import Clusters, Item
@@ -130,7 +130,7 @@ def _show_clusters(clusters: "Clusters", items: list["Item"], folder: Path, top:
         for place in members[:top]:
             text = shorten(items[place].text, LINE_CHARACTERS)
             score = f"{clusters.scores[place]:.2f}" if number >= 0 else "    "
-            lines.append(f"    {score}  {folder / _place(items[place])}  {text}")
+            lines.append(plain_line(f"    {score}  {folder / _place(items[place])}  {text}"))
         lines.append("")
     return "".join(plain(line) + "\n" for line in lines)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyvec.terminal import ExitStatus, file_progress, json_line, note
+from polyvec.terminal import ExitStatus, file_progress, json_line, note, plain_line
 
 
 def dedupe(
@@ -45,9 +45,10 @@ def dedupe(
 
     from polyvec.encoder import Encoder
     from polyvec.search import find_duplicates
+    from polyvec.search.files import list_files
 
     skipped: list[str] = []
-    with file_progress() as bar:
+    with file_progress(sum(1 for _ in list_files(folder))) as bar:
         groups = find_duplicates(
             folder,
             Encoder.load(model),
@@ -61,8 +62,9 @@ def dedupe(
         if json:
             sys.stdout.write(json_line(asdict(group)))
         else:
-            copies = [f"{score:.2f}  {folder / path}\n" for path, score in group.copies]
-            sys.stdout.write("".join([f"      {folder / group.path}\n", *copies]) + "\n")
+            names = [("    ", group.path), *((f"{score:.2f}", path) for path, score in group.copies)]
+            lines = [plain_line(f"{score}  {folder / path}") + "\n" for score, path in names]
+            sys.stdout.write("".join(lines) + "\n")
     num_copies = sum(len(group.copies) for group in groups)
     note(f"{num_copies} copies of {len(groups)} files")
     return ExitStatus.INCOMPLETE if skipped else ExitStatus.DONE

@@ -18,6 +18,7 @@ def embed(
     format: Literal["jsonl", "npy", "parquet"] | None = None,
     task: str | None = None,
     dim: int | None = None,
+    truncate: Literal["end", "start", "error"] = "end",
     model: str | None = None,
 ) -> None:
     """Embed texts: write one vector per text.
@@ -50,6 +51,9 @@ def embed(
     dim
         How many numbers a vector has: one of the model's Matryoshka sizes. The default is the
         largest.
+    truncate
+        What a text loses that has more tokens than the model reads: its end or its start, with a
+        note of how much was cut. With error, such a text is refused.
     model
         A model folder or a name on the Hugging Face hub. The default is the bundled model.
 
@@ -70,9 +74,12 @@ def embed(
     records = ({"text": text} for text in texts) if texts else read_records(input or [Path("-")])
     # Arguments are few, so start-up takes most of the time.
     encoder = Encoder.load(model, prepack=False if texts else None)
+    sizes = encoder.config.dims
+    if dim is not None and dim not in sizes:
+        raise ValueError(f"--dim is {dim}, must be one of {', '.join(map(str, sizes))}")
     dim = dim or encoder.config.width
     waiting: deque[dict[str, Any]] = deque()
-    vectors = encoder.encode_stream(_feed(records, waiting), task=task, dim=dim)
+    vectors = encoder.encode_stream(_feed(records, waiting), task=task, dim=dim, truncate=truncate)
     # The encoder reads a window ahead, so the records of its vectors wait in `waiting`.
     rows = (([waiting.popleft() for _ in part], part) for part in vectors)
     write_vectors(rows, output, kind, dim)

@@ -2,6 +2,8 @@
 
 import sys
 
+from polyvec.terminal import plain_line
+
 
 def info(model: str | None = None, /) -> None:
     """Describe a model: its shape, tasks, embedding sizes and heads.
@@ -45,4 +47,4 @@ def info(model: str | None = None, /) -> None:
         else "none",
     }
     for name, value in facts.items():
-        sys.stdout.write(f"{name:13} {value}\n")
+        sys.stdout.write(plain_line(f"{name:13} {value}") + "\n")

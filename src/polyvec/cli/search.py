@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyvec.terminal import ExitStatus, file_progress, json_line, note, plain
+from polyvec.terminal import ExitStatus, file_progress, json_line, note, plain, plain_line
 
 if TYPE_CHECKING:
     from polyvec.search import Hit, Index, Update
@@ -106,8 +106,12 @@ def search(
         raise ValueError("the question is empty")
     from polyvec.encoder import Encoder
     from polyvec.search import Index
+    from polyvec.search.fusion import choose_weights
 
-    target = Index(folder, Encoder.load(model), directory=index, dim=dim, quantise=quantise)
+    encoder = Encoder.load(model)
+    # Before the folder is indexed, which may take long.
+    choose_weights(weight or {}, encoder.config.sparse_head)
+    target = Index(folder, encoder, directory=index, dim=dim, quantise=quantise)
 
     def answer(asked: str | None) -> bool:
         """Write the answer. Return whether there is one."""
@@ -214,4 +218,4 @@ def _as_text(hit: "Hit", folder: Path, explain: bool) -> str:
             ),
             *lines,
         ]
-    return plain("\n".join([head, *(f"    {line}" for line in lines), "", ""]))
+    return plain("\n".join([plain_line(head), *(f"    {line}" for line in lines), "", ""]))

@@ -81,6 +81,8 @@ def serve(
         Limits of one request and of the server.
 
     """
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"--port is {port}, must be in 0..65535; 0 takes any free port")
     from polyvec.server.key_file import load_api_keys
     from polyvec.server.key_reload import reload_on_hangup
     from polyvec.server.run import make_service, run_server

@@ -63,7 +63,7 @@ async def encode_chunks(
     api_key.charge(num_tokens)
     text = EngineText(document.ids, choice.adapter_id, starts, ends)
     [means] = await model.scheduler.run([text], traffic)
-    return Encoded(means=means, num_tokens=num_tokens)
+    return Encoded(means=means, num_tokens=num_tokens, num_truncated=int(document.truncated))
 
 
 async def encode_document(

@@ -74,6 +74,9 @@ class Encoded:
     num_tokens: int
     """Tokens that the model has read."""
 
+    num_truncated: int = 0
+    """Number of texts of which the model has read only a part."""
+
     @property
     def dense(self) -> Float32[np.ndarray, "N D"]:
         """The mean hidden states of a call that has requested them."""
@@ -165,12 +168,12 @@ class ServedModel:
             texts, choice, truncate=truncate, truncation_side=truncation_side, param=param
         )
         num_tokens = sum(len(text.ids) for text in tokens)
+        num_truncated = sum(text.truncated for text in tokens)
         self._check_size(outputs, len(tokens), num_tokens)
         api_key.charge(num_tokens)
         if set(outputs) == {"dense"}:
-            return Encoded(
-                means=await self._run_dense(tokens, choice, traffic), num_tokens=num_tokens
-            )
+            means = await self._run_dense(tokens, choice, traffic)
+            return Encoded(means=means, num_tokens=num_tokens, num_truncated=num_truncated)
         has_dense = "dense" in outputs
         requests = []
         for text in tokens:
@@ -184,9 +187,10 @@ class ServedModel:
         vectors = await self.scheduler.run(requests, traffic)
         means = np.stack([rows[0] for rows in vectors]) if has_dense else None
         states = [rows[1:] for rows in vectors] if has_dense else vectors
-        return await asyncio.to_thread(
+        encoded = await asyncio.to_thread(
             self._apply_heads, tokens, means, states, outputs, num_tokens
         )
+        return replace(encoded, num_truncated=num_truncated)
 
     async def rerank(
         self,

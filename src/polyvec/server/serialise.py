@@ -162,9 +162,14 @@ def sparse_objects(texts: Sequence[dict[str, float]]) -> list[bytes]:
     ]
 
 
-def embedding_body(model: str, objects: list[bytes], num_tokens: int) -> bytes:
+def embedding_body(
+    model: str, objects: list[bytes], num_tokens: int, num_truncated: int = 0
+) -> bytes:
     """The body of an answer, from the objects of `data`."""
-    usage = to_json({"total_tokens": num_tokens, "prompt_tokens": num_tokens})
+    counts = {"total_tokens": num_tokens, "prompt_tokens": num_tokens}
+    if num_truncated:
+        counts["truncated_texts"] = num_truncated
+    usage = to_json(counts)
     return b'{"object":"list","model":%b,"data":[%b],"usage":%b}' % (
         to_json(model),
         b",".join(objects),

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from polyvec.late_chunking import ChunkChoice, Semantic, Sentences
 from polyvec.server.documents import encode_chunks, encode_document
 from polyvec.server.errors import invalid_input
+from polyvec.server.inputs import Side
 from polyvec.server.limits import Limits
 from polyvec.server.model import Encoded, ServedModel
 from polyvec.server.serialise import (
@@ -104,8 +105,9 @@ class EmbeddingRequest(StrictModel):
     """OpenAI's name for `embedding_type`."""
     normalized: bool | None = True
     """Scale every vector to length 1."""
-    truncate: bool | None = False
-    """Truncate texts that are too long; otherwise they are an error."""
+    truncate: bool | Literal["end", "start", "error"] | None = False
+    """What a text that is too long loses: its "end" (the same as true) or its "start". With false
+    or "error" it is an error 400. The words are polyvec's own."""
     user: str | None = None
     """A field of OpenAI's API without effect."""
     output: Literal["dense", "sparse", "multi_vector"] = "dense"
@@ -123,6 +125,12 @@ class EmbeddingRequest(StrictModel):
         if any(other != named[0] for other in named):
             raise ValueError("embedding_type, encoding_type and encoding_format differ")
         return self
+
+    @property
+    def truncation(self) -> tuple[bool, Side]:
+        """Whether texts that are too long are truncated, and the side that they lose."""
+        side: Side = "left" if self.truncate == "start" else "right"
+        return self.truncate not in (None, False, "error"), side
 
     @property
     def encodings(self) -> list[str]:
@@ -145,6 +153,8 @@ class Usage(BaseModel):
 
     total_tokens: int
     prompt_tokens: int
+    truncated_texts: int | None = None
+    """Number of texts that were truncated; absent if none was. A field of polyvec's own."""
 
 
 class Embedding(BaseModel):
@@ -185,7 +195,7 @@ async def embeddings(context: RequestContext) -> Response:
     choice = model.choose_task(request.task)
     _check_options(request, model)
     dim = model.check_dim(request.dimensions, packs_bits=pack_bits(request.encodings))
-    truncate = bool(request.truncate)
+    truncate, side = request.truncation
     if request.chunking is not None:
         text = _only_document(request)
         chunks = request.chunking.choose()
@@ -193,6 +203,11 @@ async def embeddings(context: RequestContext) -> Response:
             model, text, choice, chunks, context.api_key, traffic=context.traffic
         )
     elif request.late_chunking:
+        if side == "left":
+            raise invalid_input(
+                "late_chunking reads a document from its start: truncate must not be start",
+                "truncate",
+            )
         chunks = _only_texts(request.input, "late_chunking")
         encoded = await encode_chunks(
             model, chunks, choice, context.api_key, truncate=truncate, traffic=context.traffic
@@ -204,13 +219,16 @@ async def embeddings(context: RequestContext) -> Response:
             [request.output],
             context.api_key,
             truncate=truncate,
+            truncation_side=side,
             traffic=context.traffic,
         )
     context.record_usage(texts=len(encoded), tokens=encoded.num_tokens)
 
     def write() -> bytes:
         objects = _serialise(request, model, encoded, dim)
-        return embedding_body(name or model.name, objects, encoded.num_tokens)
+        return embedding_body(
+            name or model.name, objects, encoded.num_tokens, encoded.num_truncated
+        )
 
     body = await context.serialise(write, _count_numbers(encoded, dim))
     return Response(body, media_type="application/json")
@@ -232,7 +250,7 @@ def _check_options(request: EmbeddingRequest, model: ServedModel) -> None:
             )
         if pack_bits(request.encodings) and model.config.multi_vector_dim % 8:
             raise invalid_input(
-                f"the size of this model's token vectors, {model.config.multi_vector_dim}, is not "
+                f"the size of this model's token embeddings, {model.config.multi_vector_dim}, is not "
                 "a multiple of 8, so they have no binary form",
                 "embedding_type",
             )
