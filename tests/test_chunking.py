@@ -154,3 +154,86 @@ def test_long_texts_are_split_into_sentences_as_their_parts_are():
 def test_marks_at_the_end_of_a_heading_are_left_out(line, title):
     [chunk] = split_text(line + "\nBoil water.", 100, markdown=True)
     assert chunk.headings == (title,)
+
+
+TERMINALS = {
+    "Armenian": ("Բարեւ։", "Ինչպե՞ս ես։", "Լավ եմ։"),
+    "Balinese": ("ᬅᬓ᭟", "ᬩᬮᬶ᭞", "ᬲᬸᬘᬶ᭟"),
+    "Burmese": ("ဒါကစက်ပါ။", "ဘယ်မှာလဲ။", "မသိဘူး။"),
+    "Cherokee and Canadian": ("ᐃᓄᒃ᙮", "ᓇᓄᖅ᙮", "ᐊᐃ᙮"),
+    "Ethiopic": ("ሰላም።", "እንዴት ነህ፧", "ደህና ነኝ።"),
+    "Greek": ("Τι αλέθει;", "Πού είναι;", "Κανείς δεν ξέρει."),
+    "Hindi": ("यह चक्की है।", "कहाँ है॥", "पता नहीं।"),
+    "Javanese": ("ꦱꦸꦒꦼꦁ꧉", "ꦲꦤ꧉", "ꦲꦺꦤꦏ꧉"),
+    "Khmer": ("ម៉ាស៊ីនចាស់។", "វាកិនស្រូវ។", "គ្មានអ្នកដឹងទេ។"),
+    "Meetei Mayek": ("ꯑꯩ꯫", "ꯅꯪ꯫", "ꯃꯍꯥꯛ꯫"),
+    "Mongolian": ("ᠨᠢᠭᠡ᠃", "ᠬᠣᠶᠠᠷ᠃", "ᠭᠤᠷᠪᠠ᠉"),
+    "N'Ko": ("ߒ ߕߊ߹", "ߌ ߕߊ߹", "ߊ ߕߊ߹"),
+    "Ol Chiki": ("ᱚᱞ᱾", "ᱪᱤᱠᱤ᱿", "ᱥᱟᱱ᱾"),
+    "Syriac": ("ܫܠܡܐ܀", "ܐܝܟܐ܂", "ܛܒ܁"),
+    "Tibetan": ("འདི་རྙིང་པ་རེད།", "འདིས་འཐག།", "སུས་ཀྱང་མི་ཤེས།"),
+    "Urdu": ("یہ چکی ہے۔", "کہاں ہے؟", "معلوم نہیں۔"),
+    "Vai": ("ꕙꔤ꘎", "ꕒꕡ꘏", "ꗞꔤ꘎"),
+}
+
+
+@pytest.mark.parametrize("sentences", TERMINALS.values(), ids=TERMINALS)
+def test_sentences_of_any_script_end_at_its_marks(sentences):
+    text = " ".join(sentences)
+    found = [text[start:end].strip() for start, end in split_sentences(text)]
+    assert found == list(sentences)
+
+
+def test_every_sentence_terminal_of_unicode_ends_a_sentence():
+    regex = pytest.importorskip("regex")
+    marks = regex.findall(r"\p{Sentence_Terminal}", "".join(map(chr, range(0x110000))))
+    ascii_like = {"!", ".", "?", "\u2024", "\ufe52"}
+    assert len(marks) > 150
+    for mark in set(marks) - ascii_like:
+        text = f"猫猫{mark} 犬犬{mark}"
+        assert len(split_sentences(text)) == 2, f"U+{ord(mark):04X}"
+
+
+def test_marks_that_end_no_sentence_are_left_alone():
+    # "Etc." in Khmer, a semicolon in Latin text, a Greek letter in a formula.
+    for text in ("បាយ ត្រី ។ល។", "first this; then that", "the sum over α; β is fixed"):
+        assert len(split_sentences(text)) <= 2
+    assert len(split_sentences("first this; then that")) == 1
+    assert len(split_sentences("the sum over α; β is fixed")) == 1
+    # A space before the second of two Tibetan marks.
+    assert len(split_sentences("བདེ་ལེགས། །འདི་རེད། །")) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "run", "after"),
+    [
+        ("# Chapter 1", " ", "17\n"),
+        ("# Chapter 1", "\t", "#\n"),
+        ("a", "\n", "b"),
+        ("a", " \n", "b"),
+        ("a", "\u00a0", "b"),
+        ("ก", " ", "ข"),
+        ("ཀ།", " ", "ཁ"),
+        ("Τι;", " ", "a"),
+        ("猫。", "\u3000", "犬"),
+        ("猫", "。", "犬"),
+        ("αα", '"', "a"),
+    ],
+)
+def test_long_runs_take_linear_time(before, run, after):
+    def seconds(size: int) -> float:
+        text = before + run * (size // len(run)) + after
+        started = time.process_time()
+        split_text(text, 500, markdown=True)
+        split_sentences(text)
+        return time.process_time() - started
+
+    seconds(1_000)
+    # With quadratic time, it would be over a hundred times as long.
+    assert seconds(160_000) < 40 * max(seconds(16_000), 0.01)
+
+
+def test_halves_of_a_character_are_not_separated():
+    text = "\ud83d\udc4d" * 40
+    for chunk in split_text(text, 7):
+        assert not "\udc00" <= text[chunk.start] <= "\udfff"

@@ -1,9 +1,14 @@
 """The encoder on each engine."""
 
+import asyncio
+import copy
 import importlib.util
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jaxtyping
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 
 from polyvec import Encoder, NotFiniteError
+from polyvec import encoder as encoder_module
 from polyvec import texts as texts_module
 from polyvec.checkpoint import Weights, load_checkpoint, save_checkpoint
 from polyvec.config import ModelConfig
@@ -137,6 +143,7 @@ def test_no_texts_give_no_rows(encoder: Encoder) -> None:
     assert encoder.encode_tokens([]) == []
 
 
+@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
 @pytest.mark.parametrize("text", ["", " ", "\0", "\ud800", "a" * 5000])
 def test_odd_texts_have_vectors(encoder: Encoder, text: str) -> None:
     assert np.isfinite(encoder.encode([text, "fox"])).all()
@@ -148,6 +155,8 @@ def test_odd_texts_have_vectors(encoder: Encoder, text: str) -> None:
         (["a", 7], None, "text 1 .* not int"),
         (["a", None], None, "text 1 .* not NoneType"),
         ([b"a"], None, "text 0 .* not bytes"),
+        ({"a": "text"}, None, "texts is a dict"),
+        (["a"], {"separation": 1}, "task is a dict"),
         (["a"], "retrieval", "unknown task 'retrieval'"),
         (["a", "b"], ["separation"], "more texts than the 1 tasks"),
         (["a"], ["separation", None], "more tasks than texts"),
@@ -289,3 +298,140 @@ polyvec.Encoder.load({str(tiny_model)!r}).encode(["fox"])
 sys.exit(bool({{"torch", "transformers", "huggingface_hub", "pandas"}} & {{*sys.modules}}))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_iterator_is_read_once(encoder: Encoder, sentences: list[str]) -> None:
+    texts, tasks = sentences[:3], ["separation", None, "text-matching"]
+    expected = encoder.encode(texts, task=tasks)
+    found = encoder.encode_all(iter(texts), task=iter(tasks), outputs=iter(["dense"]))
+    np.testing.assert_allclose(found.dense, expected, atol=1e-6)
+    chunks = encoder.encode_chunks(text for text in texts)
+    assert chunks.texts == texts
+
+
+def test_threads_that_share_an_encoder_give_what_it_gives_alone(
+    encoder: Encoder, sentences: list[str]
+) -> None:
+    batches = [[f"{sentence} {n}" for sentence in sentences] for n in range(12)]
+    tasks = [[*TASK_NAMES, None][n % 6] for n in range(12)]
+    alone = [_encode(encoder, pair) for pair in _pairs(batches, tasks)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda pair: _encode(encoder, pair), _pairs(batches, tasks)))
+
+    async def gather() -> list[np.ndarray]:
+        calls = (asyncio.to_thread(_encode, encoder, pair) for pair in _pairs(batches, tasks))
+        return await asyncio.gather(*calls)
+
+    for found in (together, asyncio.run(gather())):
+        np.testing.assert_array_equal(found, alone)
+
+
+def _encode(encoder: Encoder, pair: tuple) -> np.ndarray:
+    return encoder.encode(pair[0], task=pair[1])
+
+
+def _pairs(batches: list[list[str]], tasks: list[str | None]) -> list[tuple]:
+    return list(zip(batches, tasks, strict=True))
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Encoder:
+    """The tiny model, loaded from its folder with options of its own."""
+    return Encoder.load(
+        tiny_model, device="cpu", precision="float32", merge="separation", threads=1
+    )
+
+
+def test_a_pickle_holds_settings_and_no_weights(
+    loaded: Encoder, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pickle.dumps(loaded)
+    assert len(data) < 2_000
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(data)
+    np.testing.assert_array_equal(
+        again.encode(sentences, task="separation"), loaded.encode(sentences, task="separation")
+    )
+    # It is merged and limited as the other one.
+    with pytest.raises(ValueError, match="merged"):
+        again.encode("fox")
+    assert pickle.dumps(again) == data
+
+
+def test_a_relative_folder_is_found_from_any_other(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    data = pickle.dumps(Encoder.load(tiny_model.name, device="cpu"))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(data).config.width == 32
+
+
+def test_a_copy_shares_the_weights(loaded: Encoder, encoder: Encoder, sentences: list[str]) -> None:
+    for one in (loaded, encoder):
+        for copied in (copy.copy(one), copy.deepcopy(one), copy.deepcopy([one])[0]):
+            assert copied is not one and copied.engine is one.engine
+            np.testing.assert_array_equal(
+                copied.encode(sentences[:2], task="separation"),
+                one.encode(sentences[:2], task="separation"),
+            )
+    assert pickle.dumps(copy.deepcopy(loaded)) == pickle.dumps(loaded)
+
+
+def test_an_encoder_of_parts_cannot_be_pickled(encoder: Encoder) -> None:
+    with pytest.raises(TypeError, match=r"only an encoder of Encoder\.load"):
+        pickle.dumps(encoder)
+
+
+def test_a_bound_method_can_be_cloned_and_sent(loaded: Encoder) -> None:
+    encode = pickle.loads(pickle.dumps(loaded.encode))
+    assert encode(["fox"], task="separation").shape == (1, 32)
+
+
+FORKS = """
+import os, sys, threading
+from polyvec import Encoder
+encoder = Encoder.load(sys.argv[1], device="cpu")
+expected = encoder.encode(["fox"])
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        encoder.encode(["some words of a fox"] * 50)
+threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+for thread in threads:
+    thread.start()
+statuses = []
+for _ in range(8):
+    child = os.fork()
+    if not child:
+        os._exit(0 if (encoder.encode(["fox"]) == expected).all() else 1)
+    statuses.append(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+assert (encoder.encode(["fox"]) == expected).all()
+sys.exit(any(statuses))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without forks")
+def test_a_process_that_is_forked_while_threads_encode_can_encode(tiny_model: Path) -> None:
+    command = [sys.executable, "-c", FORKS, str(tiny_model)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_number_of_threads_reaches_the_engine_and_the_tokenizer(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, make = [], encoder_module.make_engine
+
+    def record(*arguments: object) -> object:
+        seen.append(arguments[-1])
+        return make(*arguments)
+
+    monkeypatch.setattr("polyvec.encoder.make_engine", record)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert Encoder.load(tiny_model, device="cpu").tokenizer.num_threads == 2
+    assert Encoder.load(tiny_model, device="cpu", threads=1).tokenizer.num_threads == 1
+    assert seen == [2, 1]

@@ -365,3 +365,19 @@ def test_texts_without_vectors_have_no_maxsim(rng: np.random.Generator) -> None:
     for query, candidates in ((none, [units(rng, 2)]), (units(rng, 2), [units(rng, 2), none])):
         with pytest.raises(ValueError, match="at least one token"):
             maxsim(query, candidates)
+
+
+def test_maxsim_refuses_vectors_of_other_sizes_axes_and_nan(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    good, bad = np.ones((2, 4), np.float32), np.full((1, 4), np.nan, np.float32)
+    for query, candidates, message in [
+        (good[0], [good], "one row per vector"),
+        (good, [good, good[0]], "one row per vector"),
+        (good, [good[:, :3]], "different models"),
+        (bad, [good], "NaN"),
+        (good, [good, bad], "candidate 1 .*NaN"),
+        (good, {"a": good}, "candidates is a dict"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            maxsim(query, candidates)
+    assert maxsim(good, iter([good, good])).shape == (2,)

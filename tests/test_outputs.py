@@ -10,6 +10,7 @@ from polyvec.outputs import (
     similarity,
     to_base64,
     to_binary,
+    to_float16,
     to_int8,
     to_ubinary,
     truncate_and_normalise,
@@ -84,3 +85,64 @@ def test_similarity_is_the_cosine_whatever_the_lengths(vectors: np.ndarray) -> N
         similarity(vectors * 3, vectors[:4]), similarity(vectors, vectors[:4] * 7), atol=1e-6
     )
     np.testing.assert_allclose(np.diag(similarity(vectors, vectors)), 1, atol=1e-6)
+
+
+ENCODE = [to_base64, to_binary, to_float16, to_int8, to_ubinary]
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not checked, as for users. In other tests they are checked at every call."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize("encode", [*ENCODE, lambda v: truncate_and_normalise(v, 8)])
+@pytest.mark.parametrize("axes", [0, 1, 3])
+def test_other_numbers_of_axes_are_refused(encode, axes: int, unchecked: None) -> None:
+    with pytest.raises(ValueError, match="one row per vector"):
+        encode(np.ones((8,) * axes, np.float32))
+
+
+@pytest.mark.parametrize("encode", ENCODE)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_encodings_name_the_vectors_that_are_not_finite(
+    encode, bad: float, vectors: np.ndarray
+) -> None:
+    vectors[2, 63] = vectors[7, 0] = bad
+    with pytest.raises(ValueError, match="vector 2, 7 "):
+        encode(vectors)
+
+
+@pytest.mark.parametrize("encode", ENCODE)
+def test_no_vectors_have_no_encodings(encode) -> None:
+    assert len(encode(np.empty((0, 16), np.float32))) == 0
+
+
+@pytest.mark.parametrize("dim", [0, -1, 65, True, 8.0])
+def test_a_size_outside_of_the_vectors_is_refused(
+    vectors: np.ndarray, dim: int, unchecked: None
+) -> None:
+    with pytest.raises(ValueError, match=r"in 1\.\.64"):
+        truncate_and_normalise(vectors, dim)
+
+
+def test_float16_keeps_cosines_in_half_of_the_bytes(vectors: np.ndarray) -> None:
+    unit = truncate_and_normalise(vectors, 64)
+    half = to_float16(unit)
+    assert (half.dtype, half.nbytes) == (np.float16, unit.nbytes // 2)
+    back = half.astype(np.float32)
+    np.testing.assert_allclose(similarity(back, back), similarity(unit, unit), atol=1e-3)
+    with pytest.raises(ValueError, match="65,504"):
+        to_float16(vectors * np.float32(1e6))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e38])
+def test_int8_does_not_overflow(vectors: np.ndarray, scale: float) -> None:
+    unit = truncate_and_normalise(vectors, 64)
+    scaled = (unit.astype(float) * scale).astype(np.float32)
+    assert np.abs(to_int8(scaled).astype(int) - to_int8(unit)).max() <= 1
+
+
+def test_vectors_of_different_sizes_have_no_cosine(vectors: np.ndarray, unchecked: None) -> None:
+    with pytest.raises(ValueError, match="64 and of 32 numbers"):
+        similarity(vectors, vectors[:, :32])

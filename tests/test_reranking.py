@@ -122,6 +122,15 @@ def test_what_cannot_be_ranked_is_refused(encoder: Encoder, tiny_model: Path) ->
         rerank(encoder, "fox", ["dog"], task="nonsense")
 
 
+def test_candidates_may_be_any_iterable_but_no_table(
+    encoder: Encoder, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rerank(encoder, "fox", iter(sentences)) == rerank(encoder, "fox", sentences)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="candidates is a dict"):
+        rerank(encoder, "fox", dict.fromkeys(sentences, ""))
+
+
 @pytest.fixture
 def polyvec(polyvec):
     """Run `polyvec rerank` in this process."""

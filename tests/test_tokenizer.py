@@ -137,6 +137,44 @@ def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("prompt", ["", PROMPT])
+@pytest.mark.parametrize("filler", ["", "hello ", "é"])
+def test_halves_of_a_character_are_joined(tokenizer: Tokenizer, prompt: str, filler: str):
+    text = filler * 9_000 + "a\U0001f44db 猫"
+    halves = filler * 9_000 + "a\ud83d\udc4db 猫"
+    [whole], [joined] = (
+        tokenizer.encode([each], [prompt], truncate=False) for each in (text, halves)
+    )
+    assert joined.ids.tolist() == whole.ids.tolist()
+    assert tokenizer.count(halves) == tokenizer.count(text)
+    # Offsets are those of the caller's text, in which the character is one longer.
+    thumb = text.index("\U0001f44d")
+    moved = whole.offsets + (whole.offsets > thumb)
+    np.testing.assert_array_equal(joined.offsets, moved)
+
+
+def test_a_piece_ends_between_characters_and_not_inside_of_one(tokenizer: Tokenizer):
+    for before in range(3):
+        text = "a" * before + "\U0001f44d" * 70_000
+        halves = "a" * before + "\ud83d\udc4d" * 70_000
+        for found in (tokenizer.count(halves), len(tokenizer.encode([halves], [""])[0].ids)):
+            assert found > 0
+        [tokens] = tokenizer.encode([halves], [""], truncate=False)
+        unknown = tokenizer.encode(["\ufffd"], [""])[0].ids[1:-1].tolist()
+        assert not set(unknown[-3:]) <= set(tokens.ids.tolist()), "a half was left alone"
+        assert tokens.offsets[-1, 1] == len(halves) and len(text) < len(halves)
+
+
+def test_few_threads_give_the_same_tokens(folder: Path):
+    texts = ["hello world " * n for n in (1, 50, 700, 3)]
+    free, bound = (Tokenizer.load(folder, 10**6, num_threads=n) for n in (None, 2))
+    for one, other in zip(
+        free.encode(texts, [""] * 4), bound.encode(texts, [""] * 4), strict=True
+    ):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.offsets, other.offsets)
+
+
+@pytest.mark.parametrize("prompt", ["", PROMPT])
 @pytest.mark.parametrize("max_tokens", [2, 3, 7, 12])
 def test_truncation_keeps_exactly_max_tokens_and_the_end(
     folder: Path, max_tokens: int, prompt: str

@@ -29,7 +29,7 @@ def train_heads(tokenizer: Tokenizer, data: Path, out: Path) -> None:
 
 
 def heads_objective(network: Network, tokenizer: Tokenizer, data: Path, budget: Budget) -> StepFn:
-    """Questions find their passages by sparse weights and by token vectors."""
+    """Questions find their passages by sparse weights and by token embeddings."""
     pairs = question_pairs(tokenizer, data, budget)
     special = {n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     query_tokens, passage_tokens = (

@@ -40,6 +40,33 @@ def test_truncation_reads_the_beginning(long_server, long_library):
     assert long_server.error({"input": words(long_library, 1_000_000)})[0] == 400
 
 
+@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
+@pytest.mark.parametrize(
+    ("truncate", "rule"), [("end", "end"), (True, "end"), ("start", "start")], ids=str
+)
+def test_the_api_truncates_as_the_library_does_and_counts(
+    long_server, long_library, truncate, rule
+):
+    texts = ["a fox", "fox " * 1_200 + "den " * 1_200, "den " * 1_200]
+    answer = long_server.embed(texts, truncate=truncate)
+    expected = long_library.encode(texts, truncate=rule)
+    np.testing.assert_allclose(read_vectors(answer), expected, atol=1e-5)
+    assert answer.json()["usage"]["truncated_texts"] == 2
+    assert "truncated_texts" not in long_server.embed("a fox", truncate=truncate).json()["usage"]
+
+
+@pytest.mark.parametrize("truncate", ["error", False, None])
+def test_a_long_text_is_an_error_unless_truncation_is_chosen(long_server, truncate):
+    status, sentence = long_server.error({"input": "fox " * 1_200, "truncate": truncate})
+    assert (status, "1,024 tokens" in sentence) == (400, True)
+
+
+def test_a_document_of_chunks_cannot_lose_its_start(server):
+    body = {"input": ["a", "b"], "late_chunking": True, "truncate": "start"}
+    status, sentence = server.error(body)
+    assert (status, "late_chunking" in sentence) == (400, True)
+
+
 def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(library):
     """Tokenising only the beginning of a long text changes no token."""
     text = "Grüße an 2,5 Millionen Leser… 猫が好き。\n\tfoo_bar " * 6_000

@@ -2,7 +2,7 @@
 
 1. Encode the queries and the documents of a step once.
 2. Score every query against every document in three ways: by the cosine of the embeddings, by the
-   sparse token weights, and by MaxSim of the token vectors.
+   sparse token weights, and by MaxSim of the token embeddings.
 3. Train each head so that its scores find the answer (`info_nce`) and agree with the weighted sum
    of all three (`self_distil`), which is better than any of them.
 
@@ -51,7 +51,7 @@ class HeadOutputs:
     """Token vectors of the texts' own tokens and of their `</s>`, text after text."""
 
     lengths: Int[Tensor, " N"]
-    """Number of token vectors of each text."""
+    """Number of token embeddings of each text."""
 
 
 def run_heads(
