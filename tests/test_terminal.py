@@ -20,7 +20,10 @@ def test_a_shortened_text_fits_the_size():
     assert shorten("温泉" * 9, 5) == "温泉温泉 …"
 
 
-@pytest.mark.parametrize("code", [0, 7, 8, 13, 27, 127, 0x9B, 0x202E, 0x2066, 0x200F, 0x61C, 0x2028])
+STEERING = [0, 7, 8, 13, 27, 127, 0x9B, 0x202E, 0x2066, 0x200F, 0x61C, 0x2028]
+
+
+@pytest.mark.parametrize("code", STEERING)
 def test_characters_that_steer_a_terminal_are_shown_as_escapes(code):
     for show in (plain, plain_line):
         shown = show(f"a{chr(code)}b")

@@ -26,45 +26,41 @@ THAI = re.compile(r"(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff])")
 """Thai and Lao have no full stop: a space between two of their letters ends a sentence."""
 
 SENTENCE_TERMINALS = (
-    "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b"
-    "\u1362\u1367\u1368\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b4e\u1b4f"
-    "\u1b5a\u1b5b\u1b5e\u1b5f\u1b7d-\u1b7f\u1c3b\u1c3c\u1c7e\u1c7f\u203c\u203d\u2047-\u2049"
-    "\u2cf9-\u2cfb\u2e2e\u2e3c\u2e53\u2e54\u2e60\u2e61\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877"
-    "\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d-\uaa5f\uaaf0\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe56\ufe57"
-    "\uff01\uff0e\uff1f\uff61"
-    "\U00010a56\U00010a57\U00010f55-\U00010f59\U00010f86-\U00010f89\U00011047\U00011048"
-    "\U000110be-\U000110c1\U00011141-\U00011143\U000111c5\U000111c6\U000111cd\U000111de\U000111df"
-    "\U00011238\U00011239\U0001123b\U0001123c\U000112a9\U000113d4\U000113d5\U0001144b\U0001144c"
-    "\U000115c2\U000115c3\U000115c9-\U000115d7\U00011641\U00011642\U0001173c-\U0001173e"
-    "\U00011944\U00011946\U00011a42\U00011a43\U00011a9b\U00011a9c\U00011c41\U00011c42"
-    "\U00011ef7\U00011ef8\U00011f43\U00011f44\U00016a6e\U00016a6f\U00016af5\U00016b37\U00016b38"
-    "\U00016b44\U00016d6e\U00016d6f\U00016e98\U0001bc9f\U0001da88"
+    "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a"
+    "\u104b\u1362\u1367\u1368\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945"
+    "\u1aa8-\u1aab\u1b4e\u1b4f\u1b5a\u1b5b\u1b5e\u1b5f\u1b7d-\u1b7f\u1c3b\u1c3c\u1c7e\u1c7f"
+    "\u203c\u203d\u2047-\u2049\u2cf9-\u2cfb\u2e2e\u2e3c\u2e53\u2e54\u2e60\u2e61\u3002\ua4ff"
+    "\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d-\uaa5f\uaaf0"
+    "\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe56\ufe57\uff01\uff0e\uff1f\uff61\U00010a56\U00010a57"
+    "\U00010f55-\U00010f59\U00010f86-\U00010f89\U00011047\U00011048\U000110be-\U000110c1"
+    "\U00011141-\U00011143\U000111c5\U000111c6\U000111cd\U000111de\U000111df\U00011238"
+    "\U00011239\U0001123b\U0001123c\U000112a9\U000113d4\U000113d5\U0001144b\U0001144c\U000115c2"
+    "\U000115c3\U000115c9-\U000115d7\U00011641\U00011642\U0001173c-\U0001173e\U00011944"
+    "\U00011946\U00011a42\U00011a43\U00011a9b\U00011a9c\U00011c41\U00011c42\U00011ef7\U00011ef8"
+    "\U00011f43\U00011f44\U00016a6e\U00016a6f\U00016af5\U00016b37\U00016b38\U00016b44\U00016d6e"
+    "\U00016d6f\U00016e98\U0001bc9f\U0001da88"
 )
 """Unicode's Sentence_Terminal characters, as in a pattern's set. Those of ASCII are left to the
 sentence splitter, which knows abbreviations; so are U+2024 and U+FE52, which look like ASCII's full
 stop and also stand within a sentence."""
 
-TIBETAN_SHADS = "\u0f0d-\u0f12\u0f14"
-"""Tibetan marks that end a sentence. They are not in Unicode's list, since the single one also
-separates clauses."""
+CLOSING = "\"'\u2019\u201d\u00bb\u203a\u300d\u300f\u3009\u300b\u3011)\\]\uff09"
+ENDING = f"[{SENTENCE_TERMINALS}!?.\u2026{CLOSING}]"
+"""Marks that end a sentence, and the quotation marks and brackets that belong to it."""
 
-CLOSING_QUOTES = "\"'\u2019\u201d\u00bb\u203a\u300d\u300f\u3009\u300b\u3011)\\]\uff09"
-"""Marks that belong to the sentence before them."""
-
-TERMINAL = re.compile(
-    f"[{SENTENCE_TERMINALS}{TIBETAN_SHADS}]"
-    f"[{SENTENCE_TERMINALS}{TIBETAN_SHADS}!?.\u2026{CLOSING_QUOTES}]*(?: *[{TIBETAN_SHADS}])*"
-    # In Khmer no space need follow; `\u17d4\u179b\u17d4` is "etc.".
-    "(?:(?=\\s|$)|(?<=[\u17d4\u17d5])(?=[\u1780-\u17b3])(?!\u179b\u17d4))"
+SENTENCE_ENDS = (
+    # A run of marks before white space. Within a line of letters, as in Chinese and Japanese, the
+    # sentence splitter finds them. The pattern begins only where a run begins, and gives back none
+    # of it, so that every mark is looked at a few times at most.
+    re.compile(f"(?<!{ENDING})(?={ENDING}*[{SENTENCE_TERMINALS}]){ENDING}++(?=\\s|$)"),
+    # Khmer needs no space behind its full stop; U+17D4 U+179B U+17D4 is "etc.".
+    re.compile("(?<![\u17d4\u17d5])[\u17d4\u17d5]++(?=[\u1780-\u17b3])(?!\u179b\u17d4)"),
+    # Tibetan's marks are not in Unicode's list, since a single one also separates clauses.
+    re.compile("[\u0f0d-\u0f12\u0f14]++(?: ++[\u0f0d-\u0f12\u0f14]++)*+"),
+    # A semicolon behind a Greek word is a question mark. Behind one letter it may be a formula's.
+    re.compile(f"[\u0370-\u03ff\u1f00-\u1fff]{{2}}[\"'\u2019\u201d\u00bb)]*+[;\u037e](?=\\s|$)"),
 )
-"""Full stops and question marks of all scripts before white space. Where they stand within a line
-of letters, as in Chinese and Japanese, the sentence splitter finds them."""
-
-GREEK_QUESTION = re.compile(
-    f"[\u0370-\u03ff\u1f00-\u1fff]{{2}}[{CLOSING_QUOTES}]*[;\u037e][{CLOSING_QUOTES}]*(?=\\s|$)"
-)
-"""A semicolon behind a Greek word is a question mark. Behind a single letter it may be part of a
-formula."""
+"""Full stops and question marks of all scripts, beside those that the sentence splitter knows."""
 
 WORD = re.compile(r"\s+")
 SPACE = re.compile(r"\s*")
@@ -140,7 +136,7 @@ def _sentence_ends(text: str, lang: str) -> list[int]:
     # White space belongs to the sentence before it, and at the start to the first one.
     blank = _skip_space(text, 0)
     ends = set[int]()
-    patterns = (LINE, THAI) if text.isascii() else (LINE, THAI, TERMINAL, GREEK_QUESTION)
+    patterns = (LINE,) if text.isascii() else (LINE, THAI, *SENTENCE_ENDS)
     marks = ((match.end() for match in pattern.finditer(text)) for pattern in patterns)
     for found in (_split_windows(text, lang), *marks):
         moved = blank

@@ -50,8 +50,8 @@ def truncate_and_normalise(
     """The first `dim` numbers of each vector, scaled to length 1.
 
     Truncation comes first, because truncating a normalised vector would change its length.
-    Raises ValueError unless there are two axes and `dim` is in 1..D. Raises NotFiniteError, naming every row that contains NaN or infinity, or only zeros in the
-    first `dim` numbers.
+    Raises ValueError unless there are two axes and `dim` is in 1..D. Raises NotFiniteError, naming
+    every row that contains NaN or infinity, or only zeros in the first `dim` numbers.
 
     >>> truncate_and_normalise(np.float32([[3, 4, 12]]), 2).tolist()
     [[0.6000000238418579, 0.800000011920929]]

@@ -67,11 +67,11 @@ class Tokenizer:
     """A model's tokenizer.json, and the length to which it truncates texts.
 
     Every string can be tokenised. An empty one becomes `<s></s>`; spaces, NUL and a byte order mark
-    become what the vocabulary has for them; the halves of surrogate pairs are joined, and lone halves
-    become U+FFFD. Time is linear in the
-    length of the text, even if it is a single word, and ends where the text is truncated. Memory is
-    that of a piece and of the tokens: a long text is tokenised in pieces, between its words. A word
-    of more than `text_pieces.MAX_WORD_CHARACTERS` is read as several words.
+    become what the vocabulary has for them; the halves of surrogate pairs are joined, and other
+    halves become U+FFFD. Time is linear in the length of the text, even if it is a single word, and
+    ends where the text is truncated. Memory is that of a piece and of the tokens: a long text is
+    tokenised in pieces, between its words. A word of more than `text_pieces.MAX_WORD_CHARACTERS` is
+    read as several words.
     """
 
     max_tokens: int

@@ -82,7 +82,11 @@ def test_threads_limit_every_library(monkeypatch):
 
 @pytest.mark.parametrize(
     ("verb", "part"),
-    [("search", "were indexed are kept"), ("embed", "not changed"), ("info", "no file was changed")],
+    [
+        ("search", "were indexed are kept"),
+        ("embed", "not changed"),
+        ("info", "no file was changed"),
+    ],
 )
 def test_an_interrupt_says_what_is_kept(monkeypatch, capsys, verb, part):
     def interrupt(*words, **options):

@@ -61,7 +61,7 @@ NOT_VERBS = {"reference", "usage"}
 KEPT = {
     "embed": "lines that were printed are complete, and an output file is not changed",
     "eval": "the scores of the tasks that were finished are kept",
-    "search": "the passages that were indexed are kept, and the next search continues with the rest",
+    "search": "the passages that were indexed are kept, and the next search goes on with the rest",
     "train": "the checkpoints that were written are kept",
 }
 """What is kept of the work of a verb that Ctrl-C interrupts, if anything is."""

@@ -62,9 +62,9 @@ def dedupe(
         if json:
             sys.stdout.write(json_line(asdict(group)))
         else:
-            names = [("    ", group.path), *((f"{score:.2f}", path) for path, score in group.copies)]
-            lines = [plain_line(f"{score}  {folder / path}") + "\n" for score, path in names]
-            sys.stdout.write("".join(lines) + "\n")
+            lines = [f"      {folder / group.path}"]
+            lines += [f"{score:.2f}  {folder / path}" for path, score in group.copies]
+            sys.stdout.write("".join(plain_line(line) + "\n" for line in lines) + "\n")
     num_copies = sum(len(group.copies) for group in groups)
     note(f"{num_copies} copies of {len(groups)} files")
     return ExitStatus.INCOMPLETE if skipped else ExitStatus.DONE

@@ -60,7 +60,8 @@ def make_engine(
     """The engine for a device: "cpu", "cuda", "cuda:N", or "auto" (see `Encoder.load`).
 
     `merge_adapter` is the index of the adapter that is added to the weights; `prepack` and
-    `num_threads` concern the CPU engine only. Raises ValueError for an unknown device, or if PyTorch is missing.
+    `num_threads` concern the CPU engine only. Raises ValueError for an unknown device, or if
+    PyTorch is missing.
     """
     if device == "auto":
         device = "cuda" if _can_use_cuda() else "cpu"
