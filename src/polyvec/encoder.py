@@ -177,7 +177,7 @@ class Encoder:
 
         Raises ValueError for an unknown task, an unsupported size, a text that is not a string, and
         a table or a mapping in place of texts; raises `outputs.NotFiniteError`, which names the
-        texts, if a text has no usable embedding, and `outputs.TooLongError` as `truncate` says.
+        texts, if a text has no usable embedding, and `TooLongError` as `truncate` says.
         """
         texts = list_items(texts, "texts")
         vectors = np.empty((len(texts), self._check_dim(dim, any_dim)), np.float32)

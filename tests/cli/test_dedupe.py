@@ -20,3 +20,12 @@ def test_no_copies_are_a_normal_answer_and_skipped_files_are_not(polyvec, tiny_m
     code, _, err = polyvec("dedupe", tmp_path, "--model", tiny_model)
     assert code == ExitStatus.INCOMPLETE
     assert "skipped" in err
+
+
+def test_a_name_cannot_steer_the_terminal_or_look_like_two_names(polyvec, tiny_model, tmp_path):
+    for name in ("a\x1b[2J.txt", "b\u202etxt.exe.txt", "c\nd.txt"):
+        (tmp_path / name).write_text("A fox sleeps.\n")
+    code, out, _ = polyvec("dedupe", tmp_path, "--model", tiny_model)
+    assert code == 0 and len(out.splitlines()) == 4
+    for shown in ("a\\x1b[2J.txt", "b\\u202etxt.exe.txt", "c\\x0ad.txt"):
+        assert shown in out

@@ -119,3 +119,22 @@ def test_a_hyphen_is_standard_input_beside_other_files(polyvec, tiny_model, tmp_
         code, out, _ = polyvec(*words)
     assert code == 0
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["fox", "dog"]
+
+
+LONG = " ".join(["fox"] * 200)
+
+
+@pytest.mark.filterwarnings("default::polyvec.TruncationWarning")
+@pytest.mark.parametrize("rule", ["end", "start"])
+def test_a_note_counts_what_long_texts_lost(polyvec, tiny_model, rule):
+    words = ["embed", "fox", LONG, LONG, "--model", tiny_model, "--truncate", rule]
+    code, out, err = polyvec(*words)
+    assert code == 0 and out.count("\n") == 3
+    assert err.startswith("polyvec: 2 texts have more than the 64 tokens") and err.count("\n") == 1
+    assert f"characters at the {rule} were cut" in err
+
+
+def test_a_size_that_the_model_lacks_is_refused_in_the_words_of_the_command(polyvec, tiny_model):
+    code, _, err = polyvec("embed", "fox", "--dim", 33, "--model", tiny_model)
+    assert code == 2
+    assert "--dim is 33" in err and "8, 16, 32" in err and "any_dim" not in err

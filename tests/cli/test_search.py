@@ -21,7 +21,7 @@ def test_search_prints_file_line_passage_and_score(polyvec, tiny_model, tmp_path
     code, out, err = polyvec(*words)
     assert code == 0
     assert out.splitlines()[0].endswith(f"{tmp_path / 'fox.md'}:3")
-    assert "    A fox\ufffd[2J sleeps." in out
+    assert "    A fox\\x1b[2J sleeps." in out
     assert "indexed 1 files, 1 passages" in err
     code, out, _ = polyvec(*words, "--json")
     assert json.loads(out)["line"] == 3

@@ -213,7 +213,7 @@ def run(words: Sequence[str]) -> ExitStatus:
 
 
 def _limit_threads(words: Sequence[str]) -> list[str]:
-    """Return the words without --threads, whose value goes where libraries look when imported.
+    """Return the words without --threads, whose value goes where libraries look for it.
 
     Raises ValueError unless it is a whole number from 1 on.
     """

@@ -18,6 +18,7 @@ from polyvec.terminal import ExitStatus
 ENVIRONMENT = {
     "LANCEDB_LOG": "The log level of LanceDB. If it is not set, polyvec sets it to error.",
     "LOCAL_RANK": "The number of the GPU that a training process uses. torchrun sets it.",
+    "OMP_NUM_THREADS": "How many threads encode on the CPU. --threads N sets it.",
     "OPENAI_API_KEY": "The API key that `polyvec eval run` sends to the server that it scores.",
     "POLYVEC_API_KEYS": "API keys that `polyvec serve` accepts in addition to those of --key-file, "
     "separated by spaces.",
@@ -30,6 +31,9 @@ INTRODUCTION = """
 
 This page lists every verb of `polyvec` with its parameters. `polyvec VERB --help` shows the same
 text. It is generated from the source code: do not edit it, run `make docs`.
+
+Every verb also has `--threads N`: how many threads encode on the CPU. A text or a file name that begins
+with a dash comes after `--`.
 """
 
 
