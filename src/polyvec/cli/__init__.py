@@ -176,11 +176,12 @@ def _discard(stream: TextIO) -> None:
 
 def run(words: Sequence[str]) -> ExitStatus:
     """Return the exit status of a command. Report an error as one sentence on standard error."""
-    if words[:1] == ["help"]:
-        words = [*words[1:], "--help"]
-    verb = words[0] if words else ""
+    verb = ""
     try:
         words = _limit_threads(words)
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
+        verb = words[0] if words else ""
         if verb not in VERBS:
             import_verbs()
         status = app(words, print_error=False, exit_on_error=False)

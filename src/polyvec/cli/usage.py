@@ -39,7 +39,7 @@ def explain(error: CycloptsError, words: Sequence[str]) -> str:
 
 def _explain_verb(error: UnknownCommandError, group: str) -> str:
     word = (error.unused_tokens or [""])[0]
-    verbs = [name for name in error.app or () if not name.startswith("-")]
+    verbs = [name for name in error.app or [] if not name.startswith("-")]
     if " " in word and "search" in verbs:
         return f'there is no verb "{word}"; to search files: polyvec search DIR "{word}"'
     other = OTHER_VERBS.get(word)
