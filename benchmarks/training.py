@@ -32,8 +32,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.report import describe_machine, table, write_section
 from polyvec.checkpoint import load_checkpoint
-from polyvec.model_folder import find_model
 from polyvec.export.sentence_transformers import save_sentence_transformer
+from polyvec.model_folder import find_model
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.data.tokens import tokenise

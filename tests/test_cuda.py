@@ -17,9 +17,9 @@ from torch import Tensor
 from polyvec import Encoder
 from polyvec.batch import Batch, make_batch
 from polyvec.checkpoint import load_checkpoint
-from polyvec.model_folder import BUNDLED
 from polyvec.engines import make_engine
 from polyvec.engines.torch import TorchEngine
+from polyvec.model_folder import BUNDLED
 from polyvec.network import Network
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.distributed import num_processes, process_group

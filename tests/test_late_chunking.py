@@ -9,7 +9,6 @@ import pytest
 from polyvec import Encoder, NotFiniteError, Semantic, Sentences
 from polyvec.batch import Batch, make_batch
 from polyvec.chunking import split_sentences
-from polyvec.model_folder import BUNDLED
 from polyvec.late_chunking import (
     cut_by_tokens,
     fill_empty_spans,
@@ -17,6 +16,7 @@ from polyvec.late_chunking import (
     group_sentences,
     join_chunks,
 )
+from polyvec.model_folder import BUNDLED
 from polyvec.pooling import cut_windows, pool_spans, pool_windows
 from polyvec.tasks import TASKS
 from polyvec.tokenizer import Tokenizer, Tokens

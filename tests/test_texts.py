@@ -1,6 +1,7 @@
 """Texts as callers give them."""
 
 from collections import ChainMap, OrderedDict
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -88,5 +89,5 @@ def test_positions_lead_back_to_the_text(text):
         assert len(joined) == len(text)
         return
     assert len(positions) == len(joined) + 1
-    spans = zip(positions[:-1], positions[1:], strict=True)
-    assert [replace_surrogates(text[start:end]) for start, end in spans] == list(joined)
+    found = [replace_surrogates(text[start:end]) for start, end in pairwise(positions)]
+    assert found == list(joined)

@@ -169,9 +169,7 @@ def test_a_piece_ends_between_characters_and_not_inside_of_one(tokenizer: Tokeni
 def test_few_threads_give_the_same_tokens(folder: Path):
     texts = ["hello world " * n for n in (1, 50, 700, 3)]
     free, bound = (Tokenizer.load(folder, 10**6, num_threads=n) for n in (None, 2))
-    for one, other in zip(
-        free.encode(texts, [""] * 4), bound.encode(texts, [""] * 4), strict=True
-    ):
+    for one, other in zip(free.encode(texts, [""] * 4), bound.encode(texts, [""] * 4), strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
         np.testing.assert_array_equal(one.offsets, other.offsets)
 

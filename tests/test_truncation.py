@@ -23,9 +23,9 @@ CALLS = {
     "encode_stream": lambda encoder, texts, rule: np.concatenate(
         list(encoder.encode_stream(texts, truncate=rule))
     ),
-    "encode_all": lambda encoder, texts, rule: encoder.encode_all(
-        texts, outputs=["dense"], truncate=rule
-    ).dense,
+    "encode_all": lambda encoder, texts, rule: (
+        encoder.encode_all(texts, outputs=["dense"], truncate=rule).dense
+    ),
     "encode_tokens": lambda encoder, texts, rule: np.stack(
         [
             rows.mean(0) / np.linalg.norm(rows.mean(0))

@@ -58,7 +58,7 @@ SENTENCE_ENDS = (
     # Tibetan's marks are not in Unicode's list, since a single one also separates clauses.
     re.compile("[\u0f0d-\u0f12\u0f14]++(?: ++[\u0f0d-\u0f12\u0f14]++)*+"),
     # A semicolon behind a Greek word is a question mark. Behind one letter it may be a formula's.
-    re.compile(f"[\u0370-\u03ff\u1f00-\u1fff]{{2}}[\"'\u2019\u201d\u00bb)]*+[;\u037e](?=\\s|$)"),
+    re.compile("[\u0370-\u03ff\u1f00-\u1fff]{2}[\"'\u2019\u201d\u00bb)]*+[;\u037e](?=\\s|$)"),
 )
 """Full stops and question marks of all scripts, beside those that the sentence splitter knows."""
 

@@ -484,9 +484,7 @@ class Encoder:
         return int(dim)
 
 
-def _load_again(
-    kind: type[Encoder], settings: dict[str, Any], rope_base: int | float
-) -> Encoder:
+def _load_again(kind: type[Encoder], settings: dict[str, Any], rope_base: int | float) -> Encoder:
     """The encoder that was pickled."""
     encoder = kind.load(**settings)
     encoder.engine.rope_base = rope_base

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 DELAY_SECONDS = 1.0
 """Time until a bar appears: short work needs none."""
@@ -17,6 +17,7 @@ TICK_SECONDS = 1.0
 """Time after which the elapsed time is shown again, even if nothing was completed."""
 
 
+@runtime_checkable
 class Bar(Protocol):
     """The part of tqdm's bar that callers use."""
 

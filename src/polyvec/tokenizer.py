@@ -40,6 +40,7 @@ END_CHARACTERS_PER_TOKEN = 32
 
 WHITE_SPACE = re.compile(r"\s+")
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
     """The tokens of one text: `<s>`, the instruction, the text, `</s>`."""
@@ -93,9 +94,7 @@ class Tokenizer:
     """Number of pieces that are tokenised at once; None means as many as the library likes."""
 
     @classmethod
-    def load(
-        cls, folder: Path, max_tokens: int, *, num_threads: int | None = None
-    ) -> "Tokenizer":
+    def load(cls, folder: Path, max_tokens: int, *, num_threads: int | None = None) -> "Tokenizer":
         """The tokenizer of a model folder.
 
         Raises ValueError if tokenizer.json is missing, too large or damaged, or if it does not put

@@ -146,9 +146,7 @@ def test_streams_that_are_closed_or_full(tmp_path, tiny_model):
         assert (started.returncode, part in err, "Traceback" in err) == (code, True, False), line
 
 
-def test_a_component_that_does_not_exist_is_refused_before_a_folder_is_indexed(
-    run_verb, tmp_path
-):
+def test_a_component_that_does_not_exist_is_refused_before_a_folder_is_indexed(run_verb, tmp_path):
     (tmp_path / "a.txt").write_text("A fox sleeps.\n")
     code, _, err = run_verb("search", tmp_path, "fox", "--weight.foo", 1)
     assert (code, "foo" in err, err.count("\n")) == (ExitStatus.REFUSED, True, 1)
