@@ -44,7 +44,7 @@ def _read_quotas(root: Path) -> Iterator[float]:
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")

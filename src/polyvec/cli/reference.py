@@ -32,8 +32,8 @@ INTRODUCTION = """
 This page lists every verb of `polyvec` with its parameters. `polyvec VERB --help` shows the same
 text. It is generated from the source code: do not edit it, run `make docs`.
 
-Every verb also has `--threads N`: how many threads encode on the CPU. A text or a file name that begins
-with a dash comes after `--`.
+Every verb also has `--threads N`: how many threads encode on the CPU. A text or a file name that
+begins with a dash comes after `--`.
 """
 
 

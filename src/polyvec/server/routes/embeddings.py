@@ -250,8 +250,8 @@ def _check_options(request: EmbeddingRequest, model: ServedModel) -> None:
             )
         if pack_bits(request.encodings) and model.config.multi_vector_dim % 8:
             raise invalid_input(
-                f"this model's token embeddings have {model.config.multi_vector_dim} numbers, which "
-                "is not a multiple of 8, so they have no binary form",
+                f"this model's token embeddings have {model.config.multi_vector_dim} numbers, "
+                "which is not a multiple of 8, so they have no binary form",
                 "embedding_type",
             )
 
