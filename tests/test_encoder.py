@@ -143,7 +143,7 @@ def test_no_texts_give_no_rows(encoder: Encoder) -> None:
     assert encoder.encode_tokens([]) == []
 
 
-@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::polyvec.truncation.TruncationWarning")
 @pytest.mark.parametrize("text", ["", " ", "\0", "\ud800", "a" * 5000])
 def test_odd_texts_have_vectors(encoder: Encoder, text: str) -> None:
     assert np.isfinite(encoder.encode([text, "fox"])).all()

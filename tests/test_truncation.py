@@ -35,7 +35,7 @@ CALLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::polyvec.truncation.TruncationWarning")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_long_text_is_its_beginning_or_its_end(fresh, call):
     first, last = " ".join(["fox"] * 100), " ".join(["den"] * 100)

@@ -124,7 +124,7 @@ def test_a_hyphen_is_standard_input_beside_other_files(polyvec, tiny_model, tmp_
 LONG = " ".join(["fox"] * 200)
 
 
-@pytest.mark.filterwarnings("default::polyvec.TruncationWarning")
+@pytest.mark.filterwarnings("default::polyvec.truncation.TruncationWarning")
 @pytest.mark.parametrize("rule", ["end", "start"])
 def test_a_note_counts_what_long_texts_lost(polyvec, tiny_model, rule):
     words = ["embed", "fox", LONG, LONG, "--model", tiny_model, "--truncate", rule]

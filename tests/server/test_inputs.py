@@ -40,7 +40,7 @@ def test_truncation_reads_the_beginning(long_server, long_library):
     assert long_server.error({"input": words(long_library, 1_000_000)})[0] == 400
 
 
-@pytest.mark.filterwarnings("ignore::polyvec.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::polyvec.truncation.TruncationWarning")
 @pytest.mark.parametrize(
     ("truncate", "rule"), [("end", "end"), (True, "end"), ("start", "start")], ids=str
 )
