@@ -65,7 +65,9 @@ class Table(list):
     ],
     ids=lambda items: type(items).__name__,
 )
-def test_what_would_give_keys_or_no_texts_is_refused_by_name(items):
+def test_what_would_give_keys_or_no_texts_is_refused_by_name(items, monkeypatch):
+    # Annotations are not checked, as for users.
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(ValueError, match=rf"^candidates is .*{type(items).__name__}"):
         list_items(items, "candidates")
 

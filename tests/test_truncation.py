@@ -73,7 +73,7 @@ def test_one_warning_counts_what_was_cut(fresh, call, rule):
     )
     cut = count_cut_characters(LONG, tokens, rule)
     assert 400 < cut < len(LONG)
-    assert f"2 texts have more than the 64 tokens that the model reads: {2 * cut}" in str(
+    assert f"2 texts have more than the 64 tokens that the model reads: {2 * cut:,}" in str(
         warning.message
     )
     assert warning.filename == __file__ or "stream" in str(call)
