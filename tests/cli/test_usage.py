@@ -91,7 +91,6 @@ def test_an_interrupt_says_what_is_kept(monkeypatch, capsys, verb, part):
     def interrupt(*words, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("polyvec.cli.app.__call__", interrupt, raising=False)
     monkeypatch.setattr("polyvec.cli.app", interrupt)
     assert run([verb]) == ExitStatus.INTERRUPTED
     err = capsys.readouterr().err
