@@ -35,7 +35,7 @@ def cluster(
 
     Passages that fit no cluster are listed under "none". No file is written but the map. A folder
     without clusters is a normal result with exit status 0. The exit status is 1 if files were
-    skipped because they cannot be read.
+    skipped because they cannot be read. DIR may also be a single file.
 
     polyvec cluster notes/ --map topics.html
 
@@ -44,8 +44,7 @@ def cluster(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON
-        lines are read.
+        The folder to search. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
     each
         The unit that is clustered: passages or whole files.
     min_size

@@ -58,7 +58,7 @@ def search(
 
     The first search indexes the folder. Later searches index only what changed. The exit status is
     1 if no passage was found, or if most files of the index seem to be gone. Files that cannot be
-    read are named, and do not change it.
+    read are named, and do not change it. DIR may also be a single file.
 
     polyvec search notes/ "how do I stop a nosebleed?"
 
