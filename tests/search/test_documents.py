@@ -2,31 +2,8 @@ import json
 
 import pytest
 
-from polyvec.search import pdf_pages
-from polyvec.search.documents import read_document
-
-
-def pdf(*pages):
-    """A PDF of pages with a line of text each, as small as can be."""
-    objects = ["<< /Type /Catalog /Pages 2 0 R >>"]
-    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
-    objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>")
-    objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
-    for number, text in enumerate(pages):
-        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
-        objects.append(
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
-            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * number} 0 R >>"
-        )
-        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
-    body, places = b"%PDF-1.4\n", []
-    for number, text in enumerate(objects, 1):
-        places.append(len(body))
-        body += f"{number} 0 obj\n{text}\nendobj\n".encode()
-    rows = "".join(f"{place:010} 00000 n \n" for place in places)
-    table = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{rows}"
-    end = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(body)}\n%%EOF\n"
-    return body + (table + end).encode()
+from polyvec.search.documents import find_kind, read_document
+from tests.search.made_files import pdf
 
 
 def places(document):
@@ -82,14 +59,6 @@ in its den.<br>And <b>wakes</b>.
     assert [where(document, word) for word in words] == [2, 5, 5, 6, 7, 8, 8, 9]
 
 
-def test_html_is_read_in_the_encoding_that_it_names():
-    page = '<meta charset="{}"><p>Füchse</p>'
-    assert "Füchse" in read_document(page.format("latin-1").encode("latin-1"), "a.htm").text
-    assert "Füchse" in read_document(page.format("UTF-8").encode(), "a.htm").text
-    with pytest.raises(ValueError, match="no-such"):
-        read_document(page.format("no-such").encode(), "a.htm")
-
-
 @pytest.mark.parametrize("source", ["<![foo", "<p>a<![CDATA[b", "<script>", "", "</p></nav>x<"])
 def test_broken_html_gives_a_text_or_a_reason(source):
     try:
@@ -112,11 +81,9 @@ def test_pages_of_a_pdf_are_parts_with_their_numbers():
         (pdf("fox").replace(b"/Kids [4 0 R]", b"/Kids [9 0 R]"), "PDF|text"),
         (pdf("fox")[:300], "PDF|text"),
         (pdf(""), "no text"),
-        (pdf(*"abc"), "more than 2 pages"),
     ],
 )
-def test_a_pdf_that_cannot_be_read_says_why(raw, reason, monkeypatch):
-    monkeypatch.setattr(pdf_pages, "MAX_PAGES", 2)
+def test_a_pdf_that_cannot_be_read_says_why(raw, reason):
     with pytest.raises(ValueError, match=reason):
         read_document(raw, "a.pdf")
 
@@ -178,3 +145,25 @@ def test_what_is_not_text_says_so(name, raw):
 def test_rows_longer_and_shorter_than_the_header_are_searched_too():
     document = read_document(b"name,food\nfox,mice,red\nowl\n", "a.csv")
     assert places(document) == [(2, "name: fox\nfood: mice\nred"), (3, "name: owl")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    "README sub/Makefile Dockerfile.dev README.de Makefile.am notes a.LOG.GZ a.tar.MD".split(),
+)
+def test_a_text_is_known_by_its_whole_name(name):
+    kind = find_kind(name)
+    assert kind is not None and kind.unit == "line"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.exe", "a.tar.gz", "sub.md/a.zip", "a.sqlite"])
+def test_other_files_have_no_kind(name):
+    assert find_kind(name) is None
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_the_first_rows_of_a_long_table_are_read(name):
+    rows = "".join(f'"fox {n}"\n' for n in range(100))
+    document = read_document(f'"name"\n{rows}'.encode(), name, max_rows=10)
+    assert len(list(document.parts())) == 10
+    assert document.cut == "only the first 10 rows are read; --max-rows reads more"

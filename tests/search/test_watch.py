@@ -15,7 +15,7 @@ from polyvec.search.watch import is_relevant, watch_index
     [
         (Change.modified, "a.md", True),
         (Change.added, "sub/A.PDF", True),
-        (Change.modified, "a.log", False),
+        (Change.modified, "a.png", False),
         (Change.deleted, "was-it-a-folder", True),
         (Change.added, "there", True),
         (Change.modified, ".hidden/a.md", False),

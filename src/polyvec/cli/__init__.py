@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {
     "bm25s": ("train", "eval"),
+    "chardet": ("search",),
     "datasets": ("eval",),
     "datasketch": ("train",),
     "filelock": ("search", "server"),
@@ -32,12 +33,14 @@ EXTRAS = {
     "matplotlib": ("search", "train", "eval"),
     "mteb": ("eval",),
     "opentelemetry": ("traces",),
+    "openpyxl": ("documents",),
     "orjson": ("server",),
+    "pathspec": ("search",),
     "prometheus_client": ("server",),
     "py3langid": ("train",),
     "pyarrow": ("search", "train", "eval"),
     "pydantic": ("server",),
-    "pypdf": ("search",),
+    "pypdfium2": ("search",),
     "pytrec_eval": ("eval",),
     "scipy": ("search", "server", "train", "eval"),
     "sentence_transformers": ("eval",),
@@ -48,6 +51,7 @@ EXTRAS = {
     "torch": ("torch", "train", "eval"),
     "uvicorn": ("server",),
     "watchfiles": ("search",),
+    "webencodings": ("search",),
 }
 """The extras that install a package which may be missing. The extra with the verb's own name is
 recommended, else the first."""

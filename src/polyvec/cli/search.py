@@ -33,6 +33,10 @@ def search(
     forget: bool = False,
     follow_links: bool = False,
     index: Path | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    all_files: bool = False,
+    max_rows: int = 10_000,
     dim: int | None = None,
     quantise: Literal["float", "int8", "binary"] | None = None,
     model: str | None = None,
@@ -55,8 +59,8 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, CSV and JSON
-        lines are read.
+        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, office documents, e-mail, tables
+        and many other files are read.
     question
         The question, in any of the model's languages.
     top
@@ -92,6 +96,16 @@ def search(
         Follow symbolic links that lead out of the folder.
     index
         The folder for the index. The default is DIR/.polyvec, which may be deleted at any time.
+    include
+        Read only files that match one of these patterns, which are those of .gitignore: "*.md", or
+        "letters/".
+    exclude
+        Leave out the files and folders that match one of these patterns.
+    all_files
+        Read also files that .gitignore names, and folders of generated files such as build and
+        node_modules.
+    max_rows
+        How many rows of a table are read.
     dim
         How many numbers a vector has: one of the model's Matryoshka sizes. The default is that of
         the existing index, or the largest for a new index.
@@ -107,6 +121,8 @@ def search(
     """
     if top < 1:
         raise ValueError(f"--top is {top}, must be at least 1")
+    if max_rows < 1:
+        raise ValueError(f"--max-rows is {max_rows}, must be at least 1")
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     if question is not None and near is not None:
@@ -117,8 +133,17 @@ def search(
         raise ValueError("the question is empty")
     from polyvec.encoder import Encoder
     from polyvec.search import Index
+    from polyvec.search.files import Selection
 
-    target = Index(folder, Encoder.load(model), directory=index, dim=dim, quantise=quantise)
+    selection = Selection(include or (), exclude or (), all_files, max_rows)
+    target = Index(
+        folder,
+        Encoder.load(model),
+        directory=index,
+        dim=dim,
+        quantise=quantise,
+        selection=selection,
+    )
 
     def answer(asked: str | None) -> bool:
         """Write the answer. Return whether there is one."""
@@ -265,6 +290,8 @@ def _report_update(update: "Update", seconds: float) -> None:
         note(f"skipped {sentence}")
     if update.doubt:
         note(_keep(update.doubt))
+    for sentence in update.notes:
+        note(sentence)
     if update.rebuilt:
         note(f"rebuilt the index, since {update.rebuilt}")
     if update.resumed:

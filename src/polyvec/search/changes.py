@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from polyvec.search.files import describe_folder, list_files, read_file
+from polyvec.search.selection import EVERYTHING, PassedOver, Selection
 
 MAX_LOST_SHARE = 0.5
 """The share of the passages that an update may remove without asking."""
@@ -52,6 +53,9 @@ class Changes:
     skipped: list[str] = field(default_factory=list)
     """One sentence for each file or folder that cannot be read, and one for links."""
 
+    notes: list[str] = field(default_factory=list)
+    """Sentences about what was passed over."""
+
     def settle(self, *, forget: bool) -> None:
         """Treat the doubtful files as they seem to be, or leave their passages in the index."""
         doubtful = {*self.doubtful}
@@ -69,6 +73,7 @@ def find_changes(
     indexed_at: float,
     rebuild: bool = False,
     follow_links: bool = False,
+    selection: Selection = EVERYTHING,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Changes:
     """Compare the files of `place` with those that are indexed. Nothing is written.
@@ -89,11 +94,17 @@ def find_changes(
             kept = "" if rebuild else "; the passages of its files are kept"
             changes.skipped.append(describe_folder(error) + kept)
 
+    passed_over = PassedOver()
     for path in list_files(
-        place, follow_links=follow_links, on_unreadable=add_closed_folder, on_link=links.append
+        place,
+        selection,
+        passed_over,
+        follow_links=follow_links,
+        on_unreadable=add_closed_folder,
+        on_link=links.append,
     ):
         try:
-            file = read_file(root, path)
+            file = read_file(root, path, selection)
         except ValueError as error:
             if not rebuild:
                 listed.add(path)
@@ -105,6 +116,7 @@ def find_changes(
             sizes[path] = len(file.raw)
             num_bytes += len(file.raw)
         progress(0, num_bytes)
+    changes.notes = list(passed_over.sentences())
     if links:
         more = f" (as do {len(links) - 1} other links)" if len(links) > 1 else ""
         changes.skipped.append(
@@ -114,7 +126,12 @@ def find_changes(
     missing = sorted(indexed.keys() - listed)
     if not rebuild:
         missing = [path for path in missing if not _is_below(path, closed_folders)]
-    lost = [path for path in missing if indexed[path].digest not in digests]
+    # A file that is there was passed over, as the user wants.
+    lost = [
+        path
+        for path in missing
+        if indexed[path].digest not in digests and not os.path.exists(root / path)
+    ]
     lost += [path for path, size in sizes.items() if size == 0 and path in indexed]
     changes.doubtful, changes.doubt = _find_doubtful(root, indexed, lost, indexed_at)
     changes.gone = sorted({*missing} - {*changes.doubtful})

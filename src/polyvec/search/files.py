@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyvec.search.documents import SUFFIXES
+from polyvec.search.documents import Kind, find_kind, missing_package
+from polyvec.search.readers.rows import MAX_ROWS
+from polyvec.search.selection import EVERYTHING, PassedOver, Rules, Selection
 
 MAX_FILE_BYTES = 64 * 2**20
 """Larger files are reported and left out: their passages are rarely what a user looks for."""
-
-IGNORED_FOLDERS = {"node_modules", "__pycache__"}
-"""Folders of generated files and of copies. Hidden folders are ignored as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,9 @@ class File:
     modified: int
     """The time at which the file was last written, in seconds since 1970."""
 
+    max_rows: int = MAX_ROWS
+    """The rows that are read if it is a table."""
+
 
 def root_of(place: Path) -> Path:
     """The folder to which the paths of `list_files` are relative: `place`, or that of a file."""
@@ -42,6 +44,8 @@ def describe_folder(error: OSError) -> str:
 
 def list_files(
     place: Path,
+    selection: Selection = EVERYTHING,
+    passed_over: PassedOver | None = None,
     *,
     follow_links: bool = False,
     on_unreadable: Callable[[OSError], object] = lambda error: None,
@@ -49,18 +53,21 @@ def list_files(
 ) -> Iterator[str]:
     """The sorted paths of the files in a folder that can be searched; none is hidden.
 
-    If `place` is a file, it is the only one. `on_unreadable` is called with the error of each
-    folder that cannot be listed. Symbolic links that lead out of the folder are followed only with
-    `follow_links`; otherwise `on_link` is called with each of them.
+    If `place` is a file, it is the only one. `passed_over` is told of the files that are there and
+    are not among them. `on_unreadable` is called with the error of each folder that cannot be
+    listed. Symbolic links that lead out of the folder are followed only with `follow_links`;
+    otherwise `on_link` is called with each of them.
     """
     if place.is_file():
         yield place.name
         return
-    root, seen = Path(os.path.realpath(place)), set[str]()
+    passed_over = PassedOver() if passed_over is None else passed_over
+    rules = Rules(place, selection)
+    root, seen = Path(os.path.realpath(place)), set[tuple[int, int]]()
+    reasons: dict[Kind, str] = {}
 
     def is_followed(path: Path, *, is_folder: bool) -> bool:
-        # Path.is_symlink fails in a folder that cannot be entered.
-        if not os.path.islink(path):  # noqa: PTH114
+        if not path.is_symlink():
             return True
         leads_out = not Path(os.path.realpath(path)).is_relative_to(root)
         if leads_out and not follow_links:
@@ -69,30 +76,43 @@ def list_files(
         return follow_links if leads_out else not is_folder
 
     for parent, folders, names in os.walk(place, onerror=on_unreadable, followlinks=follow_links):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name[0] != "."
-            and name not in IGNORED_FOLDERS
-            and is_followed(Path(parent, name), is_folder=True)
-        )
         if follow_links:
-            if os.path.realpath(parent) in seen:
+            state = os.stat(parent)
+            if (state.st_dev, state.st_ino) in seen:
                 # A link to a folder around it would never end.
                 folders.clear()
                 continue
-            seen.add(os.path.realpath(parent))
+            seen.add((state.st_dev, state.st_ino))
+        inside = "" if Path(parent) == place else Path(parent).relative_to(place).as_posix() + "/"
+        rules.enter(inside, names)
+        kept = list[str]()
+        for name in sorted(folders):
+            path = Path(parent, name)
+            if name.startswith(".") or not is_followed(path, is_folder=True):
+                continue
+            if reason := rules.why_not_folder(path, f"{inside}{name}/"):
+                passed_over.counts[reason] += 1
+            else:
+                kept.append(name)
+        folders[:] = kept
         for name in sorted(names):
             path = Path(parent, name)
-            if (
-                name.lower().endswith(SUFFIXES)
-                and not name.startswith(".")
-                and is_followed(path, is_folder=False)
-            ):
-                yield path.relative_to(place).as_posix()
+            if name.startswith("."):
+                continue
+            if reason := rules.why_not_file(path, inside + name):
+                passed_over.counts[reason] += 1
+                continue
+            kind = find_kind(name)
+            assert kind is not None
+            if kind not in reasons:
+                reasons[kind] = missing_package(kind)
+            if reasons[kind]:
+                passed_over.missing[reasons[kind].removeprefix("needs ")] += 1
+            elif is_followed(path, is_folder=False):
+                yield inside + name
 
 
-def read_file(folder: Path, path: str) -> File:
+def read_file(folder: Path, path: str, selection: Selection = EVERYTHING) -> File:
     """Read a file of the folder. Raises ValueError with the reason if it cannot be read."""
     full_path = folder / path
     try:
@@ -111,5 +131,9 @@ def read_file(folder: Path, path: str) -> File:
             raw = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise ValueError(f"{full_path}: {error.strerror}") from None
-    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
-    return File(path, raw, digest, int(state.st_mtime))
+    kind = find_kind(path)
+    is_unusual = kind is not None and kind.has_rows and selection.max_rows != MAX_ROWS
+    # A table is another document if more of its rows are read.
+    rows = f"{selection.max_rows}".encode()[:16] if is_unusual else b""
+    digest = hashlib.blake2b(raw, digest_size=16, person=rows).hexdigest()
+    return File(path, raw, digest, int(state.st_mtime), selection.max_rows)

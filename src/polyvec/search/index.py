@@ -34,6 +34,7 @@ from polyvec.search.retrieval import (
     rerank_hits,
     where_sql,
 )
+from polyvec.search.selection import EVERYTHING, Selection
 from polyvec.search.table_files import DamagedError, ExplainDamage
 from polyvec.search.updating import Progress, Update, Updater
 from polyvec.search.vectors import Quantise, Row, find_nearest
@@ -63,6 +64,7 @@ class Index:
         directory: Path | None = None,
         dim: int | None = None,
         quantise: Quantise | None = None,
+        selection: Selection = EVERYTHING,
     ) -> None:
         """Open the index of `folder`, which is stored in `directory`, by default `folder/.polyvec`.
 
@@ -71,6 +73,7 @@ class Index:
         `dim` is the size of a vector, one of the model's Matryoshka sizes, and `quantise` the form
         in which it is stored (see `vectors`). By default, an existing index keeps its own; a new
         one has the full size and "float".
+        `selection` says which files of the folder are read.
 
         Raises ValueError if the folder does not exist, and if the form is unknown.
         """
@@ -85,6 +88,7 @@ class Index:
         inside = self.directory.resolve().is_relative_to(self.folder.resolve())
         owner = name if inside else str(folder.resolve())
         self.encoder = encoder
+        self.selection = selection
         self._table = IndexTable(self.directory, encoder, owner=owner, dim=dim, quantise=quantise)
         self.dim, self.sparse = self._table.dim, self._table.sparse
         self.quantise: Quantise = self._table.quantise
@@ -109,7 +113,9 @@ class Index:
         try:
             self._make_directory()
             with filelock.FileLock(self.directory / "lock", timeout=0):
-                updater = Updater(self._table, self.encoder, self.place, self.folder)
+                updater = Updater(
+                    self._table, self.encoder, self.place, self.folder, self.selection
+                )
                 try:
                     with ExplainDamage(self.directory):
                         return updater.run(

@@ -34,7 +34,7 @@ def split_file(folder: Path, file: File, tokenizer: Tokenizer) -> SplitFile:
     Raises ValueError with the name of the file and the reason if it has no text.
     """
     try:
-        document = read_document(file.raw, file.path)
+        document = read_document(file.raw, file.path, max_rows=file.max_rows)
     except ValueError as error:
         raise ValueError(f"{folder / file.path}: {error}") from None
     passages = []
@@ -44,7 +44,7 @@ def split_file(folder: Path, file: File, tokenizer: Tokenizer) -> SplitFile:
             part,
             PASSAGE_TOKENS,
             size=lambda text: tokenizer.count(text) - 2,
-            markdown=document.is_markdown,
+            markdown=document.is_markdown and first >= document.front_matter,
         ):
             text = part[chunk.start : chunk.end]
             start = first + chunk.end - len(text.lstrip())

@@ -24,6 +24,7 @@ from polyvec.search.files import read_file
 from polyvec.search.index_table import IndexTable
 from polyvec.search.passages import SplitFile, split_file
 from polyvec.search.retrieval import PASSAGE
+from polyvec.search.selection import Selection
 from polyvec.search.stored_vectors import StoredVectors
 from polyvec.search.table_files import DamagedError
 from polyvec.search.vectors import pack_sparse, pack_vectors
@@ -64,6 +65,9 @@ class Update:
     """One sentence for each file that could not be read, or not as a whole. The passages that the
     index has of it stay."""
 
+    notes: list[str] = field(default_factory=list)
+    """One sentence for each file whose encoding was guessed, and for what was passed over."""
+
     doubt: str = ""
     """The reason why passages of files that seem to be gone were kept; empty if none were."""
 
@@ -80,10 +84,18 @@ class Update:
 class Updater:
     """An update of an index. Only one runs at a time; `Index.update` holds the lock."""
 
-    def __init__(self, index: IndexTable, encoder: Encoder, place: Path, root: Path) -> None:
+    def __init__(
+        self,
+        index: IndexTable,
+        encoder: Encoder,
+        place: Path,
+        root: Path,
+        selection: Selection,
+    ) -> None:
         """`place` is the folder or the file that is indexed; paths are relative to `root`."""
         self._index, self._encoder = index, encoder
         self._place, self._root = place, root
+        self._selection = selection
         self._update = Update()
 
     def run(
@@ -106,6 +118,7 @@ class Updater:
             indexed_at=index.files.changed_at,
             rebuild=is_new,
             follow_links=follow_links,
+            selection=self._selection,
             progress=progress,
         )
         if changes.doubt:
@@ -123,6 +136,7 @@ class Updater:
             index.files.begin_change()
             table = index.create(rows)
         self._apply(table, changes, {} if is_new else indexed, stored, progress)
+        update.notes += changes.notes
         if update.changed or update.removed or update.rebuilt or not index.files.is_closed:
             # This also adds the new rows to the full-text index.
             retention = REBUILD_RETENTION if update.rebuilt else VERSION_RETENTION
@@ -178,13 +192,15 @@ class Updater:
         update = self._update
         for path in changes.files:
             try:
-                file = read_file(self._root, path)
+                file = read_file(self._root, path, self._selection)
                 split = split_file(self._root, file, self._encoder.tokenizer)
             except ValueError as error:
                 update.skipped.append(describe_skipped(error, indexed.get(path)))
                 continue
             if split.document.cut:
                 update.skipped.append(f"{self._root / path}: {split.document.cut}")
+            if split.document.note:
+                update.notes.append(f"{self._root / path}: {split.document.note}")
             # An empty file has no row that could store its digest, so it never counts as new.
             if split.passages or path in indexed:
                 update.changed.append(path)

@@ -3,15 +3,14 @@
 import io
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from threading import Thread
 
 from watchfiles import Change, watch
 
-from polyvec.search.documents import SUFFIXES
-from polyvec.search.files import IGNORED_FOLDERS
 from polyvec.search.index import BusyError, Index, NotUpdatedError
+from polyvec.search.selection import EVERYTHING, Selection, is_hidden, is_searched
 from polyvec.search.updating import Progress, Update
 
 POLL_MILLISECONDS = 100
@@ -42,7 +41,7 @@ def watch_index(
     folder, directory = index.folder.resolve(), index.directory.resolve()
 
     def filter_change(change: Change, path: str) -> bool:
-        return is_relevant(change, Path(path), folder, directory)
+        return is_relevant(change, Path(path), folder, directory, index.selection)
 
     first, late = True, True
     for changes in watch(
@@ -64,16 +63,21 @@ def watch_index(
             yield questions.get()
 
 
-def is_relevant(change: Change, path: Path, folder: Path, directory: Path) -> bool:
+def is_relevant(
+    change: Change,
+    path: Path,
+    folder: Path,
+    directory: Path,
+    selection: Selection = EVERYTHING,
+) -> bool:
     """Whether a change at `path` may change the index of `folder` that is stored in `directory`.
 
     Folders count, since their files move with them. A deleted path may have been a folder.
     """
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part in IGNORED_FOLDERS for part in parts)
-    if hidden or path.is_relative_to(directory):
+    place = PurePosixPath(path.relative_to(folder).as_posix())
+    if is_hidden(place, selection) or path.is_relative_to(directory):
         return False
-    return path.name.lower().endswith(SUFFIXES) or change is Change.deleted or path.is_dir()
+    return is_searched(place, selection) or change is Change.deleted or path.is_dir()
 
 
 def read_questions() -> SimpleQueue[str]:

@@ -59,7 +59,7 @@ def html_pieces(source: str) -> Iterator[tuple[int, str]]:
         if text is not None:
             if not hidden:
                 blank = len(text) - len(text.lstrip())
-                yield line + text.count("\n", 0, blank), _unescape(text, collapse=not num_pre)
+                yield line + text.count("\n", 0, blank), unescape(text, collapse=not num_pre)
         elif tag in HIDDEN:
             if not token["closing"]:
                 if not token["attributes"].endswith("/"):
@@ -82,7 +82,7 @@ def html_pieces(source: str) -> Iterator[tuple[int, str]]:
         line += token[0].count("\n")
 
 
-def _unescape(text: str, *, collapse: bool) -> str:
+def unescape(text: str, *, collapse: bool) -> str:
     """The text with its character references resolved, and white space as a browser shows it."""
     text = html.unescape(LONG_REFERENCE.sub("\ufffd", text))
     return WHITE_SPACE.sub(" ", text) if collapse else text
