@@ -1,10 +1,10 @@
-"""Which files of a folder are searched, in which order, and what is said of the others."""
+"""Which files of a folder are searched, and what is said of the others."""
 
 import pytest
 
 from polyvec.search import Index
-from polyvec.search import files as module
-from polyvec.search.files import PassedOver, Selection, list_files
+from polyvec.search.files import list_files
+from polyvec.search.selection import PassedOver, Selection
 
 
 def make(folder, *paths, text="words"):
@@ -62,14 +62,6 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
     )
 
 
-def test_large_files_come_after_all_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LARGE_FILE_BYTES", 10)
-    make(tmp_path, "a.csv", "b.csv", text="x" * 30)
-    make(tmp_path, "c.csv", text="x" * 20)
-    make(tmp_path, "d.md", "e/f.md")
-    assert listed(tmp_path) == ["d.md", "e/f.md", "c.csv", "a.csv", "b.csv"]
-
-
 @pytest.mark.timeout(300)
 def test_a_larger_limit_reads_the_rest_of_a_table(tmp_path, searcher):
     rows = "".join(f"fox {n}\n" for n in range(20))
@@ -81,3 +73,12 @@ def test_a_larger_limit_reads_the_rest_of_a_table(tmp_path, searcher):
     ]
     whole = Index(tmp_path, searcher).update()
     assert (whole.passages, whole.skipped, whole.changed) == (20, [], ["a.csv"])
+
+
+@pytest.mark.timeout(300)
+def test_files_that_are_no_longer_wanted_leave_the_index_without_a_doubt(tmp_path, searcher):
+    make(tmp_path, "a.md", "b.txt", "c.txt")
+    Index(tmp_path, searcher).update()
+    update = Index(tmp_path, searcher, selection=Selection(include=["*.md"])).update()
+    assert (update.removed, update.doubt, update.files) == (["b.txt", "c.txt"], "", 1)
+    assert update.notes == ["passed over 2 by --include"]
