@@ -177,6 +177,10 @@ KINDS: dict[str, Kind] = {
 PACKED = ".gz"
 """The end of the name of a file that is packed by gzip. What stands before it says its kind."""
 
+SUFFIX = re.compile(r"(?<=.)\.[a-z][\w+~-]*\Z")
+"""The end of a name that says what a file is. A number or a date behind a dot does not, as in
+`app.log.1`."""
+
 TEXT_NAMES = frozenset(
     "authors build changelog changes cmakelists containerfile contributing copying copyright "
     "credits dockerfile faq gemfile history install jenkinsfile justfile licence license makefile "
@@ -188,13 +192,13 @@ TEXT_NAMES = frozenset(
 def find_kind(name: str) -> Kind | None:
     """The kind of the file with this name, which may be a path; None if no reader is known for it.
 
-    A name without an end, such as `Makefile`, is that of a text.
+    A name without an end that says it, such as `Makefile`, is that of a text.
     """
     lower = name.lower().rpartition("/")[2].removesuffix(PACKED)
-    stem, dot, end = lower.rpartition(".")
-    if not dot or not stem:
+    suffix = SUFFIX.search(lower)
+    if suffix is None:
         return PLAIN
-    known = KINDS.get(dot + end)
+    known = KINDS.get(suffix[0])
     return PLAIN if known is None and lower.partition(".")[0] in TEXT_NAMES else known
 
 

@@ -19,12 +19,12 @@ from polyvec.search.readers.encodings import looks_binary
 from polyvec.search.readers.rows import MAX_ROWS
 
 GENERATED_FOLDERS = frozenset(
-    "__pycache__ _build bower_components build buck-out dist node_modules site-packages target "
-    "virtualenv".split()
+    "__pycache__ _build bower_components build buck-out dist htmlcov node_modules site-packages "
+    "target venv virtualenv".split()
 )
 """Folders of generated files and of copies."""
 
-FOLDER_MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
+FOLDER_MARKS = ("pyvenv.cfg", "bin/activate", "conda-meta", "CACHEDIR.TAG")
 """A folder with one of these holds a virtual environment, or a cache."""
 
 GENERATED_NAMES = frozenset(

@@ -63,6 +63,19 @@ def test_labels_have_the_meaning_of_the_encoding_standard(label, codec, text):
         assert document.note == ""
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        '<!-- <meta charset="koi8-r"> -->',
+        '<meta name="description" content="about charset=koi8-r">',
+        '<meta name=charset content="koi8-r">',
+        "<title>charset=koi8-r</title>",
+    ],
+)
+def test_what_is_no_declaration_of_a_page_is_none(head):
+    assert "Füchse" in read_document(f"{head}<p>Füchse".encode(), "a.html").text
+
+
 def test_a_byte_order_mark_comes_before_a_declaration():
     page = '<meta charset="koi8-r"><p>Füchse 狐</p>'
     for codec, mark in (("utf-8", "\ufeff"), ("utf-16-le", "\ufeff"), ("utf-16-be", "\ufeff")):

@@ -22,7 +22,7 @@ UTF_8_MARK = b"\xef\xbb\xbf"
 
 CODECS = {
     "big5": ("big5hkscs", "cp950"),
-    "euc-jp": ("euc_jp", "euc_jisx0213"),
+    "euc-jp": ("euc_jp", "euc_jis_2004"),
     "euc-kr": ("cp949",),
     "gb18030": ("gb18030",),
     "gbk": ("gb18030",),
@@ -70,7 +70,10 @@ COOKIE = re.compile(
 )
 """The declaration of Python, Emacs and Vim, in one of the first two lines."""
 
-HTML_CHARSET = re.compile(rb"<meta[^>]{0,400}?charset\s*=\s*[\"']?\s*([\w:.-]{1,40})", re.IGNORECASE)
+META = re.compile(rb"<meta[\s/]([^>]{0,1000})", re.IGNORECASE)
+ATTRIBUTE = re.compile(rb"([^\s=\"'/>]++)\s*+=\s*+(\"[^\"]*+\"?|'[^']*+'?|[^\s>]++)")
+CONTENT_CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s\"';]{1,40})", re.IGNORECASE)
+COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
 
 XML_ENCODING = re.compile(rb"\A\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w:.-]{1,40})")
 
@@ -110,7 +113,15 @@ def decode(raw: bytes, label: str = "") -> Decoded:
 
 def html_label(raw: bytes) -> str:
     """The encoding that an HTML page declares in a `meta` element; "" if it declares none."""
-    return _find_label(HTML_CHARSET, raw) or xml_label(raw)
+    for element in META.finditer(COMMENT.sub(b"", raw[:HEAD_BYTES])):
+        values = {name.lower(): value.strip(b"\"' ") for name, value in ATTRIBUTE.findall(element[1])}
+        label = values.get(b"charset", b"")
+        if values.get(b"http-equiv", b"").lower() == b"content-type":
+            content = CONTENT_CHARSET.search(values.get(b"content", b""))
+            label = label or (content[1] if content else b"")
+        if label:
+            return label.decode("ascii", "ignore")
+    return xml_label(raw)
 
 
 def xml_label(raw: bytes) -> str:
