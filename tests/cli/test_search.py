@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from inspect import signature
 from typing import get_args, get_type_hints
 
 import filelock
@@ -11,6 +12,7 @@ import pytest
 from polyvec.cli.search import search
 from polyvec.search import commits, updating
 from polyvec.search.fusion import FusionMethod
+from polyvec.search.readers.rows import MAX_ROWS
 from polyvec.search.vectors import Quantise
 from polyvec.terminal import ExitStatus
 
@@ -264,3 +266,26 @@ def test_a_single_file_is_searched(polyvec, tiny_model, tmp_path):
     assert code == ExitStatus.DONE
     assert f"{tmp_path / 'fox.md'}:1" in out and "dog.md" not in out
     assert "indexed 1 files" in err
+
+
+def test_what_is_left_out_is_said_in_a_line_each(polyvec, tiny_model, tmp_path):
+    (tmp_path / "foxes.csv").write_text("name\nred\narctic\nswift\n")
+    (tmp_path / "note.txt").write_bytes("Die Füchse schlafen über Tag, schöne Grüße".encode("cp1252"))
+    for name in ("a.png", "b.png", "skip.md"):
+        (tmp_path / name).write_text("a fox")
+    words = ["search", tmp_path, "fox", "--model", tiny_model]
+    code, _, err = polyvec(*words, "--max-rows", "2", "--exclude", "skip.md", "--exclude", "x/")
+    assert code == 0
+    lines = [line.removeprefix("polyvec: ") for line in err.splitlines()]
+    assert lines[:3] == [
+        f"skipped {tmp_path / 'foxes.csv'}: only the first 2 rows are read; --max-rows reads more",
+        f"{tmp_path / 'note.txt'}: its encoding is not known; it is read as windows-1252, a guess",
+        "passed over 2 .png, 1 by --exclude",
+    ]
+    _, out, _ = polyvec(*words, "--include", "*.md", "--top", "9", "--json")
+    assert [json.loads(line)["path"] for line in out.splitlines()] == ["skip.md"]
+    assert polyvec(*words, "--max-rows", "0")[0] == ExitStatus.REFUSED
+
+
+def test_the_limit_of_rows_is_that_of_the_library():
+    assert signature(search).parameters["max_rows"].default == MAX_ROWS
