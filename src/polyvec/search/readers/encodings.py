@@ -182,7 +182,8 @@ def _decode_as(raw: bytes, codec: str) -> Decoded:
     except UnicodeDecodeError:
         text = raw.decode(codec, "replace")
     damaged = text.count("\ufffd")
-    return Decoded(text, f"{damaged:,} characters are not {codec} and are read as \ufffd")
+    characters = "characters are" if damaged > 1 else "character is"
+    return Decoded(text, f"{damaged:,} {characters} not {codec}, and read as U+FFFD")
 
 
 def _check(decoded: Decoded) -> Decoded:
