@@ -5,6 +5,7 @@ import time
 import pytest
 
 from polyvec.search.documents import read_document
+from polyvec.search.readers import mail
 from tests.search.made_files import message
 
 
@@ -46,6 +47,15 @@ def test_messages_of_a_mailbox_are_parts_with_their_lines():
         read_document(b"just words\n", "a.mbox")
 
 
+def test_a_message_that_cannot_be_read_costs_no_other_message(monkeypatch):
+    monkeypatch.setattr(mail, "MAX_COMPARISONS", 20)
+    parts = b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' * 9
+    raw = b"From a\nSubject: One\n\nx\n\nFrom b\n" + parts + b"\n\nFrom c\nSubject: Three\n\ny\n"
+    document = read_document(raw, "a.mbox")
+    assert "One" in document.text and "Three" in document.text
+    assert document.cut == "the message in line 6 is not read, since it has too many parts"
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -60,5 +70,8 @@ def test_messages_of_a_mailbox_are_parts_with_their_lines():
 )  # fmt: skip
 def test_odd_messages_take_little_time(raw):
     started = time.process_time()
-    shown(raw)
+    try:
+        shown(raw)
+    except ValueError as error:
+        assert "parts" in str(error)
     assert time.process_time() - started < 10

@@ -98,9 +98,9 @@ def decode(raw: bytes, label: str = "") -> Decoded:
         raise ValueError("not text (it begins as a binary file does)")
     encoding = text_rows.find_encoding(raw)
     if encoding != "utf-8-sig":
-        return _check(_decode_as(raw, encoding))
+        return _check(_decode_as(raw, encoding), encoding)
     if raw.startswith(UTF_8_MARK):
-        return _check(_decode_as(raw[len(UTF_8_MARK) :], "utf-8"))
+        return _check(_decode_as(raw[len(UTF_8_MARK) :], "utf-8"), "utf-8")
     if b"\0" in raw:
         raise ValueError("not text (it contains NUL bytes)")
     if label and (decoded := _decode_label(raw, label)):
@@ -186,11 +186,9 @@ def _decode_as(raw: bytes, codec: str) -> Decoded:
     return Decoded(text, f"{damaged:,} {characters} not {codec}, and read as U+FFFD")
 
 
-def _check(decoded: Decoded) -> Decoded:
-    if not _is_sound(decoded.text):
-        raise ValueError("not text (its byte order mark is not that of its bytes)")
-    if "\0" in decoded.text:
-        raise ValueError("not text (it contains NUL characters)")
+def _check(decoded: Decoded, codec: str) -> Decoded:
+    if not _is_sound(decoded.text) or "\0" in decoded.text:
+        raise ValueError(f"not text (it begins as {codec}, and is something else)")
     return decoded
 
 

@@ -9,7 +9,7 @@ from email.message import Message
 
 from polyvec.search.readers.encodings import decode
 from polyvec.search.readers.html_pages import html_pieces
-from polyvec.search.readers.pieces import Piece
+from polyvec.search.readers.pieces import Cut, Piece
 
 HEADERS = ("Subject", "From", "To", "Cc", "Date")
 
@@ -20,9 +20,9 @@ QUOTED_SEPARATOR = re.compile(rb"^>(>*From )", re.MULTILINE)
 
 BOUNDARY = re.compile(rb"boundary\s*=|content-type:\s*message/", re.IGNORECASE)
 
-MAX_BOUNDARIES = 100
-"""A message with more parts inside one another is not read: every line is compared with the
-boundary of each part that is open."""
+MAX_COMPARISONS = 20_000_000
+"""Every line of a message is compared with the boundary of each part that is open. A message that
+could need more comparisons is not read."""
 
 
 def message_pieces(raw: bytes) -> Iterator[Piece]:
@@ -37,18 +37,29 @@ def mailbox_pieces(raw: bytes) -> Iterator[Piece]:
         raise ValueError("not a mailbox (no line begins with `From `)")
     line, counted = 1, 0
     ends = [separator.start() for separator in separators[1:]]
+    unread = list[str]()
     for separator, end in zip(separators, [*ends, len(raw)], strict=True):
         line += raw.count(b"\n", counted, separator.start())
         counted = separator.start()
         message = QUOTED_SEPARATOR.sub(rb"\1", raw[separator.end() : end])
-        yield line, _read_message(message)
+        try:
+            yield line, _read_message(message)
+        except ValueError as error:
+            unread.append(f"the message in line {line} is not read, since {error}")
+    if unread:
+        more = f", and {len(unread) - 1} more are not" if len(unread) > 1 else ""
+        raise Cut(unread[0] + more)
 
 
 def _read_message(raw: bytes) -> str:
-    if len(BOUNDARY.findall(raw)) > MAX_BOUNDARIES:
-        return "(a message with too many parts)\n\n"
-    # The default policy of new programs takes quadratic time for long headers.
-    message = email.message_from_bytes(raw)
+    """The text of a message. Raises ValueError if its parts are too many."""
+    if len(BOUNDARY.findall(raw)) * raw.count(b"\n") > MAX_COMPARISONS:
+        raise ValueError("it has too many parts")
+    try:
+        # The default policy of new programs takes quadratic time for long headers.
+        message = email.message_from_bytes(raw)
+    except RecursionError:
+        raise ValueError("its parts are nested too deeply") from None
     texts, names = list[str](), list[str]()
     stack = [message]
     while stack:
