@@ -270,7 +270,9 @@ def test_a_single_file_is_searched(polyvec, tiny_model, tmp_path):
 
 def test_what_is_left_out_is_said_in_a_line_each(polyvec, tiny_model, tmp_path):
     (tmp_path / "foxes.csv").write_text("name\nred\narctic\nswift\n")
-    (tmp_path / "note.txt").write_bytes("Die Füchse schlafen über Tag, schöne Grüße".encode("cp1252"))
+    (tmp_path / "note.txt").write_bytes(
+        "Die Füchse schlafen über Tag, schöne Grüße".encode("cp1252")
+    )
     for name in ("a.png", "b.png", "skip.md"):
         (tmp_path / name).write_text("a fox")
     words = ["search", tmp_path, "fox", "--model", tiny_model]

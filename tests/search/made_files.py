@@ -35,7 +35,8 @@ def relations(*targets):
 def word(body, *, styles="", parts=None):
     """A Word document with this body; `parts` are further parts by their kinds."""
     parts = parts or {}
-    document = f'<w:document xmlns:w="{WORD}" xmlns:mc="x" xmlns:wps="y"><w:body>{body}</w:body></w:document>'
+    names = f'xmlns:w="{WORD}" xmlns:mc="x"'
+    document = f"<w:document {names}><w:body>{body}</w:body></w:document>"
     links = [(f"r{kind}", kind, f"{kind}.xml") for kind in parts]
     if styles:
         links.append(("rs", "styles", "styles.xml"))
@@ -63,7 +64,7 @@ def slides(*texts, notes=None):
     head = f'xmlns:p="{SLIDES}" xmlns:a="{DRAWING}" xmlns:r="{RELATIONS}"'
     members = {
         "_rels/.rels": relations(("r1", "officeDocument", "ppt/presentation.xml")),
-        "ppt/presentation.xml": f"<p:presentation {head}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>",
+        "ppt/presentation.xml": f"<p:presentation {head}>{ids}</p:presentation>",
         "ppt/_rels/presentation.xml.rels": relations(
             *((f"r{n}", "slide", f"slides/slide{count - n}.xml") for n in range(count))
         ),

@@ -149,14 +149,21 @@ def test_rows_longer_and_shorter_than_the_header_are_searched_too():
 
 @pytest.mark.parametrize(
     "name",
-    [*"README sub/Makefile Dockerfile.dev README.de Makefile.am notes a.LOG.GZ a.b.MD".split(), "app.log.1", "12.03 notes", "talk 12.03"],
+    [
+        *"README sub/Makefile Dockerfile.dev README.de Makefile.am notes a.LOG.GZ a.b.MD".split(),
+        "app.log.1",
+        "12.03 notes",
+        "talk 12.03",
+    ],
 )
 def test_a_text_is_known_by_its_whole_name(name):
     kind = find_kind(name)
     assert kind is not None and kind.unit == "line"
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.exe", "a.tar.gz", "sub.md/a.zip", "a.sqlite", "a.mp3"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.exe", "a.tar.gz", "sub.md/a.zip", "a.sqlite", "a.mp3"]
+)
 def test_other_files_have_no_kind(name):
     assert find_kind(name) is None
 

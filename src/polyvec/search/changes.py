@@ -130,7 +130,7 @@ def find_changes(
     lost = [
         path
         for path in missing
-        if indexed[path].digest not in digests and not os.path.exists(root / path)
+        if indexed[path].digest not in digests and not _is_there(root / path)
     ]
     lost += [path for path, size in sizes.items() if size == 0 and path in indexed]
     changes.doubtful, changes.doubt = _find_doubtful(root, indexed, lost, indexed_at)
@@ -180,6 +180,13 @@ def _unmounted_folders(root: Path, indexed_at: float) -> Callable[[Path], bool]:
             return True
 
     return is_unmounted
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _is_below(path: str, folders: list[str]) -> bool:

@@ -156,9 +156,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(".json .jsonc .json5 .geojson .webmanifest".split(), JSON),
     **dict.fromkeys(".xml .xsd .xsl .xslt .rss .atom .opml .dbk .tei .svg".split(), XML),
     **{
-        suffix: Kind(
-            partial(row_pieces, suffix=suffix), _undeclared, is_split=True, has_rows=True
-        )
+        suffix: Kind(partial(row_pieces, suffix=suffix), _undeclared, is_split=True, has_rows=True)
         for suffix in ROW_SUFFIXES
     },
     **dict.fromkeys((".srt", ".vtt"), SUBTITLES),
@@ -172,7 +170,7 @@ KINDS: dict[str, Kind] = {
     ".mbox": Kind(mailbox_pieces, is_split=True),
     ".pdf": Kind(pdf_pages, unit="page", is_split=True, needs=("pypdfium2", "search")),
 }
-"""What reads a file, by the end of its name in lower case. Files with other ends are not searched."""
+"""What reads a file, by the end of its name in lower case."""
 
 PACKED = ".gz"
 """The end of the name of a file that is packed by gzip. What stands before it says its kind."""

@@ -1,8 +1,8 @@
 """Which files of a folder are read, and what is said of the others.
 
 1. The user's patterns come first: `include` and `exclude`.
-2. Files that `.gitignore` names are left out, and so are virtual environments, caches, the folders of
-   builds and of packages, and lock files; `all_files` reads them.
+2. Files that `.gitignore` names are left out, and so are virtual environments, caches, the folders
+   of builds and of packages, and lock files; `all_files` reads them.
 3. Files for which there is no reader are left out, and those whose names do not say what they are
    if they begin as binary files do.
 """
@@ -28,7 +28,8 @@ FOLDER_MARKS = ("pyvenv.cfg", "bin/activate", "conda-meta", "CACHEDIR.TAG")
 """A folder with one of these holds a virtual environment, or a cache."""
 
 GENERATED_NAMES = frozenset(
-    "cargo.lock composer.lock package-lock.json pnpm-lock.yaml poetry.lock uv.lock yarn.lock".split()
+    "cargo.lock composer.lock package-lock.json pnpm-lock.yaml poetry.lock uv.lock "
+    "yarn.lock".split()
 )
 """Files that programs write for themselves, in lower case."""
 

@@ -26,7 +26,8 @@ def test_a_passage_holds_the_front_matter_whole(searcher, tmp_path, front, name)
 
 
 @pytest.mark.parametrize(
-    "text", ["---\nA line between rules.\n---\n# One\n", "# One\n---\na: b\n---\n", "---\na: b\n", ""]
+    "text",
+    ["---\nA line between rules.\n---\n# One\n", "# One\n---\na: b\n---\n", "---\na: b\n", ""],
 )
 def test_a_rule_is_no_front_matter(text):
     assert read_document(text.encode(), "a.md").front_matter == 0

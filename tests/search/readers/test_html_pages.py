@@ -3,8 +3,7 @@
 import time
 
 import pytest
-
-from polyvec.search.html_pages import TOKEN, html_pieces
+from polyvec.search.readers.html_pages import TOKEN, html_pieces
 
 
 def shown(source):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The text of Word, PowerPoint and OpenDocument files is found wherever these programs put it."""
 
 import pytest
@@ -61,7 +62,11 @@ def test_slides_are_read_in_the_order_in_which_they_are_shown():
     document = read_document(slides("one", "two", "three", notes=["a", "b", "c"]), "a.pptx")
     assert document.unit == "page"
     assert document.text.split() == ["one", "a", "two", "b", "three", "c"]
-    assert [document.locate(document.text.index(word)) for word in ("one", "b", "three")] == [1, 2, 3]
+    assert [document.locate(document.text.index(word)) for word in ("one", "b", "three")] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_open_documents_have_headings_spans_notes_and_tables():

@@ -1,4 +1,4 @@
-"""A PDF is read whatever it holds, in bounded time and memory, and the pages that are good are kept."""
+"""A PDF is read in bounded time and memory whatever it holds, and its good pages are kept."""
 
 import io
 import os
@@ -32,7 +32,9 @@ def shared_pages(num_pages, content, *, form=b""):
             b"<< /Type /Pages /Count %d /Kids [%s] >>" % (num_pages, kids),
             b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
             packed(content),
-            packed(form, b"/Type /XObject /Subtype /Form /BBox [0 0 612 792] /Resources " + resources),
+            packed(
+                form, b"/Type /XObject /Subtype /Form /BBox [0 0 612 792] /Resources " + resources
+            ),
             *[page % resources] * num_pages,
         ]
     )
@@ -114,7 +116,9 @@ def test_words_are_whole_at_the_ends_of_lines():
 
 def test_what_every_page_repeats_is_read_once():
     names = "abcdefgh"
-    pages = [f"The Fox Manual\nabout {name}{name}{name}\nPage {n}" for n, name in enumerate(names, 1)]
+    pages = [
+        f"The Fox Manual\nabout {name}{name}{name}\nPage {n}" for n, name in enumerate(names, 1)
+    ]
     document = read_document(pdf(*pages), "a.pdf")
     assert document.text.count("Manual") == 1 and document.text.count("Page") == 1
     assert document.locate(document.text.index("ccc")) == 3

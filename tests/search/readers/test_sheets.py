@@ -15,7 +15,9 @@ def parts(document):
 
 def test_rows_have_their_columns_names_and_their_numbers():
     day = datetime.datetime(2026, 1, 31)
-    raw = sheets(One=[[], ["name", "born", "age"], ["fox", day, 3.0], [], ["owl", None, 2.5, "more"]])
+    raw = sheets(
+        One=[[], ["name", "born", "age"], ["fox", day, 3.0], [], ["owl", None, 2.5, "more"]]
+    )
     assert parts(read_document(raw, "a.xlsx")) == [
         (3, "name: fox\nborn: 2026-01-31\nage: 3"),
         (5, "name: owl\nage: 2.5\nmore"),

@@ -43,7 +43,15 @@ ASCII is not in UTF-16, so the standard takes it for UTF-8.
 """
 
 BINARY_MARKS = (
-    *(b"\x89PNG", b"\xff\xd8\xff", b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"\xfd7zXZ", b"7z\xbc\xaf"),
+    *(
+        b"\x89PNG",
+        b"\xff\xd8\xff",
+        b"PK\x03\x04",
+        b"PK\x05\x06",
+        b"\x1f\x8b",
+        b"\xfd7zXZ",
+        b"7z\xbc\xaf",
+    ),
     *(b"\x28\xb5\x2f\xfd", b"%PDF-", b"\xd0\xcf\x11\xe0", b"\x7fELF", b"\xca\xfe\xba\xbe"),
 )
 """How files begin that hold no text, whatever their names say. Other such files have NUL bytes."""
@@ -114,7 +122,9 @@ def decode(raw: bytes, label: str = "") -> Decoded:
 def html_label(raw: bytes) -> str:
     """The encoding that an HTML page declares in a `meta` element; "" if it declares none."""
     for element in META.finditer(COMMENT.sub(b"", raw[:HEAD_BYTES])):
-        values = {name.lower(): value.strip(b"\"' ") for name, value in ATTRIBUTE.findall(element[1])}
+        values = {
+            name.lower(): value.strip(b"\"' ") for name, value in ATTRIBUTE.findall(element[1])
+        }
         label = values.get(b"charset", b"")
         if values.get(b"http-equiv", b"").lower() == b"content-type":
             content = CONTENT_CHARSET.search(values.get(b"content", b""))

@@ -1,4 +1,4 @@
-"""Lines of the pages of a PDF: words that are cut at their ends, and lines that every page repeats."""
+"""Lines of the pages of a PDF: words that are cut at their ends, and lines that pages repeat."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from polyvec.search.readers.pieces import Piece
 CUT_WORD = re.compile(
     r"(?<!\w)(\w++)(?:[\ufffe\x02]\s*+|[-\u2010\u00ad][^\S\n]*+\r?\n\s*+)(?=(\w++))"
 )
-"""A part of a word at the end of a line. PDFium writes U+FFFE for a hyphen that it takes for such."""
+"""A part of a word at the end of a line. PDFium writes U+FFFE for a hyphen that ends one."""
 
 COMPOUND = re.compile(r"(?<!\w)(\w++)[-\u2010](?=(\w++))")
 

@@ -51,7 +51,7 @@ def read_pages(raw: bytes, max_pages: int, max_characters: int) -> Iterator[dict
             return
         yield {"page": number, "text": text}
     pages = ", ".join(map(str, damaged[:10])) + ", ..." * (len(damaged) > 10)
-    yield {"end": f"damaged pages: {pages}" if damaged else ""}
+    yield {"end": f"pages of this PDF are damaged: {pages}" if damaged else ""}
 
 
 def main() -> None:

@@ -16,10 +16,9 @@ def parse_xml(
     end: Callable[[str], object] = lambda tag: None,
     text: Callable[[str], object] = lambda text: None,
 ) -> None:
-    """Call the functions with the local names of tags, with attributes under their local and
-    full names, and with texts.
+    """Call the functions with tags and texts as they come.
 
-    Raises ValueError if the document is no XML, or declares entities.
+    Names of tags lack the prefixes of their namespaces, and attributes have both names. Raises ValueError if the document is no XML, or declares entities.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True

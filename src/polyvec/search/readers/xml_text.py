@@ -18,7 +18,7 @@ TOKEN = re.compile(
     |<!DOCTYPE[^\[>]*+(?:\[.*?(?:\]\s*+>|\Z)|>|\Z)
     |<(?P<closing>/?)(?P<tag>[^\s/<>!?=]++)(?P<attributes>{ATTRIBUTES})(?:>|\Z)
     |<[!/][^>]*+(?:>|\Z)
-    |(?P<text>[^<]++|<)""",
+    |(?P<text>(?:[^<]++|<(?=[\s<>=]|\Z))++|<)""",
     re.DOTALL | re.VERBOSE,
 )
 """A comment, a section of characters, an instruction, a declaration, a tag, or text."""
