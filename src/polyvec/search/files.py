@@ -77,7 +77,7 @@ def list_files(
 
     for parent, folders, names in os.walk(place, onerror=on_unreadable, followlinks=follow_links):
         if follow_links:
-            state = os.stat(parent)
+            state = Path(parent).stat()
             if (state.st_dev, state.st_ino) in seen:
                 # A link to a folder around it would never end.
                 folders.clear()

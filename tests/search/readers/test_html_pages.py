@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from polyvec.search.readers.html_pages import TOKEN, html_pieces
 
 

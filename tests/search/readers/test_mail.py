@@ -9,6 +9,9 @@ from polyvec.search.readers import mail
 from tests.search.made_files import message
 
 
+NESTED = b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n'
+
+
 def shown(raw, name="a.eml"):
     return " ".join(read_document(raw, name).text.split())
 
@@ -61,7 +64,7 @@ def test_a_message_that_cannot_be_read_costs_no_other_message(monkeypatch):
     [
         b"Subject: " + b"=?utf-8?q?" * 50_000 + b"\n\nx",
         b"Subject: " + b'"(<' * 100_000 + b"\n\nx",
-        b"".join(b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (n, n) for n in range(9_000)),
+        b"".join(NESTED % (n, n) for n in range(9_000)),
         b"Content-Type: message/rfc822\n\n" * 9_000,
         b"Content-Type: text/plain; charset*0=a; charset*1=b\n\nx",
         b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n!!!\xff",

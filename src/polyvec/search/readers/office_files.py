@@ -32,8 +32,8 @@ class Dialect(NamedTuple):
 OFFICE = Dialect(
     frozenset({"p"}), frozenset({"t"}), "tr", "tc", frozenset({"Fallback", "moveFrom", "fld"})
 )
-"""Word and PowerPoint. `Fallback` repeats a text box for old programs, and `fld` is the number or the
-date of a slide."""
+"""Word and PowerPoint. `Fallback` repeats a text box for old programs, and `fld` is the number
+or the date of a slide."""
 
 OPEN_DOCUMENT = Dialect(
     frozenset({"p", "h"}),

@@ -18,7 +18,8 @@ def parse_xml(
 ) -> None:
     """Call the functions with tags and texts as they come.
 
-    Names of tags lack the prefixes of their namespaces, and attributes have both names. Raises ValueError if the document is no XML, or declares entities.
+    Names of tags lack the prefixes of their namespaces, and attributes have both names. Raises
+    ValueError if the document is no XML, or declares entities.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True
