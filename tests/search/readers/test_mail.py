@@ -8,7 +8,6 @@ from polyvec.search.documents import read_document
 from polyvec.search.readers import mail
 from tests.search.made_files import message
 
-
 NESTED = b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n'
 
 
