@@ -34,7 +34,7 @@ def test_all_files_are_read_without_a_word(index):
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_file_of_each_kind_is_found_by_its_question(index, name):
-    hits = index.search(f"where is the key of {secret(name)}", weights={"dense": 0}, top=1)
+    hits = index.search(f"where is the key of {secret(name)}", weights={"dense": 0.0}, top=1)
     assert [hit.path for hit in hits] == [name]
     assert hits[0].line == 1 or hits[0].page == 1 or name in ("a.csv", "a.xlsx", "a.srt", "a.vtt")
 
