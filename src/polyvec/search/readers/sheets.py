@@ -45,7 +45,8 @@ def _sheet_rows(sheet: Any, title: str) -> Iterator[Piece]:
     # The size that a sheet states for itself may be a million rows of nothing.
     sheet.reset_dimensions()
     header: list[str] | None = None
-    number, is_alone = 0, False
+    number = first = 0
+    is_alone = False
     try:
         for number, cells in enumerate(_without_warnings(sheet.iter_rows(values_only=True)), 1):
             values = [_spell_cell(cell) for cell in cells]
