@@ -25,6 +25,10 @@ MAX_COMPARISONS = 20_000_000
 could need more comparisons is not read."""
 
 
+MAX_HEADER_CHARACTERS = 20_000
+"""The rest of a longer header is not read: decoding its words takes quadratic time."""
+
+
 def message_pieces(raw: bytes) -> Iterator[Piece]:
     """Yield the text of a message."""
     yield 1, _read_message(raw)
@@ -119,6 +123,7 @@ def _spell_headers(part: Message) -> str:
 
 def _decode_header(value: object) -> str:
     """The text of a header, which may be written in several encodings."""
+    value = value[:MAX_HEADER_CHARACTERS] if isinstance(value, str) else value
     try:
         chunks = decode_header(value)  # pyright: ignore[reportArgumentType]
         words = "".join(
