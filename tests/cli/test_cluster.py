@@ -9,7 +9,7 @@ from polyvec.terminal import ExitStatus
 def test_no_clusters_are_a_normal_answer_and_skipped_files_are_not(polyvec, tiny_model, tmp_path):
     (tmp_path / "a.txt").write_text("A fox sleeps.\n")
     assert polyvec("cluster", tmp_path, "--model", tiny_model)[0] == ExitStatus.DONE
-    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "bad.txt").write_bytes(b"caf\0")
     code, _, err = polyvec("cluster", tmp_path, "--model", tiny_model)
     assert code == ExitStatus.INCOMPLETE
     assert "skipped" in err

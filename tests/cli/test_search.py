@@ -143,7 +143,7 @@ def test_a_search_that_finds_nothing_has_status_1(polyvec, tiny_model, tmp_path)
 
 def test_a_search_names_the_files_that_it_cannot_read_and_answers(polyvec, tiny_model, tmp_path):
     (tmp_path / "fox.md").write_text("A fox sleeps.\n")
-    (tmp_path / "bad.md").write_bytes(b"caf\xe9")
+    (tmp_path / "bad.md").write_bytes(b"caf\0")
     code, out, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
     assert code == ExitStatus.DONE
     assert "fox.md:1" in out
