@@ -8,7 +8,7 @@ a table like that of an index, and queries go through the code of `polyvec searc
 its fusion and its MaxSim. The adapters of all tasks are therefore those of a search.
 
     dense, bm25, sparse   one component; sparse scores the candidates of the other two
-    search                dense and bm25 by scores, with the default weights of `polyvec search`
+    search                dense, maxsim and bm25 by scores, with the weights of `polyvec search`
     even                  dense and bm25 by scores, with equal weights
     ranks                 dense and bm25 by ranks, with equal weights (reciprocal rank fusion)
     all                   `search`, and sparse with a weight of 0.2
@@ -41,15 +41,15 @@ from polyvec import Encoder, Outputs
 from polyvec.data_folder import data_folder
 from polyvec.eval.task_folders import local_tasks
 from polyvec.reranking import rank_candidates, score_candidates
-from polyvec.search.fusion import WEIGHTS, FusionMethod, choose_weights, fuse
-from polyvec.search.lexical import WORD_INDEX
+from polyvec.search.fusion import HEADS, WEIGHTS, FusionMethod, choose_weights, fuse
+from polyvec.search.lexical import WORD_INDEX, normalise
 from polyvec.search.retrieval import (
     MIN_CANDIDATES,
     PASSAGE,
     QUERY,
     find_candidates,
 )
-from polyvec.search.vectors import pack_sparse, pack_vectors
+from polyvec.search.vectors import pack_sparse, pack_token_bits, pack_vectors
 
 TASKS = ("tydiqa-dev-*", "needle-256", "needle-512", "passkey-256", "passkey-512")
 """Tasks with short documents, as the passages of a search are short."""
@@ -60,7 +60,7 @@ FUSIONS: dict[str, tuple[dict[str, float], FusionMethod]] = {
     "dense": ({"dense": 1.0}, "scores"),
     "bm25": ({"bm25": 1.0}, "scores"),
     "sparse": ({"sparse": 1.0}, "scores"),
-    "search": (choose_weights({}, has_sparse=True), "scores"),
+    "search": (choose_weights({}, ["sparse", "multi-vector"]), "scores"),
     "even": ({"dense": 1.0, "bm25": 1.0}, "scores"),
     "ranks": ({"dense": 1.0, "bm25": 1.0}, "ranks"),
     "all": (WEIGHTS | {"sparse": 0.2}, "scores"),
@@ -175,17 +175,21 @@ def score_task(
         "path": pa.array(list(documents)),
         "start": pa.array([0] * len(documents)),
         "text": pa.array(list(documents.values())),
+        "words": pa.array([normalise(text) for text in documents.values()]),
         **pack_vectors(encoded.dense, "float"),
     }
     if encoded.sparse is not None:
         columns |= pack_sparse(encoded.sparse)
+    if encoded.multi_vector is not None:
+        columns |= pack_token_bits(encoded.multi_vector)
     token_vectors = dict(zip(documents, encoded.multi_vector or [], strict=False))
-    names = [name for name in WEIGHTS if heads.get(name, True)]
+    usable = {name for name, is_there in heads.items() if is_there}
+    names = [name for name in WEIGHTS if HEADS.get(name, "").replace("-", "_") in ("", *usable)]
     fusions = {name: fusion for name, fusion in FUSIONS.items() if name in shown}
     totals: dict[str, float] = {name: 0.0 for name in shown}
     with tempfile.TemporaryDirectory() as place:
         rows = lancedb.connect(place).create_table("documents", pa.table(columns))
-        rows.create_index("text", config=WORD_INDEX)
+        rows.create_index("words", config=WORD_INDEX)
         questions = encoder.encode_all(list(asked.values()), task=QUERY, outputs=outputs)
         for i, (number, text) in enumerate(asked.items()):
             question = questions[i : i + 1]

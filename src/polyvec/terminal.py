@@ -1,6 +1,7 @@
 """Messages of verbs to people (notes), programs (lines of JSON) and shells (exit statuses)."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,6 +62,14 @@ def json_line(fields: Mapping[str, Any]) -> str:
     '{"text": "grüß"}\n'
     """
     return json.dumps(fields, ensure_ascii=False, default=str) + "\n"
+
+
+def is_coloured() -> bool:
+    """Whether standard output is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    environment = os.environ
+    if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def shorten(text: str, size: int) -> str:

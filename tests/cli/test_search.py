@@ -264,3 +264,66 @@ def test_a_single_file_is_searched(polyvec, tiny_model, tmp_path):
     assert code == ExitStatus.DONE
     assert f"{tmp_path / 'fox.md'}:1" in out and "dog.md" not in out
     assert "indexed 1 files" in err
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fox", "--path", "*.txt"], "no file in {} matches --path *.txt"),
+        (["fox", "--since", "2999-01-01"], "no file in {} was modified since 2999-01-01"),
+        (['"the dog"'], 'no passage contains the phrase "the dog"'),
+        (["fox", "--min-score", "0.99", "--weight.bm25", "0"], "no passage scores as high"),
+        (["dog", "--weight.dense", "0"], "no passage contains a word of the question"),
+    ],
+)
+def test_a_search_without_results_says_why(polyvec, tiny_model, tmp_path, words, sentence):
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    code, out, err = polyvec("search", tmp_path, *words, "--model", tiny_model)
+    assert (code, out) == (ExitStatus.INCOMPLETE, "")
+    assert f"polyvec: {sentence.format(tmp_path)}" in err
+
+
+def test_a_search_of_an_empty_folder_and_without_similar_files_says_so(
+    polyvec, tiny_model, tmp_path
+):
+    _, out, err = polyvec("search", tmp_path, "fox", "--model", tiny_model)
+    assert out == ""
+    assert f"{tmp_path} has no passages" in err
+    (tmp_path / "fox.md").write_text("A fox sleeps.\n")
+    near = ["search", tmp_path, "--near", tmp_path / "fox.md", "--model", tiny_model]
+    assert f"there is no other file to compare in {tmp_path}" in polyvec(*near)[2]
+
+
+def test_a_code_that_stands_nowhere_is_said_and_the_nearest_passages_are_shown(
+    polyvec, tiny_model, tmp_path
+):
+    (tmp_path / "fox.md").write_text("The code of the fox is RX-7731.\n")
+    words = ["--model", tiny_model, "--json"]
+    _, out, err = polyvec("search", tmp_path, "where is RX-7732?", *words)
+    assert "no passage contains rx-7732" in err
+    assert json.loads(out)["path"] == "fox.md"
+    assert "no passage" not in polyvec("search", tmp_path, "where is RX-7731?", *words)[2]
+
+
+def test_one_passage_of_a_file_is_shown_unless_more_are_asked_for(polyvec, tiny_model, tmp_path):
+    (tmp_path / "foxes.csv").write_text("text\na fox\nthe fox\none fox\n")
+    words = ["search", tmp_path, "fox", "--model", tiny_model, "--json"]
+    assert len(polyvec(*words)[1].splitlines()) == 1
+    assert len(polyvec(*words, "--per-file", 2)[1].splitlines()) == 2
+    assert len(polyvec(*words, "--per-file", 0)[1].splitlines()) == 3
+
+
+def test_colours_and_snippets_are_for_terminals(polyvec, tiny_model, tmp_path, monkeypatch):
+    lines = [f"Line {number} is about snow." for number in range(9)]
+    (tmp_path / "fox.md").write_text("\n\n".join([*lines, "The fox sleeps."]))
+    words = ["search", tmp_path, "fox", "--model", tiny_model]
+    whole = polyvec(*words)[1]
+    assert "Line 0" in whole and "\x1b" not in whole
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = polyvec(*words)[1]
+    assert "\x1b[1mfox\x1b[0m sleeps." in shown
+    assert "Line 0" not in shown
+    assert "\x1b" not in polyvec(*words, "--json")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in polyvec(*words)[1]
+    assert "Line 0" not in polyvec(*words)[1]

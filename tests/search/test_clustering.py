@@ -221,6 +221,8 @@ def test_a_text_steers_no_terminal(polyvec, tmp_path):
         ([".", "--map", "map.pdf"], "map.pdf must end in .html or .png"),
         ([".", "--map", "no/map.png"], "there is no folder no"),
         ([".", "--layout", "umap"], "umap"),
+        ([".", "--topics", "0"], "at least 1"),
+        ([".", "--topics", "2", "--min-size", "3"], "not both"),
     ],
 )
 def test_bad_input_is_named_in_one_sentence(polyvec, tmp_path, monkeypatch, words, part):
@@ -228,3 +230,54 @@ def test_bad_input_is_named_in_one_sentence(polyvec, tmp_path, monkeypatch, word
     code, out, err = polyvec(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert part in err
+
+
+@pytest.mark.parametrize("topics", [1, 2, 5])
+def test_as_many_topics_as_asked_for_hold_every_text(rng, topics):
+    points = blobs(rng, 10, 30, 20)
+    numbers = find_clusters(points, topics=topics)
+    assert sorted(set(numbers.tolist())) == list(range(topics))
+    sizes = [(numbers == number).sum() for number in range(topics)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert find_clusters(points, topics=topics).tolist() == numbers.tolist()
+
+
+def test_no_more_topics_than_different_texts(tiny):
+    assert set(cluster_texts(["fox", "fox", "dog"], tiny, topics=9).cluster_ids.tolist()) == {0, 1}
+    assert len(cluster_texts([], tiny, topics=3).cluster_ids) == 0
+
+
+def test_a_text_as_near_as_those_of_a_cluster_joins_it(rng):
+    centre = rng.normal(size=32)
+    # A dense middle, and a ring around it that is not dense.
+    near = centre + 0.05 * rng.normal(size=(60, 32))
+    other = -centre + 0.05 * rng.normal(size=(40, 32))
+    numbers = find_clusters(np.concatenate([near, other]).astype(np.float32))
+    assert (numbers < 0).mean() < 0.15
+
+
+def test_names_of_columns_and_repeated_lines_are_no_keywords(bundled, tmp_path):
+    rows = "\n".join(f"{dish},Kitchen department" for dish in ("bread", "soup", "cake", "rice"))
+    (tmp_path / "menu.csv").write_text(f"dishname,office\n{rows}\n")
+    pages = "\n\n".join(
+        f"# Part {n}\n\nThe {word} orbits far away.\n\nAnnual report, page {n}"
+        for n, word in enumerate(["planet", "moon", "comet", "asteroid"])
+    )
+    (tmp_path / "sky.md").write_text(pages)
+    topics = [item.topic for item in read_items(tmp_path, bundled.tokenizer)]
+    assert len(topics) == 8
+    said = "\n".join(topics)
+    assert "dishname" not in said and "Annual report" not in said
+    # A value that many rows share may be their topic.
+    assert said.count("Kitchen") == 4
+    assert all(word in said for word in ("bread", "planet", "asteroid"))
+
+
+def test_a_file_is_clustered_alone(polyvec, notes):
+    name = next(iter(TOPICS))
+    code, out, err = polyvec(notes / f"{name}.csv", "--topics", 2, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {line["path"] for line in lines} == {f"{name}.csv"}
+    assert {line["cluster"] for line in lines} == {1, 2}
+    assert "2 clusters, 0 in none" in err

@@ -99,7 +99,7 @@ def test_a_question_without_known_words_is_answered_by_meaning_alone(notes, sear
     hits = index.search("???", top=9)
     assert len(hits) == 3
     assert [hit.score for hit in hits] == [hit.parts["dense"].score for hit in hits]
-    assert index.search("???", weights={"dense": 0.0}) == []
+    assert not index.search("???", weights={"dense": 0.0})
 
 
 def test_words_count_by_what_a_question_and_a_passage_share(notes, searcher):
@@ -193,8 +193,9 @@ def test_reranked_hits_are_in_the_order_of_maxsim(notes, many_headed):
 @pytest.mark.parametrize(
     ("weights", "rerank", "outputs"),
     [
-        ({}, 0, ["dense"]),
-        ({"sparse": 0.3}, 0, ["dense", "sparse"]),
+        ({"maxsim": 0.0}, 0, ["dense"]),
+        ({}, 0, ["dense", "multi_vector"]),
+        ({"sparse": 0.3, "maxsim": 0.0}, 0, ["dense", "sparse"]),
         ({}, 20, ["dense", "multi_vector"]),
         ({"sparse": 0.3}, 20, ["dense", "sparse", "multi_vector"]),
     ],

@@ -23,6 +23,7 @@ def cluster(
     *,
     each: Literal["passage", "file"] = "passage",
     min_size: int | None = None,
+    topics: int | None = None,
     top: int = 3,
     map: Path | None = None,
     layout: Literal["tsne", "pca"] | None = None,
@@ -50,6 +51,9 @@ def cluster(
     min_size
         How many texts the smallest cluster has. The default is half the square root of the number
         of texts, and at least 3.
+    topics
+        How many topics to find. Every text then belongs to one. The default is as many as there are
+        dense groups of similar texts.
     top
         How many texts of each cluster to show, the most typical ones first.
     map
@@ -70,6 +74,10 @@ def cluster(
         raise ValueError(f"--min-size is {min_size}, must be at least 2")
     if top < 0:
         raise ValueError(f"--top is {top}, must be at least 0")
+    if topics is not None and topics < 1:
+        raise ValueError(f"--topics is {topics}, must be at least 1")
+    if topics is not None and min_size is not None:
+        raise ValueError("give --topics or --min-size, not both")
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     from polyvec.encoder import Encoder
@@ -85,7 +93,7 @@ def cluster(
     items = read_items(folder, encoder.tokenizer, each=each, on_skipped=skipped.append)
     for sentence in skipped:
         note(f"skipped {sentence}")
-    clusters = cluster_items(items, encoder, min_size=min_size, task=task)
+    clusters = cluster_items(items, encoder, min_size=min_size, topics=topics, task=task)
     seconds = time.perf_counter() - started
     if json:
         sys.stdout.writelines(_cluster_lines(clusters, items))

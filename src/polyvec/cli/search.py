@@ -1,5 +1,6 @@
 """`polyvec search`: passages of a folder's files that answer a question."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyvec.terminal import ExitStatus, ask, byte_progress, json_line, note, plain
+from polyvec.terminal import ExitStatus, ask, byte_progress, is_coloured, json_line, note, plain
 
 if TYPE_CHECKING:
-    from polyvec.search import Hit, Index, NotUpdatedError, Update
+    from polyvec.search import Answer, Hit, Index, NotUpdatedError, Update
 
 
 def search(
@@ -28,6 +29,8 @@ def search(
     by: Literal["ranks", "scores"] = "scores",
     weight: dict[str, float] | None = None,
     rerank: int = 0,
+    per_file: int = 1,
+    min_score: float = 0.0,
     explain: bool = False,
     watch: bool = False,
     forget: bool = False,
@@ -78,6 +81,10 @@ def search(
     rerank
         How many of the first passages to reorder by MaxSim, which compares one embedding per
         token. At least the passages that are shown are reordered. 0 switches it off.
+    per_file
+        How many passages of one file to show at most. 0 shows all.
+    min_score
+        Show only passages whose score is at least this.
     explain
         Show the rank, the score and the contribution of each component.
     watch
@@ -109,6 +116,8 @@ def search(
         raise ValueError(f"--top is {top}, must be at least 1")
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
+    if per_file < 0:
+        raise ValueError(f"--per-file is {per_file}, must be at least 0")
     if question is not None and near is not None:
         raise ValueError("give a QUESTION or --near FILE, not both")
     if question is None and near is None and not watch:
@@ -117,34 +126,57 @@ def search(
         raise ValueError("the question is empty")
     from polyvec.encoder import Encoder
     from polyvec.search import Index
+    from polyvec.search.lexical import telling_words
 
     target = Index(folder, Encoder.load(model), directory=index, dim=dim, quantise=quantise)
+    colour = is_coloured()
+    on_terminal = not json and sys.stdout.isatty()
 
-    def answer(asked: str | None) -> bool:
+    def reply(asked: str | None) -> bool:
         """Write the answer. Return whether there is one."""
         started = time.perf_counter()
+        words = set[str]()
         if asked is not None:
-            hits = target.search(
-                asked, top=top, by=by, weights=weight, rerank=rerank, path=path, since=since
+            answer = target.search(
+                asked,
+                top=top,
+                by=by,
+                weights=weight,
+                rerank=rerank,
+                path=path,
+                since=since,
+                per_file=per_file or None,
+                min_score=min_score,
+                mark=on_terminal,
             )
+            if on_terminal:
+                words = telling_words(asked, target.encoder.tokenizer)
         elif near is not None:
-            hits = target.find_similar(near, top=top, path=path, since=since)
+            answer = target.find_similar(near, top=top, path=path, since=since)
         else:
             return False
         note(f"answered in {time.perf_counter() - started:.3f} s")
-        for hit in hits:
-            sys.stdout.write(
-                _as_json(hit, explain) if json else _as_text(hit, target.folder, explain)
-            )
+        if not answer:
+            note(_explain_nothing(target, answer, asked or "", path, since))
+        elif not answer.is_likely:
+            note(_doubt(target, answer))
+        for hit in answer:
+            if json:
+                sys.stdout.write(_as_json(hit, explain))
+            else:
+                shown = _as_text(
+                    hit, target.folder, explain, words, on_terminal=on_terminal, colour=colour
+                )
+                sys.stdout.write(shown)
         # A program that reads a watcher's output waits for each answer.
         sys.stdout.flush()
-        return bool(hits)
+        return bool(answer)
 
     if watch:
-        _watch(target, question, answer, forget=forget, follow_links=follow_links)
+        _watch(target, question, reply, forget=forget, follow_links=follow_links)
         return ExitStatus.DONE
     is_complete = _update(target, forget=forget, follow_links=follow_links)
-    return ExitStatus.DONE if answer(question) and is_complete else ExitStatus.INCOMPLETE
+    return ExitStatus.DONE if reply(question) and is_complete else ExitStatus.INCOMPLETE
 
 
 def _update(target: "Index", *, forget: bool, follow_links: bool) -> bool:
@@ -278,25 +310,66 @@ def _keep(doubt: str) -> str:
     return f"{doubt} Their passages are kept; --forget removes them"
 
 
+def _explain_nothing(
+    target: "Index", answer: "Answer", question: str, path: str | None, since: datetime | None
+) -> str:
+    """The sentence for a question without results."""
+    from polyvec.search.lexical import split_question
+
+    if not question:
+        return f"there is no other file to compare in {target.folder}"
+    if answer.best_score is not None:
+        return f"no passage scores as high as --min-score; the best has {answer.best_score:.2f}"
+    if not target.count()[1]:
+        return f"{target.folder} has no passages that could be searched"
+    if not target.count_passages(path=path, since=since):
+        conditions = [f"matches --path {path}"] * (path is not None)
+        conditions += [f"was modified since {since:%Y-%m-%d}"] if since is not None else []
+        return f"no file in {target.folder} {' and '.join(conditions)}"
+    phrases = split_question(question)[1]
+    if phrases:
+        quoted = " and ".join(f'"{phrase}"' for phrase in phrases)
+        return f"no passage contains the phrase {quoted}; without quotation marks, words may differ"
+    return "no passage contains a word of the question"
+
+
+def _doubt(target: "Index", answer: "Answer") -> str:
+    """The sentence for results that are not likely to answer the question."""
+    if answer.missing:
+        words = ", ".join(answer.missing)
+        return f"no passage contains {words}; nothing here is likely to answer the question"
+    return f"nothing in {target.folder} is likely to answer the question; the nearest passages are:"
+
+
 def _as_json(hit: "Hit", explain: bool) -> str:
     from dataclasses import asdict
 
     fields = asdict(hit)
+    del fields["sentence"]
     if not explain:
         del fields["parts"]
     return json_line(fields | {"score": round(hit.score, 6)})
 
 
-def _as_text(hit: "Hit", folder: Path, explain: bool) -> str:
-    lines = [line.strip() for line in hit.text.strip().splitlines() if line.strip()]
-    place = f":{hit.line}" if hit.page is None else f", page {hit.page}"
-    head = f"{hit.score:.2f}  {folder / hit.path}{place}"
+def _as_text(
+    hit: "Hit", folder: Path, explain: bool, words: set[str], *, on_terminal: bool, colour: bool
+) -> str:
+    """The result for a person: a few marked lines on a terminal, the whole passage elsewhere."""
+    from polyvec.search.snippets import show_head, show_snippet
+
+    place = f"{folder / hit.path}" + (f":{hit.line}" if hit.page is None else f", page {hit.page}")
+    lines = [show_head(f"{hit.score:.2f}", place, is_coloured=colour)]
     if explain:
-        lines = [
-            *(
-                f"{name:6} no. {part.rank:<3} {part.score:8.3f}  adds {part.share:.3f}"
-                for name, part in hit.parts.items()
-            ),
-            *lines,
+        lines += [
+            f"    {name:6} no. {part.rank:<3} {part.score:8.3f}  adds {part.share:.3f}"
+            for name, part in hit.parts.items()
         ]
-    return plain("\n".join([head, *(f"    {line}" for line in lines), "", ""]))
+    if on_terminal:
+        width = max(20, shutil.get_terminal_size().columns - 5)
+        shown = show_snippet(hit.text, hit.sentence, words, width=width, is_coloured=colour)
+    else:
+        shown = [plain(line.strip()) for line in hit.text.splitlines() if line.strip()]
+    lines += [f"    {line}" for line in shown]
+    if hit.copies:
+        lines.append(plain(f"    also in {', '.join(hit.copies)}"))
+    return "\n".join([*lines, "", ""])

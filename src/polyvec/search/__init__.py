@@ -5,6 +5,7 @@ This package also finds near-duplicates, clusters passages by topic and gives ac
 """
 
 from polyvec.classification import Classifier, classify, learn_examples, learn_names
+from polyvec.search.answers import Answer
 from polyvec.search.clustering import Clusters, cluster_texts
 from polyvec.search.duplicates import Group, find_duplicates
 from polyvec.search.fusion import Part
@@ -13,6 +14,7 @@ from polyvec.search.retrieval import Hit
 from polyvec.search.updating import Update
 
 __all__ = [
+    "Answer",
     "BusyError",
     "Classifier",
     "Clusters",

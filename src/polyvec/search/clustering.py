@@ -2,11 +2,13 @@
 
 1. Texts are embedded for separation, the task that moves topics apart.
 2. The vectors are reduced to their five principal axes, since density says little in hundreds of
-   dimensions, and normalised again. HDBSCAN (Campello et al. 2013) finds the dense regions. Texts
-   outside of these regions belong to no cluster.
+   dimensions, and normalised again. HDBSCAN (Campello et al. 2013) finds the dense regions. A text
+   outside of them joins the nearest cluster if it is as near as most of the cluster's own texts, and
+   else belongs to no cluster. If a number of topics is asked for, k-means finds so many instead.
 3. The keywords of a cluster have the highest class-based TF-IDF (Grootendorst 2022,
    arXiv:2203.05794, equation 2), multiplied by the rarity of the word in the model's vocabulary.
-   Without this factor "der" would be a keyword of a German cluster among English ones.
+   Without this factor "der" would be a keyword of a German cluster among English ones. Names of
+   columns and lines that a file repeats, such as the headers of pages, are no keywords.
 
 Texts are sorted before clustering, and clusters after it, so that the result does not depend on the
 order of the files.
@@ -15,8 +17,9 @@ Axes in this file: N texts, dim the vectors' size, A axes.
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,6 +37,19 @@ TASK = "separation"
 
 NUM_AXES = 5
 """The principal axes in which density is measured."""
+
+MIN_REPEATS = 3
+"""A line that fewer passages of a file have is not furniture."""
+
+FURNITURE_SHARE, COLUMN_SHARE = 0.1, 0.5
+"""Shares of a file's passages that have the same line, or the same name of a column."""
+
+COLUMN = re.compile(r"([^:\n]{1,101}): ")
+"""The name of a column before a value, as tables and JSON lines are read."""
+
+JOINING_QUANTILE = 0.1
+"""A text outside of the dense regions joins a cluster if it is nearer to the mean of the cluster than
+this share of the texts inside."""
 
 MAX_TSNE_TEXTS = 3_000
 """More texts are laid out by PCA by default. t-SNE takes this many half a minute on one core."""
@@ -59,6 +75,9 @@ class Item(NamedTuple):
     text: str
     parts: Sequence[str]
     """The texts that are embedded. The vector of a file is the mean of its passages' vectors."""
+
+    topic: str
+    """The text from which keywords are taken: without names of columns and without furniture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,21 +128,68 @@ def read_items(
         if document.cut:
             on_skipped(f"{folder / path}: {document.cut}")
         parts = [text for text, _ in texts_with_headings(split)]
+        topics = remove_furniture(parts)
         if each == "file" and parts:
-            items.append(Item(path, None, None, document.text.strip(), parts))
+            items.append(Item(path, None, None, document.text.strip(), parts, "\n".join(topics)))
         elif each == "passage":
-            for passage, part in zip(split.passages, parts, strict=True):
+            for passage, part, topic in zip(split.passages, parts, topics, strict=True):
                 location = document.locate(passage.start)
                 line, page = (location, None) if document.unit == "line" else (None, location)
                 text = document.text[passage.start : passage.end]
-                items.append(Item(path, line, page, text, [part]))
+                items.append(Item(path, line, page, text, [part], topic))
     return items
 
 
+def remove_furniture(passages: Sequence[str]) -> list[str]:
+    """The passages of a file without names of columns, and without lines that the file repeats.
+
+    Lines that differ only in their digits are the same line, as the footers of pages are.
+
+    >>> remove_furniture([f"name: {word}\npage {n}" for n, word in enumerate(["ox", "fox", "owl"])])
+    ['ox', 'fox', 'owl']
+    """
+    lines, columns = Counter[str](), Counter[str]()
+    for passage in passages:
+        lines.update({_line_key(line) for line in passage.splitlines()})
+        columns.update({name[1] for name in map(COLUMN.match, passage.splitlines()) if name})
+    is_column = {
+        name
+        for name, times in columns.items()
+        if times >= max(MIN_REPEATS, COLUMN_SHARE * len(passages))
+    }
+    is_furniture = {
+        line
+        for line, times in lines.items()
+        if times >= max(MIN_REPEATS, FURNITURE_SHARE * len(passages))
+    }
+    return ["\n".join(_topic_lines(passage, is_column, is_furniture)) for passage in passages]
+
+
+def _topic_lines(
+    passage: str, is_column: Collection[str], is_furniture: Collection[str]
+) -> Iterator[str]:
+    for line in passage.splitlines():
+        column = COLUMN.match(line)
+        if column and column[1] in is_column:
+            # The same value in many rows may be their topic.
+            yield line[column.end() :]
+        elif _line_key(line) not in is_furniture:
+            yield line
+
+
+def _line_key(line: str) -> str:
+    return re.sub(r"\d+", "0", " ".join(line.split()))
+
+
 def cluster_items(
-    items: Sequence[Item], encoder: Encoder, *, min_size: int | None = None, task: str = TASK
+    items: Sequence[Item],
+    encoder: Encoder,
+    *,
+    min_size: int | None = None,
+    topics: int | None = None,
+    task: str = TASK,
 ) -> Clusters:
-    """The clusters of passages or files; `min_size` as in `find_clusters`."""
+    """The clusters of passages or files; `min_size` and `topics` as in `find_clusters`."""
     order = sorted(range(len(items)), key=lambda i: (items[i].parts, items[i].path))
     parts = [part for i in order for part in items[i].parts]
     vectors = encoder.encode(parts, task=task)
@@ -131,32 +197,54 @@ def cluster_items(
         starts = np.cumsum([0, *(len(items[i].parts) for i in order[:-1])])
         vectors = np.add.reduceat(vectors, starts, axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-    cluster_ids = find_clusters(vectors, min_size=min_size)
+    cluster_ids = find_clusters(vectors, min_size=min_size, topics=topics)
     # From the sorted order back to that of the caller.
     back = np.argsort(order, kind="stable").astype(np.int64)
     texts = ["\n".join(item.parts) for item in items]
-    return _describe(texts, vectors[back], cluster_ids[back], encoder.tokenizer)
+    named_by = [item.topic for item in items]
+    return _describe(texts, named_by, vectors[back], cluster_ids[back], encoder.tokenizer)
 
 
 def cluster_texts(
-    texts: Sequence[str], encoder: Encoder, *, min_size: int | None = None, task: str = TASK
+    texts: Sequence[str],
+    encoder: Encoder,
+    *,
+    min_size: int | None = None,
+    topics: int | None = None,
+    task: str = TASK,
 ) -> Clusters:
-    """The clusters of any texts; `min_size` as in `find_clusters`."""
-    items = [Item("", None, None, text, [text]) for text in texts]
-    return cluster_items(items, encoder, min_size=min_size, task=task)
+    """The clusters of any texts; `min_size` and `topics` as in `find_clusters`."""
+    items = [Item("", None, None, text, [text], text) for text in texts]
+    return cluster_items(items, encoder, min_size=min_size, topics=topics, task=task)
 
 
 def find_clusters(
-    vectors: Float32[np.ndarray, "N dim"], *, min_size: int | None = None
+    vectors: Float32[np.ndarray, "N dim"],
+    *,
+    min_size: int | None = None,
+    topics: int | None = None,
 ) -> Int[np.ndarray, " N"]:
     """The cluster of each vector: 0 is the largest cluster, and -1 stands for no cluster.
 
     Clusters of the same size are sorted by their first vector. No cluster has fewer than `min_size`
-    vectors; `default_size` gives the default. Raises ValueError if `min_size` is below 2.
+    vectors; `default_size` gives the default. With `topics`, there are so many clusters, and every
+    vector is in one; there are fewer if there are fewer different vectors. Raises ValueError if
+    `min_size` is below 2 or `topics` below 1, and if both are given.
     """
-    from sklearn.cluster import HDBSCAN
+    from sklearn.cluster import HDBSCAN, KMeans
 
     count = len(vectors)
+    if topics is not None:
+        if min_size is not None:
+            raise ValueError("give the number of topics or the size of the smallest one, not both")
+        if topics < 1:
+            raise ValueError(f"the number of topics is {topics}, must be at least 1")
+        if not count:
+            return np.full(0, -1)
+        # Vectors of equal texts differ by rounding.
+        topics = min(topics, len(np.unique(vectors.round(4), axis=0)))
+        means = KMeans(topics, n_init=10, random_state=0)  # pyright: ignore
+        return _sort_clusters(means.fit_predict(vectors.astype(np.float64)))
     size = default_size(count) if min_size is None else min_size
     if size < 2:
         raise ValueError(f"the smallest cluster has size {size}, must be at least 2")
@@ -166,7 +254,35 @@ def find_clusters(
     points /= np.linalg.norm(points, axis=1, keepdims=True).clip(1e-12)
     # Pyright takes scikit-learn's defaults for types, here and below.
     model = HDBSCAN(min_cluster_size=size, min_samples=2, copy=True)  # pyright: ignore
-    labels = model.fit_predict(points)
+    return _sort_clusters(_join_near(points, model.fit_predict(points)))
+
+
+def _join_near(
+    points: Float[np.ndarray, "N A"], labels: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " N"]:
+    """The labels, in which points of no cluster have joined the nearest one if they are near."""
+    outside = np.flatnonzero(labels < 0)
+    if not len(outside) or labels.max() < 0:
+        return labels
+    means = np.stack([points[labels == label].mean(0) for label in range(labels.max() + 1)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
+    cosines = points @ means.T
+    lowest = np.array(
+        [
+            np.quantile(cosines[labels == label, label], JOINING_QUANTILE)
+            for label in range(len(means))
+        ]
+    )
+    nearest = cosines[outside].argmax(1)
+    is_near = cosines[outside, nearest] >= lowest[nearest]
+    joined = labels.copy()
+    joined[outside[is_near]] = nearest[is_near]
+    return joined
+
+
+def _sort_clusters(labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The clusters by size, the largest first, and then by their first vector."""
+    count = len(labels)
     known, firsts, counts = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
     cluster_ids = np.full(count, -1)
     for cluster_id, label in enumerate(known[np.lexsort([firsts, -counts])]):
@@ -254,6 +370,7 @@ def plot_points(
 
 def _describe(
     texts: list[str],
+    named_by: list[str],
     vectors: Float32[np.ndarray, "N dim"],
     cluster_ids: Int[np.ndarray, " N"],
     tokenizer: Tokenizer,
@@ -263,5 +380,5 @@ def _describe(
         inside = cluster_ids == cluster_id
         mean = vectors[inside].mean(0)
         scores[inside] = vectors[inside] @ (mean / np.linalg.norm(mean).clip(1e-12))
-    words = salient_words(texts, cluster_ids, tokenizer)
+    words = salient_words(named_by, cluster_ids, tokenizer)
     return Clusters(texts, vectors, cluster_ids, scores, words)

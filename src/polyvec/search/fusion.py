@@ -1,20 +1,26 @@
 """Fuse several rankings of the same passages into one. This file knows neither indexes nor models.
 
-1. Each component (dense, bm25, sparse) scores some of the candidates.
+1. Each component (dense, maxsim, bm25, sparse) scores some of the candidates.
 2. A component gives a candidate a share of its weight. The share is complete for a passage that
    matches the question completely.
 3. A candidate's score is the sum of its shares, divided by the sum of the weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 FusionMethod = Literal["ranks", "scores"]
 
-WEIGHTS = {"dense": 1.0, "bm25": 0.25, "sparse": 0.0}
-"""The default weight of each component, chosen with benchmarks/hybrid.py. A higher weight of bm25
+WEIGHTS = {"dense": 1.0, "maxsim": 1.0, "bm25": 0.25, "sparse": 0.0}
+"""The default weight of each component, chosen with benchmarks/questions.py. A higher weight of bm25
 finds more if all files have one language, and less across languages."""
+
+CODE_WEIGHT = 1.0
+"""The weight of bm25 for a question with a name or a code that occurs in a passage."""
+
+HEADS = {"maxsim": "multi-vector", "sparse": "sparse"}
+"""The head that a component needs."""
 
 RANK_OFFSET = 60
 """The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009). The larger it is, the
@@ -38,20 +44,27 @@ class Part:
     """The amount that is added to the passage's score."""
 
 
-def choose_weights(weights: Mapping[str, float], has_sparse: bool) -> dict[str, float]:
+def choose_weights(weights: Mapping[str, float], heads: Collection[str]) -> dict[str, float]:
     """The weights of the components that count: `weights`, and else the default weights.
+
+    `heads` names the heads of the model, "sparse" or "multi-vector". The default weight of maxsim
+    is that of dense, since both compare meaning.
 
     Raises ValueError for an unknown component, for one whose head the model lacks, for a weight
     that is not a number from 0 on, and if every weight is 0.
     """
-    defaults = {name: weight for name, weight in WEIGHTS.items() if name != "sparse" or has_sparse}
+    defaults = {name: WEIGHTS[name] for name in WEIGHTS if HEADS.get(name, "") in ("", *heads)}
+    if "maxsim" in defaults:
+        defaults["maxsim"] *= weights.get("dense", WEIGHTS["dense"])
     for name, weight in weights.items():
         if name not in WEIGHTS:
             raise ValueError(f"there is no component {name!r}, only {', '.join(WEIGHTS)}")
         if not 0 <= weight < float("inf"):
             raise ValueError(f"the weight of {name} is {weight}, must be 0 or more")
         if name not in defaults and weight:
-            raise ValueError("this model has no sparse head: leave out the weight of sparse")
+            raise ValueError(
+                f"this model has no {HEADS[name]} head: leave out the weight of {name}"
+            )
     chosen = {name: weight for name, weight in (defaults | dict(weights)).items() if weight}
     if not chosen:
         raise ValueError("every weight is 0; at least one component must have a weight")

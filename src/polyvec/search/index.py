@@ -17,23 +17,13 @@ import filelock
 import numpy as np
 
 from polyvec.encoder import Encoder
+from polyvec.search.answers import Answer, answer_question
 from polyvec.search.commits import read_indexed_files
 from polyvec.search.files import read_file, root_of
-from polyvec.search.fusion import FusionMethod, Part, choose_weights, fuse, total
+from polyvec.search.fusion import FusionMethod, Part
 from polyvec.search.index_table import IndexTable
 from polyvec.search.passages import split_file, texts_with_headings
-from polyvec.search.retrieval import (
-    MIN_CANDIDATES,
-    PASSAGE,
-    QUERY,
-    Hit,
-    find_candidates,
-    make_hit,
-    question_outputs,
-    quote,
-    rerank_hits,
-    where_sql,
-)
+from polyvec.search.retrieval import MIN_CANDIDATES, PASSAGE, make_hit, quote, where_sql
 from polyvec.search.table_files import DamagedError, ExplainDamage
 from polyvec.search.updating import Progress, Update, Updater
 from polyvec.search.vectors import Quantise, Row, find_nearest
@@ -143,52 +133,47 @@ class Index:
         rerank: int = 0,
         path: str | None = None,
         since: datetime | None = None,
-    ) -> list[Hit]:
-        """The `top` passages that answer the question best, the best first.
+        per_file: int | None = None,
+        min_score: float = 0.0,
+        mark: bool = False,
+    ) -> Answer:
+        """The `top` passages that answer the question best, and whether they are likely to.
 
-        `weights` are the weights of the components dense, bm25 and sparse; `fusion.WEIGHTS` has
-        the defaults. `by` is the method that fuses their rankings (`fusion.fuse`). With `rerank`,
-        the first `rerank` passages, but at least `top`, are sorted by MaxSim instead.
+        `weights` are the weights of the components dense, maxsim, bm25 and sparse; `fusion.WEIGHTS`
+        has the defaults. `by` is the method that fuses their rankings (`fusion.fuse`). With
+        `rerank`, the first `rerank` passages, but at least `top`, are sorted by exact MaxSim
+        instead. Every passage contains the phrases that stand in quotation marks in the question.
         `path` is a pattern of paths in which `*` stands for any characters and `?` for one; `since`
-        excludes files that were last written before that time.
+        excludes files that were last written before that time. Of each file at most `per_file`
+        passages are returned, and of identical passages one. `min_score` is the lowest score of a
+        passage. With `mark`, each passage comes with the sentence that answers the question best,
+        if maxsim has a weight.
 
         Raises ValueError if the index does not exist, is damaged or was made with another model,
         for an unknown component, and for a component or a rerank whose head the model lacks.
         """
         _check_top(top)
-        chosen = choose_weights(weights or {}, self.sparse)
-        if rerank and not self.encoder.config.multi_vector_dim:
-            raise ValueError("this model has no multi-vector head to rerank with: leave it out")
-        limit = max(top, rerank)
         with ExplainDamage(self.directory):
-            table = self._table.open_valid()
-            encoded = self.encoder.encode_all(
-                [question],
-                task=QUERY,
-                dim=self.dim,
-                outputs=question_outputs(chosen, rerank=bool(rerank)),
-                progress=False,
-            )
-            candidates = find_candidates(
-                table,
-                self.encoder.tokenizer,
+            return answer_question(
+                self._table.open_valid(),
+                self.encoder,
                 question,
-                encoded,
+                dim=self.dim,
                 quantise=self.quantise,
-                components=list(chosen),
-                depth=max(MIN_CANDIDATES, 2 * limit),
-                where=where_sql(path, since),
+                top=top,
+                by=by,
+                weights=weights or {},
+                rerank=rerank,
+                path=path,
+                since=since,
+                per_file=per_file,
+                min_score=min_score,
+                mark=mark,
             )
-        fused = list(fuse(candidates.scores, chosen, by, candidates.max_scores).items())[:limit]
-        hits = [make_hit(candidates.rows[key], total(parts), parts) for key, parts in fused]
-        if rerank and hits:
-            texts = [candidates.rows[key]["text"] for key, _ in fused]
-            hits = rerank_hits(self.encoder, encoded, hits, texts)
-        return hits[:top]
 
     def find_similar(
         self, file: Path, *, top: int = 5, path: str | None = None, since: datetime | None = None
-    ) -> list[Hit]:
+    ) -> Answer:
         """The other files that are most similar to `file`, each by its most similar passage.
 
         `file` may lie outside the folder. Its vector is the mean of its passages' vectors.
@@ -216,10 +201,16 @@ class Index:
                 if len(best) >= top or len(rows) < depth:
                     break
                 depth *= 4
-        return [
+        hits = [
             make_hit(row, row["score"], {"dense": Part(rank, row["score"], row["score"])})
             for rank, row in enumerate(list(best.values())[:top], 1)
         ]
+        return Answer(hits, is_likely=True)
+
+    def count_passages(self, *, path: str | None = None, since: datetime | None = None) -> int:
+        """The number of passages that a search with these filters compares."""
+        with ExplainDamage(self.directory):
+            return self._table.open_valid().count_rows(where_sql(path, since) or None)
 
     def _make_directory(self) -> None:
         """Create the folder of the index, with a file that keeps it out of Git repositories."""

@@ -18,7 +18,13 @@ from polyvec.search.lexical import WORD_INDEX
 from polyvec.search.retrieval import PASSAGE
 from polyvec.search.stored_vectors import StoredVectors
 from polyvec.search.table_files import DamagedError, ExplainDamage, TableFiles
-from polyvec.search.vectors import Quantise, pack_vectors, unpack_vectors, vector_types
+from polyvec.search.vectors import (
+    TOKEN_BITS,
+    Quantise,
+    pack_vectors,
+    unpack_vectors,
+    vector_types,
+)
 
 FORMAT_VERSION = 3
 """The version of the columns and of the way texts are split. An index of another one is rebuilt."""
@@ -63,6 +69,7 @@ class IndexTable:
         self.dim: int = dim or stored_dim or encoder.config.width
         self.quantise: Quantise = quantise or stored.get("quantise", "float")
         self.sparse = encoder.config.sparse_head
+        self.token_size = encoder.config.multi_vector_dim
         self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
         columns = {
             "path": pa.string(),
@@ -72,19 +79,24 @@ class IndexTable:
             "page": pa.int32(),
             "start": pa.int32(),
             "end": pa.int32(),
-            # The headings, then the passage. This is embedded, and its words are indexed.
+            # The headings, then the passage. This is embedded.
             "text": pa.string(),
+            # The same text in the form in which words are compared.
+            "words": pa.string(),
             "titles": pa.int32(),
             "content": pa.int64(),
             **vector_types(self.quantise, self.dim),
         }
         if self.sparse:
             columns |= {"tokens": pa.list_(pa.int32()), "weights": pa.list_(pa.float32())}
+        if self.token_size:
+            columns["token_bits"] = TOKEN_BITS
         self._settings = {
             "format": FORMAT_VERSION,
             "dim": self.dim,
             "quantise": self.quantise,
             "sparse": self.sparse,
+            "token_size": self.token_size,
             "probe": self.probe.tolist(),
             "folder": owner,
         }
@@ -93,9 +105,16 @@ class IndexTable:
 
     @property
     def vector_columns(self) -> list[str]:
-        """The names of the columns that hold vectors and sparse weights."""
+        """The names of the columns that hold outputs of the model."""
         sparse = ["tokens", "weights"] if self.sparse else []
-        return [*vector_types(self.quantise, self.dim), *sparse]
+        bits = ["token_bits"] if self.token_size else []
+        return [*vector_types(self.quantise, self.dim), *sparse, *bits]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs of the model that the table stores."""
+        sparse = ["sparse"] if self.sparse else []
+        return ["dense", *sparse, *(["multi_vector"] if self.token_size else [])]
 
     def open(self) -> Table | None:
         """The table, whose files are as they were written. Raises DamagedError if they are not."""
@@ -150,7 +169,7 @@ class IndexTable:
         (self.directory / f"{TABLE}.lance").mkdir(exist_ok=True)
         database = lancedb.connect(self.directory)
         table = database.create_table(TABLE, rows, schema=self.schema, mode="overwrite")
-        table.create_index("text", config=WORD_INDEX)
+        table.create_index("words", config=WORD_INDEX)
         return table
 
     def mismatch(self, table: Table) -> str:
@@ -184,6 +203,8 @@ class IndexTable:
             return "it was made with another model"
         if stored["sparse"] != self.sparse:
             return "it was made before the model's sparse head changed"
+        if stored.get("token_size") != self.token_size:
+            return "it was made before the model's multi-vector head changed"
         return ""
 
     def stored_vectors(self, table: Table | None) -> StoredVectors:

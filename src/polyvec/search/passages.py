@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from polyvec.chunking import Chunk, split_text
 from polyvec.search.documents import Document, read_document
 from polyvec.search.files import File
+from polyvec.search.lexical import normalise
 from polyvec.terminal import shorten
 from polyvec.tokenizer import Tokenizer
 
@@ -79,6 +80,7 @@ def passage_rows(split: SplitFile) -> Iterator[dict[str, Any]]:
             "start": passage.start,
             "end": passage.end,
             "text": text,
+            "words": normalise(text),
             "titles": titles,
             "content": content_key(text),
         }

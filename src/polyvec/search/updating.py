@@ -26,7 +26,7 @@ from polyvec.search.passages import SplitFile, split_file
 from polyvec.search.retrieval import PASSAGE
 from polyvec.search.stored_vectors import StoredVectors
 from polyvec.search.table_files import DamagedError
-from polyvec.search.vectors import pack_sparse, pack_vectors
+from polyvec.search.vectors import pack_sparse, pack_token_bits, pack_vectors
 
 COMMIT_SECONDS = 1.0
 """Passages that are embedded are committed after this time. A kill loses at most these."""
@@ -231,11 +231,13 @@ class Updater:
             texts,
             task=PASSAGE,
             dim=index.dim,
-            outputs=["dense", "sparse"] if index.sparse else ["dense"],
+            outputs=index.outputs,
             progress=False,
         )
         assert outputs.dense is not None
         columns = pack_vectors(outputs.dense, index.quantise)
         if outputs.sparse is not None:
             columns |= pack_sparse(outputs.sparse)
+        if outputs.multi_vector is not None:
+            columns |= pack_token_bits(outputs.multi_vector)
         return pa.table([columns[field.name] for field in fields], schema=pa.schema(fields))

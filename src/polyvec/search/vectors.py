@@ -12,6 +12,7 @@ Every form gives cosines as scores. The question is rounded only to compare bits
 Axes in this file: N passages, D numbers in a vector.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -32,8 +33,14 @@ FORMS: tuple[Quantise, ...] = ("float", "int8", "binary")
 OVERSAMPLING = 4
 """Passages that `binary` retrieves by their bits, per passage that is needed."""
 
-INTERNAL_COLUMNS = {"digest", "modified", "content", "vector", "bits"}
-"""Columns that are not part of a search's rows."""
+INTERNAL_COLUMNS = {
+    *("digest", "modified", "content", "words"),
+    *("vector", "bits", "tokens", "weights", "token_bits"),
+}
+"""Columns that are part of a search's rows only where they are needed."""
+
+TOKEN_BITS = pa.large_binary()
+"""The type of the column of token vectors: the bits of a text one after the other."""
 
 Row = Mapping[str, Any]
 """A passage's row of the table, and under "score" the score of the component that retrieved it."""
@@ -72,6 +79,24 @@ def pack_sparse(sparse: Sparse) -> dict[str, pa.Array]:
     }
 
 
+def pack_token_bits(vectors: Sequence[Float32[np.ndarray, "_T V"]]) -> dict[str, pa.Array]:
+    """The column for token vectors, one row per text: the sign of each number, as one bit.
+
+    The bits take a thirty-second of the vectors, and MaxSim with them ranks almost as well.
+    """
+    bits = [np.packbits(text > 0, axis=1).tobytes() for text in vectors]
+    return {"token_bits": pa.array(bits, TOKEN_BITS)}
+
+
+def unpack_token_bits(texts: Sequence[bytes], size: int) -> list[Float32[np.ndarray, "_T V"]]:
+    """The signs of each text as vectors of length 1 with `size` numbers. There must be a text."""
+    num_bytes = -(-size // 8)
+    bits = np.frombuffer(b"".join(texts), np.uint8).reshape(-1, num_bytes)
+    signs = 2 * np.unpackbits(bits, axis=1, count=size).astype(np.float32) - 1
+    ends = np.cumsum([len(text) // num_bytes for text in texts])
+    return np.split(signs / np.float32(math.sqrt(size)), ends[:-1])
+
+
 def unpack_vectors(column: pa.FixedSizeListArray) -> Float32[np.ndarray, "N D"]:
     """The numbers of a `vector` column as float32; int8 numbers are not scaled back."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
@@ -85,25 +110,28 @@ def find_nearest(
     quantise: Quantise,
     depth: int,
     where: str,
+    internal: Sequence[str] = (),
     oversampling: int = OVERSAMPLING,
 ) -> list[Row]:
     """The `depth` rows with the highest cosines with a vector of length 1, the highest first.
 
-    `where` is an SQL condition, or "". With `binary`, only the `depth * oversampling` rows with the
-    nearest bits are compared.
+    `where` is an SQL condition, or "". `internal` names the columns of `INTERNAL_COLUMNS` that the
+    rows shall have. With `binary`, only the `depth * oversampling` rows with the nearest bits are
+    compared.
     """
     if quantise == "float":
         query = _by_distance(table, vector, "vector").distance_type("dot")
-        rows = run_query(table, query, "_distance", depth, where)
+        rows = run_query(table, query, "_distance", depth, where, internal)
         # LanceDB's dot distance is 1 - dot.
         return [{**row, "score": 1 - row["score"]} for row in rows.to_pylist()]
     if quantise == "int8":
         ids, scores = _scan(table, vector, depth, where)
-        rows = take_rows(table, ids, row_columns(table))
+        rows = take_rows(table, ids, [*row_columns(table), *internal])
     else:
         query = _by_distance(table, to_ubinary(vector[None])[0], "bits")
         query = query.distance_type("hamming")  # pyright: ignore[reportArgumentType]
-        rows = run_query(table, query, "_distance", depth * oversampling, where, ["vector"])
+        needed = ["vector", *internal]
+        rows = run_query(table, query, "_distance", depth * oversampling, where, needed)
         scores = find_cosines(rows["vector"].combine_chunks(), vector)
         best = np.argsort(-scores, kind="stable")[:depth]
         rows, scores = rows.take(best).drop_columns(["vector", "score"]), scores[best]
@@ -116,13 +144,13 @@ def run_query(
     score: str,
     depth: int,
     where: str,
-    internal: list[str] | None = None,
+    internal: Sequence[str] = (),
 ) -> pa.Table:
     """The first `depth` rows of a query, with its column `score` renamed to "score".
 
     `internal` names the columns of `INTERNAL_COLUMNS` that are needed as well.
     """
-    columns = [*row_columns(table), *(internal or [])]
+    columns = [*row_columns(table), *internal]
     if where:
         query = query.where(where)
     rows = query.limit(depth).select([*columns, score]).to_arrow()
