@@ -22,6 +22,7 @@ from lancedb.table import Table
 from polyvec.chunking import split_sentences
 from polyvec.encoder import Encoder
 from polyvec.heads import maxsim
+from polyvec.search.floors import is_near
 from polyvec.search.fusion import CODE_WEIGHT, FusionMethod, PassageKey, choose_weights, fuse, total
 from polyvec.search.lexical import contains_sql, find_codes, split_question
 from polyvec.search.retrieval import (
@@ -39,10 +40,6 @@ from polyvec.search.retrieval import (
 )
 from polyvec.search.vectors import Quantise, Row, unpack_token_bits
 from polyvec.tasks import choose_task
-
-MIN_COSINE = 0.0
-MIN_MAXSIM = 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Answer(Sequence[Hit]):
@@ -79,6 +76,7 @@ def answer_question(
     *,
     dim: int,
     quantise: Quantise,
+    floors: Mapping[str, float],
     top: int,
     by: FusionMethod,
     weights: Mapping[str, float],
@@ -89,7 +87,10 @@ def answer_question(
     min_score: float,
     mark: bool,
 ) -> Answer:
-    """The answer from an index's table. `Index.search` describes the options."""
+    """The answer from an index's table. `Index.search` describes the options.
+
+    `floors` are those of the model (`floors.measure_floors`).
+    """
     heads = [
         name
         for name, is_there in {
@@ -140,7 +141,7 @@ def answer_question(
         make_hit(candidates.rows[key], total(fused[key]), fused[key], copies)
         for key, copies in list(selected.items())[:limit]
     ]
-    is_likely = not missing and any(map(is_near, hits[:top]))
+    is_likely = not missing and any(is_near(hit.parts, floors) for hit in hits[:top])
     if rerank and hits:
         texts = [candidates.rows[key]["text"] for key in list(selected)[:limit]]
         hits = rerank_hits(encoder, encoded, hits, texts)
@@ -180,11 +181,6 @@ def select_passages(
             shown[path] = shown.get(path, 0) + 1
             copies[key] = []
     return copies
-
-
-def is_near(hit: Hit) -> bool:
-    """Whether a passage is near enough to the question's meaning to be likely to answer it."""
-    return True
 
 
 def mark_sentences(

@@ -160,6 +160,7 @@ class Index:
                 question,
                 dim=self.dim,
                 quantise=self.quantise,
+                floors=self._table.floors,
                 top=top,
                 by=by,
                 weights=weights or {},

@@ -4,16 +4,18 @@ A passage is a row. The table is one of LanceDB, whose files `table_files` verif
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lancedb
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 from lancedb.table import Table
 
 from polyvec.encoder import Encoder
+from polyvec.search.floors import measure_floors
 from polyvec.search.lexical import WORD_INDEX
 from polyvec.search.retrieval import PASSAGE
 from polyvec.search.stored_vectors import StoredVectors
@@ -71,6 +73,11 @@ class IndexTable:
         self.sparse = encoder.config.sparse_head
         self.token_size = encoder.config.multi_vector_dim
         self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
+        is_same_model = stored.get("dim") == self.dim and _is_near(stored["probe"], self.probe)
+        # They are measured once for an index, since that takes longer than a search.
+        self.floors: dict[str, float] = (is_same_model and stored.get("floors")) or measure_floors(
+            encoder, self.dim
+        )
         columns = {
             "path": pa.string(),
             "digest": pa.string(),
@@ -98,6 +105,7 @@ class IndexTable:
             "sparse": self.sparse,
             "token_size": self.token_size,
             "probe": self.probe.tolist(),
+            "floors": self.floors,
             "folder": owner,
         }
         metadata = {METADATA_KEY: json.dumps(self._settings)}
@@ -199,7 +207,7 @@ class IndexTable:
         stored = read_settings(table)
         if stored.get("dim") != self.dim:
             return f"its vectors have {stored.get('dim')} numbers, not {self.dim}"
-        if np.dot(stored["probe"], self.probe) < MIN_PROBE_COSINE:
+        if not _is_near(stored["probe"], self.probe):
             return "it was made with another model"
         if stored["sparse"] != self.sparse:
             return "it was made before the model's sparse head changed"
@@ -230,6 +238,10 @@ class IndexTable:
                 yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
         return pa.RecordBatchReader.from_batches(self.schema, batches())
+
+
+def _is_near(one: Sequence[float], other: Float32[np.ndarray, " dim"]) -> bool:
+    return bool(np.dot(one, other) >= MIN_PROBE_COSINE)
 
 
 def read_settings(table: Table | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Axes in this file: N candidates, dim the vectors' size.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +21,7 @@ from polyvec.reranking import RETRIEVAL, rank_candidates, score_candidates
 from polyvec.search.fusion import Part, PassageKey
 from polyvec.search.lexical import index_words, normalise, weigh_words
 from polyvec.search.vectors import (
+    SIGNS_FACTOR,
     Quantise,
     Row,
     find_cosines,
@@ -35,10 +35,6 @@ QUERY, PASSAGE = RETRIEVAL
 
 MIN_CANDIDATES = 100
 """The number of passages that each component retrieves, at least."""
-
-SIGNS_FACTOR = math.sqrt(math.pi / 2)
-"""A cosine with the signs of a vector, times this, estimates the cosine with the vector itself: the
-numbers of a vector in many dimensions are nearly normal."""
 
 COMPONENT_COLUMNS = {"sparse": ("tokens", "weights"), "maxsim": ("token_bits",)}
 """The columns of the table that a component scores."""

@@ -39,6 +39,10 @@ INTERNAL_COLUMNS = {
 }
 """Columns that are part of a search's rows only where they are needed."""
 
+SIGNS_FACTOR = math.sqrt(math.pi / 2)
+"""A cosine with the signs of a vector, times this, estimates the cosine with the vector itself: the
+numbers of a vector in many dimensions are nearly normal."""
+
 TOKEN_BITS = pa.large_binary()
 """The type of the column of token vectors: the bits of a text one after the other."""
 
@@ -77,6 +81,11 @@ def pack_sparse(sparse: Sparse) -> dict[str, pa.Array]:
         "tokens": pa.ListArray.from_arrays(ends, pa.array(sparse.indices)),
         "weights": pa.ListArray.from_arrays(ends, pa.array(sparse.data)),
     }
+
+
+def sign_vectors(vectors: Float32[np.ndarray, "T V"]) -> Float32[np.ndarray, "T V"]:
+    """The signs of vectors, as vectors of length 1. The index stores them as bits."""
+    return np.where(vectors > 0, 1, -1).astype(np.float32) / np.float32(math.sqrt(vectors.shape[1]))
 
 
 def pack_token_bits(vectors: Sequence[Float32[np.ndarray, "_T V"]]) -> dict[str, pa.Array]:
