@@ -3,10 +3,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from polyvec.heads import maxsim
 from polyvec.search.vectors import (
     FORMS,
+    SIGNS_FACTOR,
     find_nearest,
+    pack_token_bits,
     pack_vectors,
+    sign_vectors,
+    unpack_token_bits,
     unpack_vectors,
     vector_types,
 )
@@ -120,3 +125,22 @@ def test_vectors_come_back_as_they_were_or_as_whole_numbers(clustered):
 def test_bits_need_whole_bytes():
     with pytest.raises(ValueError, match="multiple of 8 numbers, not 12"):
         vector_types("binary", 12)
+
+
+@pytest.mark.parametrize("size", [1, 8, 13, 128])
+def test_the_signs_of_token_vectors_come_back(rng, size):
+    texts = [rng.normal(size=(count, size)).astype(np.float32) for count in (3, 1, 0, 7)]
+    bits = pack_token_bits(texts)["token_bits"].to_pylist()
+    assert [len(text) for text in bits] == [len(text) * -(-size // 8) for text in texts]
+    for vectors, signs in zip(texts, unpack_token_bits(bits, size), strict=True):
+        np.testing.assert_array_equal(signs, sign_vectors(vectors))
+
+
+def test_maxsim_with_signs_ranks_nearly_as_with_vectors(rng):
+    question = unit(rng.normal(size=(8, DIM)))
+    # Passages that have more or less of the question in them.
+    texts = [unit(0.1 * n * question + rng.normal(size=(8, DIM)) / 11) for n in range(20)]
+    exact = maxsim(question, texts)
+    estimated = maxsim(question, [sign_vectors(text) for text in texts]) * SIGNS_FACTOR
+    assert np.abs(exact - estimated).max() < 0.25
+    assert np.corrcoef(np.argsort(exact), np.argsort(estimated))[0, 1] > 0.9

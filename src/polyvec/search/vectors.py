@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt64
+from jaxtyping import Float32, UInt8, UInt64
 from lancedb.query import LanceQueryBuilder, LanceVectorQueryBuilder
 from lancedb.table import Table
 
@@ -83,7 +83,9 @@ def pack_sparse(sparse: Sparse) -> dict[str, pa.Array]:
     }
 
 
-def sign_vectors(vectors: Float32[np.ndarray, "T V"]) -> Float32[np.ndarray, "T V"]:
+def sign_vectors(
+    vectors: Float32[np.ndarray, "T V"] | UInt8[np.ndarray, "T V"],
+) -> Float32[np.ndarray, "T V"]:
     """The signs of vectors, as vectors of length 1. The index stores them as bits."""
     return np.where(vectors > 0, 1, -1).astype(np.float32) / np.float32(math.sqrt(vectors.shape[1]))
 
@@ -101,9 +103,8 @@ def unpack_token_bits(texts: Sequence[bytes], size: int) -> list[Float32[np.ndar
     """The signs of each text as vectors of length 1 with `size` numbers. There must be a text."""
     num_bytes = -(-size // 8)
     bits = np.frombuffer(b"".join(texts), np.uint8).reshape(-1, num_bytes)
-    signs = 2 * np.unpackbits(bits, axis=1, count=size).astype(np.float32) - 1
     ends = np.cumsum([len(text) // num_bytes for text in texts])
-    return np.split(signs / np.float32(math.sqrt(size)), ends[:-1])
+    return np.split(sign_vectors(np.unpackbits(bits, axis=1, count=size)), ends[:-1])
 
 
 def unpack_vectors(column: pa.FixedSizeListArray) -> Float32[np.ndarray, "N D"]:
