@@ -146,7 +146,8 @@ def answer_question(
         texts = [candidates.rows[key]["text"] for key in list(selected)[:limit]]
         hits = rerank_hits(encoder, encoded, hits, texts)
     shown = [hit for hit in hits[:top] if hit.score >= min_score]
-    if mark and encoded.multi_vector is not None:
+    if mark and "maxsim" in chosen:
+        assert encoded.multi_vector is not None
         rows = [candidates.rows[hit.path, hit.start] for hit in shown]
         shown = mark_sentences(shown, rows, encoded.multi_vector[0], encoder)
     return Answer(shown, is_likely, missing, hits[0].score if hits else None)
@@ -197,12 +198,11 @@ def mark_sentences(
     for hit, row, tokens, vectors in zip(hits, rows, tokenised, signs, strict=True):
         # The last vector is that of </s>.
         starts = tokens.offsets[tokens.num_prompt : -1, 0] - row["titles"]
-        best = (-np.inf, None)
+        scores: dict[tuple[int, int], float] = {}
         for start, end in split_sentences(hit.text):
             inside = (starts >= start) & (starts < end)
             if inside.any():
-                score = float(maxsim(question, [vectors[:-1][inside]])[0])
                 end = start + len(hit.text[start:end].rstrip())
-                best = max(best, (score, (start, end)), key=lambda sentence: sentence[0])
-        marked.append(replace(hit, sentence=best[1]))
+                scores[start, end] = float(maxsim(question, [vectors[:-1][inside]])[0])
+        marked.append(replace(hit, sentence=max(scores, key=scores.__getitem__, default=None)))
     return marked

@@ -141,7 +141,7 @@ def read_items(
 
 
 def remove_furniture(passages: Sequence[str]) -> list[str]:
-    """The passages of a file without names of columns, and without lines that the file repeats.
+    r"""The passages of a file without names of columns, and without lines that the file repeats.
 
     Lines that differ only in their digits are the same line, as the footers of pages are.
 
