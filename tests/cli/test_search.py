@@ -264,6 +264,8 @@ def test_a_single_file_is_searched(polyvec, tiny_model, tmp_path):
     assert code == ExitStatus.DONE
     assert f"{tmp_path / 'fox.md'}:1" in out and "dog.md" not in out
     assert "indexed 1 files" in err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -44,7 +44,12 @@ def paths(answer):
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("서울 사무실 계약", "사무실"), ("у місті Київ", "КИЇВ"), ("ở Việt Nam", "việt"), ("Αθήνα", "ΑΘΗΝΑ")],
+    [
+        ("서울 사무실 계약", "사무실"),
+        ("у місті Київ", "КИЇВ"),
+        ("ở Việt Nam", "việt"),
+        ("Αθήνα", "ΑΘΗΝΑ"),
+    ],
 )
 def test_a_word_is_found_in_every_form_of_unicode(tmp_path, searcher, text, word, form):
     other = "NFD" if form == "NFC" else "NFC"
@@ -58,9 +63,7 @@ def test_a_word_is_found_in_every_form_of_unicode(tmp_path, searcher, text, word
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 @pytest.mark.parametrize("typed", ["NFC", "NFD"])
 @pytest.mark.parametrize("pattern", ["*Müller*", "M?ller Việt.txt", "Müller Việt.txt"])
-def test_a_pattern_of_paths_fits_every_form_of_unicode(
-    tmp_path, searcher, written, typed, pattern
-):
+def test_a_pattern_of_paths_fits_every_form_of_unicode(tmp_path, searcher, written, typed, pattern):
     name = unicodedata.normalize(written, "Müller Việt.txt")
     (tmp_path / name).write_text("The fox.")
     index = indexed(tmp_path, searcher, other_txt="The fox.")
@@ -78,7 +81,7 @@ def test_a_phrase_in_quotation_marks_is_in_every_passage(tmp_path, searcher):
         d_txt="它是棕色狐狸。",
     )
     assert paths(index.search('"quick brown" fox')) == ["a.txt"]
-    assert paths(index.search('fox “quick” «brown»')) in (["a.txt", "b.txt"], ["b.txt", "a.txt"])
+    assert paths(index.search("fox “quick” «brown»")) in (["a.txt", "b.txt"], ["b.txt", "a.txt"])
     assert paths(index.search('"棕色"')) == ["d.txt"]
     assert not index.search('"the fox\'s (den"')
 

@@ -41,6 +41,7 @@ from polyvec.search.retrieval import (
 from polyvec.search.vectors import Quantise, Row, unpack_token_bits
 from polyvec.tasks import choose_task
 
+
 @dataclass(frozen=True, slots=True)
 class Answer(Sequence[Hit]):
     """The passages that a search found, the best first, and what it noticed about the question."""
@@ -194,7 +195,9 @@ def mark_sentences(
     prompt = choose_task(encoder.config.tasks, PASSAGE).prompt
     marked = []
     tokenised = encoder.tokenizer.encode([row["text"] for row in rows], [prompt] * len(rows))
-    signs = unpack_token_bits([row["token_bits"] for row in rows], question.shape[1]) if rows else []
+    signs = (
+        unpack_token_bits([row["token_bits"] for row in rows], question.shape[1]) if rows else []
+    )
     for hit, row, tokens, vectors in zip(hits, rows, tokenised, signs, strict=True):
         # The last vector is that of </s>.
         starts = tokens.offsets[tokens.num_prompt : -1, 0] - row["titles"]
