@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 
 def main(
-    folder: Path,
+    folder: tyro.conf.Positional[Path],
     options: tuple[str, ...] = ("", "--rerank 20"),
     write: bool = True,
     misses: bool = False,
