@@ -1,4 +1,4 @@
-"""The quality of `polyvec search` on real documents in twelve languages: the table in docs/search.md.
+"""The quality of `polyvec search` on real documents in many languages: a table of docs/search.md.
 
     python -m benchmarks.question_folder FOLDER --download DEBS
     python -m benchmarks.questions FOLDER                        # writes docs/search.md
@@ -96,7 +96,7 @@ def ask(
 ) -> tuple[str, list[Answer]]:
     """The sentence about the index, and the answer to each question."""
     command = [sys.executable, "-m", "polyvec", "search", str(folder), "--watch", "--json"]
-    # Results and notes come in one stream, so that the note of a question stands before its results.
+    # Results and notes come in one stream, so that the note of a question precedes its results.
     with subprocess.Popen(
         [*command, *options],
         stdin=subprocess.PIPE,
@@ -134,7 +134,7 @@ def _read_answers(lines: Iterator[str], count: int) -> Iterator[Answer]:
 
 
 def score(option: str, questions: Sequence[Question], answers: Sequence[Answer]) -> list[list[str]]:
-    """One row of the table per kind of question, and one for all that have an answer."""
+    """One row of the table per kind of question."""
     rows = []
     kinds = {name: {kind} for kind, name in KINDS.items()}
     for name, counted in kinds.items():

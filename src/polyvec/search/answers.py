@@ -1,11 +1,11 @@
-"""Answers: the passages that a question is answered with, and whether they are likely to answer it.
+"""Answers: the passages that answer a question best, and whether they are likely to answer it.
 
-1. The components retrieve and score candidates (`retrieval`), and their scores are fused (`fusion`).
+1. The components retrieve and score candidates (`retrieval`). Their scores are fused (`fusion`).
 2. Phrases in quotation marks are a condition. A name or a code of the question that occurs in the
    files gives the component bm25 a high weight, since no other word stands for it.
 3. Of identical passages one is kept, and of each file as many as are asked for.
-4. The passages are not likely to answer the question if the best one matches its meaning too little,
-   or if they contain none of its names and codes.
+4. The passages are not likely to answer the question if none of them is near enough to its meaning
+   (`floors`), or if no passage contains one of its names and codes.
 
 Axes in this file: T tokens, V numbers in a token vector.
 """

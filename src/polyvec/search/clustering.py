@@ -3,8 +3,8 @@
 1. Texts are embedded for separation, the task that moves topics apart.
 2. The vectors are reduced to their five principal axes, since density says little in hundreds of
    dimensions, and normalised again. HDBSCAN (Campello et al. 2013) finds the dense regions. A text
-   outside of them joins the nearest cluster if it is as near as most of the cluster's own texts, and
-   else belongs to no cluster. If a number of topics is asked for, k-means finds so many instead.
+   outside of them joins the nearest cluster if it is as near as most of the cluster's own texts,
+   and else belongs to no cluster. If a number of topics is given, k-means finds them instead.
 3. The keywords of a cluster have the highest class-based TF-IDF (Grootendorst 2022,
    arXiv:2203.05794, equation 2), multiplied by the rarity of the word in the model's vocabulary.
    Without this factor "der" would be a keyword of a German cluster among English ones. Names of
@@ -48,8 +48,8 @@ COLUMN = re.compile(r"([^:\n]{1,101}): ")
 """The name of a column before a value, as tables and JSON lines are read."""
 
 JOINING_QUANTILE = 0.1
-"""A text outside of the dense regions joins a cluster if it is nearer to the mean of the cluster than
-this share of the texts inside."""
+"""A text outside of the dense regions joins a cluster if it is nearer to the mean of the cluster
+than this share of the texts inside."""
 
 MAX_TSNE_TEXTS = 3_000
 """More texts are laid out by PCA by default. t-SNE takes this many half a minute on one core."""

@@ -23,21 +23,21 @@ PAIRS = {
     "from the old pier, and takes forty minutes.",
     "Wie lange muss der Teig ruhen?": "Den Teig zugedeckt zwei Stunden gehen lassen, dann Brötchen "
     "formen und backen.",
-    "¿Quién cuida a los gatos en verano?": "En agosto, la vecina del tercero da de comer a los gatos "
-    "dos veces al día.",
+    "¿Quién cuida a los gatos en verano?": "En agosto, la vecina del tercero da de comer a los "
+    "gatos dos veces al día.",
     "Почему стиральная машина не сливает воду?": "Если вода остаётся в барабане, проверьте фильтр "
     "насоса и сливной шланг.",
     "how much is the rent of the flat?": "Le loyer de l'appartement est de 850 euros par mois, "
     "charges comprises.",
     "几点可以参观博物馆？": "博物馆每天上午十点开门，下午六点关门，星期一休息。",
-    "庭の木はいつ剪定しますか": "Prune the fruit trees in the garden in late winter, before the buds "
-    "open.",
+    "庭の木はいつ剪定しますか": "Prune the fruit trees in the garden in late winter, before the "
+    "buds open.",
     "كيف أصل إلى المطار؟": "يصل القطار إلى المطار كل نصف ساعة من المحطة الرئيسية.",
 }
 """Questions, and a passage that answers each; two of them are in another language."""
 
 FLOOR_SHARE = 0.5
-"""The position of a floor between the mean of wrong pairs (0) and that of right pairs (1), chosen with
+"""The position of a floor between the means of wrong pairs (0) and of right pairs (1), chosen with
 benchmarks/questions.py."""
 
 

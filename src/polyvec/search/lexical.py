@@ -46,7 +46,7 @@ CODE = re.compile(
     rf"""
     (?<![{SIGNS}.:/@+-])
     (?:
-        (?=[{SIGNS}.:/@+-]*\d)(?=[{SIGNS}.:/@+-]*[^\W\d_])[{SIGNS}.:/@+-]{{3,}}  # RX-20931, dc210.conf
+        (?=[{SIGNS}.:/@+-]*\d)(?=[{SIGNS}.:/@+-]*[^\W\d_])[{SIGNS}.:/@+-]{{3,}}  # dc210.conf
         | \d{{5,}}                                        # 20931
         | [{SIGNS}]*[^\W_]_[^\W_][{SIGNS}]*               # sem_getvalue
         | --[a-z][a-z-]+                                  # --split-string
@@ -93,9 +93,9 @@ def _fold(character: str) -> str:
 
 def _is_ignorable(character: str) -> bool:
     mark = unicodedata.combining(character)
-    # Classes 10 to 36 are the points of Hebrew, Arabic and Syriac, those from 200 on are accents, and
-    # 1 strikes letters through. Lower classes up to 132 are parts of words: viramas, nuktas, voicing
-    # marks, and the vowels and tones of Thai, Lao and Tibetan.
+    # Classes 10 to 36 are the points of Hebrew, Arabic and Syriac, those from 200 on are accents,
+    # and 1 strikes letters through. The others are parts of words: viramas, nuktas, voicing marks,
+    # and the vowels and tones of Thai, Lao and Tibetan.
     if mark == 1 or 10 <= mark <= 36 or mark >= 200:
         return True
     if unicodedata.category(character) == "Cf" or character in INVISIBLE or character == TATWEEL:

@@ -1,4 +1,4 @@
-"""Snippets: the few lines of a passage that a terminal shows, with what answers the question marked.
+"""Snippets: the few lines of a passage that a terminal shows, with the answer marked.
 
 Positions are characters of the passage, so that the passage itself is never changed.
 """
