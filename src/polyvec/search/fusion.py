@@ -12,11 +12,11 @@ from typing import Literal
 
 FusionMethod = Literal["ranks", "scores"]
 
-WEIGHTS = {"dense": 1.0, "maxsim": 1.0, "bm25": 0.25, "sparse": 0.0}
+WEIGHTS = {"dense": 1.0, "maxsim": 1.0, "bm25": 0.15, "sparse": 0.0}
 """The default weight of each component, chosen with benchmarks/questions.py. A higher weight of
 bm25 finds more if all files have one language, and less across languages."""
 
-CODE_WEIGHT = 1.0
+CODE_WEIGHT = 0.5
 """The weight of bm25 for a question with a name or a code that occurs in a passage."""
 
 HEADS = {"maxsim": "multi-vector", "sparse": "sparse"}

@@ -28,7 +28,7 @@ from polyvec.search.vectors import (
     vector_types,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The version of the columns and of the way texts are split. An index of another one is rebuilt."""
 
 TABLE = "chunks"
@@ -73,7 +73,11 @@ class IndexTable:
         self.sparse = encoder.config.sparse_head
         self.token_size = encoder.config.multi_vector_dim
         self.probe = encoder.encode([PROBE], task=PASSAGE, dim=self.dim)[0]
-        is_same_model = stored.get("dim") == self.dim and _is_near(stored["probe"], self.probe)
+        is_same_model = (
+            stored.get("dim") == self.dim
+            and stored["format"] == FORMAT_VERSION
+            and _is_near(stored["probe"], self.probe)
+        )
         # They are measured once for an index, since that takes longer than a search.
         self.floors: dict[str, float] = (is_same_model and stored.get("floors")) or measure_floors(
             encoder, self.dim
