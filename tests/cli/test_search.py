@@ -314,18 +314,18 @@ def test_one_passage_of_a_file_is_shown_unless_more_are_asked_for(polyvec, tiny_
 
 
 def test_colours_and_snippets_are_for_terminals(polyvec, tiny_model, tmp_path, monkeypatch):
-    lines = [f"Line {number} is about snow." for number in range(9)]
+    lines = [f"Snow {number}." for number in range(6)]
     (tmp_path / "fox.md").write_text("\n\n".join([*lines, "The fox sleeps."]))
-    words = ["search", tmp_path, "fox", "--model", tiny_model]
+    words = ["search", tmp_path, "fox", "--model", tiny_model, "--weight.dense", "0"]
     whole = polyvec(*words)[1]
-    assert "Line 0" in whole and "\x1b" not in whole
+    assert "Snow 0" in whole and "\x1b" not in whole
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     shown = polyvec(*words)[1]
     assert "\x1b[1mfox\x1b[0m sleeps." in shown
-    assert "Line 0" not in shown
+    assert "Snow 0" not in shown
     assert "\x1b" not in polyvec(*words, "--json")[1]
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in polyvec(*words)[1]
-    assert "Line 0" not in polyvec(*words)[1]
+    assert "Snow 0" not in polyvec(*words)[1]
