@@ -11,6 +11,7 @@ from benchmarks.released_model import (
     SCORE_TOLERANCE,
     compare_scores,
     golden_differences,
+    paper_tasks,
 )
 from polyvec.eval.paper_scores import PAPER_SCORES
 from polyvec.tasks import TASKS
@@ -19,6 +20,10 @@ from polyvec.tasks import TASKS
 def test_every_task_has_published_numbers():
     assert GOLDEN.keys() == {task.name for task in TASKS}
     assert all(len(rows) == len(GOLDEN_TEXTS) for rows in GOLDEN.values())
+
+
+def test_every_score_of_the_paper_is_of_a_task_of_mteb():
+    assert paper_tasks().keys() == PAPER_SCORES.keys()
 
 
 @pytest.mark.network

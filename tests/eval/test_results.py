@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from polyvec.eval import read_summaries
-from polyvec.eval.results import Score, regressions, summary_path, write_summary
+from polyvec.eval.results import (
+    Score,
+    find_summary,
+    model_labels,
+    regressions,
+    summary_path,
+    write_summary,
+)
 from tests.eval.synthetic import summary
 
 

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jaxtyping import Float32
 
 from polyvec.eval import evaluate, local_tasks
-from polyvec.eval.task_kinds import KINDS, METRICS, folder_formats
+from polyvec.eval.task_kinds import KINDS, METRICS
 from tests.eval.synthetic import (
+    embed,
     random_texts,
     retrieval_folder,
     score_task,
@@ -217,7 +220,8 @@ def test_queries_without_answers_are_counted(
 ) -> None:
     folder = retrieval_folder(tmp_path) / "eval/retrieval"
     table = pq.read_table(folder / "qrels.parquet")
-    pq.write_table(table.filter([row != "q0" for row in table["query_id"].to_pylist()]), folder / "qrels.parquet")
+    others = table.filter([name != "q0" for name in table["query_id"].to_pylist()])
+    pq.write_table(others, folder / "qrels.parquet")
     with caplog.at_level(logging.WARNING):
         load(tmp_path)
     assert "1 queries have no row and are not scored" in caplog.text
@@ -231,19 +235,17 @@ def test_no_row_of_own_data_is_left_out(tmp_path: Path) -> None:
     task_folder(tmp_path, "retrieval", corpus=corpus, queries=queries, qrels=qrels)
     task_folder(tmp_path, "clustering", texts=labelled(["a", "b"] * 1_500))
     embedded: list[str] = []
+
+    def spy(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+        embedded.extend(texts)
+        return embed(texts)
+
     for task in local_tasks(tmp_path):
         task.load_data()
         (subset,) = task.dataset.values()
         if task.metadata.name == "retrieval":
             assert len(subset["test"]["corpus"]) == 2_000
         else:
-            def spy(texts: list[str], adapter: str | None) -> Any:
-                from tests.eval.synthetic import embed
-
-                embedded.extend(texts)
-                return embed(texts)
-
             task.n_clusters = 1
             evaluate(tiny_mteb_encoder(spy), [task], results=tmp_path / "r", progress=False)
             assert set(embedded) == set(subset["test"]["sentences"])
-    assert set(folder_formats()) >= {"retrieval", "clustering"}

@@ -42,7 +42,8 @@ PROBES = (
     "Which of the two rivers floods in spring?",
     "Die Katze schläft auf dem Stuhl.",
     "パンは一時間冷ます必要があります。",
-    "The bread has to cool for an hour before it is cut, and the tea steeps for four minutes. " * 20,
+    "The bread has to cool for an hour before it is cut, and the tea steeps for four minutes. "
+    * 20,
 )
 """Texts whose embeddings help to tell two models behind one address apart. The last one is long, so
 that positions matter."""
@@ -72,7 +73,9 @@ class Server:
                 return json.load(answer)
         except HTTPError as error:
             message = error.read().decode(errors="replace")[:MAX_ERROR_CHARACTERS]
-            raise ValueError(f"{url} answered {error.code}: {message}{_hint(error.code)}") from error
+            raise ValueError(
+                f"{url} answered {error.code}: {message}{_hint(error.code)}"
+            ) from error
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(f"no server answers at {url}: {reason}") from error
@@ -88,7 +91,9 @@ class Server:
         named = [entry for entry in entries if isinstance(entry, dict) and entry.get("id")]
         return {str(entry["id"]): entry for entry in named}
 
-    def embed(self, model: str, texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
+    def embed(
+        self, model: str, texts: list[str], adapter: str | None
+    ) -> Float32[np.ndarray, "B D"]:
         """Return one embedding of length 1 for each text."""
         embeddings = []
         for start in range(0, len(texts), TEXTS_PER_REQUEST):

@@ -97,8 +97,9 @@ def encoder_meta(name: str) -> ModelMeta:
         "framework": ["PyTorch", "OpenVINO", "safetensors"],
         "n_parameters": sum(math.prod(weight.shape) for weight in weights.values()),
     }
-    if name in MODEL_METAS:
-        return MODEL_METAS[name].model_copy(update=known)
+    card = BUNDLED if folder == find_model(None) else name.partition("@")[0]
+    if card in MODEL_METAS:
+        return MODEL_METAS[card].model_copy(update=known)
     shown = folder.resolve().name if Path(name).is_dir() else name.rpartition("/")[2]
     return model_meta(shown, "").model_copy(update=known)
 
@@ -120,8 +121,8 @@ MODEL_METAS = {
         }
     ),
 }
-"""mteb's metadata of the bundled model and of the released one, by our names for them. `load_model`
-of such an object loads the model with polyvec, so that `mteb.evaluate` scores it."""
+"""mteb's metadata of the bundled model and of the released one, without what their folders tell.
+`encoder_meta(name).load_model()` loads them with polyvec, for `mteb.evaluate`."""
 
 
 def encoder_embed(encoder: Encoder) -> Embed:

@@ -235,9 +235,7 @@ def _check_distinct(
         )
 
 
-def _check_known(
-    column: str, used: Iterable[str], known: set[str], path: Path, table: str
-) -> None:
+def _check_known(column: str, used: Iterable[str], known: set[str], path: Path, table: str) -> None:
     """Raise ValueError if a table of relevance names a query or a document that does not exist."""
     unknown = [name for name in used if name not in known]
     if unknown:
