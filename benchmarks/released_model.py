@@ -3,8 +3,8 @@
 1. Its first five numbers for two texts and each task, against those that fastembed tests.
 2. Its scores on MTEB (English) and LongEmbed, against tables A3 and 5 of arXiv:2409.10173.
 
-The weights and mteb's data come from the Hugging Face hub, so this needs the network once. All tasks
-take a day on a GPU; `--tasks` selects some.
+The weights and mteb's data come from the Hugging Face hub, so this needs the network once. All
+tasks take a day on a GPU; `--tasks` selects some.
 """
 
 import sys

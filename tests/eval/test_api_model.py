@@ -114,7 +114,7 @@ def test_a_field_that_is_the_time_of_the_request_does_not_count(stub: Stub) -> N
 @pytest.mark.parametrize("models", [None, "none", [{}]])
 def test_a_server_without_a_list_of_models_is_refused(stub: Stub, models: object) -> None:
     stub.models = models
-    with pytest.raises(ValueError, match="list of models|no model ''"):
+    with pytest.raises(ValueError, match=r"list of models|no model ''"):
         load_server(stub.url)
 
 

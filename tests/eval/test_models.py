@@ -1,4 +1,4 @@
-"""A model is known by what decides its vectors, and sentence-transformers models by their prompts."""
+"""A model is known by what decides its vectors; sentence-transformers models use their prompts."""
 
 import json
 import shutil

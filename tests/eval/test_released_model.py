@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.released_model import (
     GOLDEN,
     GOLDEN_TEXTS,
@@ -13,6 +12,7 @@ from benchmarks.released_model import (
     golden_differences,
     paper_tasks,
 )
+
 from polyvec.eval.paper_scores import PAPER_SCORES
 from polyvec.tasks import TASKS
 

@@ -119,10 +119,10 @@ def run(
 ) -> ExitStatus:
     """Score models on tasks with mteb, and print a table.
 
-    A score is kept, with everything that decides it, and is only computed again if that changed: the
-    model's weights, config and tokenizer, the data, or the version of the code. If the command is
-    killed, the same command continues where it stopped. With --against, the exit status is 1 if a
-    score is lower than before.
+    A score is kept, with everything that decides it, and is only computed again if that changed:
+    the model's weights, config and tokenizer, the data, or the version of the code. If the command
+    is killed, the same command continues where it stopped. With --against, the exit status is 1 if
+    a score is lower than before.
 
     polyvec eval run --data data/
 

@@ -150,7 +150,8 @@ def regressions(before: Summary, after: Summary, tasks: Collection[str]) -> list
     """Return a sentence for each of `tasks` whose score fell below its earlier interval.
 
     A score without an interval may fall by `ALLOWED_DROP`. Raises ValueError if the summaries have
-    no task in common, or if the data or the code of a task changed, because then scores cannot be compared.
+    no task in common, or if the data or the code of a task changed, because then scores cannot be
+    compared.
     """
     common = [name for name in before.tasks if name in tasks and name in after.tasks]
     if not common:

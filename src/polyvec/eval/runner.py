@@ -3,9 +3,9 @@
     RESULTS/NAME.json            the summary, written after every task
     RESULTS/mteb/results/...     mteb's own files, in the form that leaderboards accept
 
-A run that was killed resumes with the task that was interrupted. A task is scored again if its data,
-its metric or the scoring code changed. A model whose weights, config or tokenizer changed is another
-model, with a file of its own.
+A run that was killed resumes with the task that was interrupted. A task is scored again if its
+data, its metric or the scoring code changed. A model whose weights, config or tokenizer changed is
+another model, with a file of its own.
 """
 
 import json
@@ -62,9 +62,10 @@ def evaluate(
 ) -> Summary:
     """Score `model` on `tasks` and return all its scores, including those already in `results`.
 
-    `argument` is the name by which the command line knows the model. `variant` names the change that was made for a comparison. mteb's own files are not stored for
-    variants. A model that can only search (BM25) skips tasks that are not retrieval. `progress`
-    shows a bar that counts characters and estimates the time left; by default only on a terminal.
+    `argument` is the name by which the command line knows the model. `variant` names the change
+    that was made for a comparison. mteb's own files are not stored for variants. A model that can
+    only search (BM25) skips tasks that are not retrieval. `progress` shows a bar that counts
+    characters and estimates the time left; by default only on a terminal.
     """
     meta = model.mteb_model_meta
     name = str(meta.name).rpartition("/")[2]

@@ -40,9 +40,9 @@ from polyvec.eval.task_tables import (
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 500_000
-"""With `whole=False`, retrieval tasks whose documents are longer in total only run if they are named.
-The needles and passkeys of 2,048 tokens and more, and whole meetings, would take three quarters of
-a run."""
+"""With `whole=False`, retrieval tasks whose documents are longer in total only run if they are
+named. The needles and passkeys of 2,048 tokens and more, and whole meetings, would take three
+quarters of a run."""
 
 RETIRED_CODES = {"sh": "hbs"}
 """Language codes that ISO 639-1 withdrew and Tatoeba still uses."""
