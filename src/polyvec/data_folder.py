@@ -26,3 +26,8 @@ def data_folder(given: Path | None) -> Path:
             "the folder, its tables and how to make them"
         )
     return folder
+
+
+def has_data_folder(given: Path | None) -> bool:
+    """Tell whether a data folder is named, by the argument or by `POLYVEC_DATA`."""
+    return given is not None or bool(os.environ.get(DATA_VARIABLE))

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from polyvec.eval import read_summaries
-from polyvec.eval.results import Score, regressions, summary_path, write_summary
+from polyvec.eval.results import (
+    Score,
+    find_summary,
+    model_labels,
+    regressions,
+    summary_path,
+    write_summary,
+)
 from tests.eval.synthetic import summary
 
 
@@ -45,3 +52,31 @@ def test_scores_of_other_data_are_not_compared() -> None:
 def test_file_names_of_results_have_no_spaces_and_no_commas() -> None:
     path = summary_path(Path("results"), "polyvec-mini, two cores", "adapter none")
     assert path.name == "polyvec-mini-two-cores.adapter.none.json"
+
+
+def test_two_models_of_one_name_have_two_files_and_two_headings(tmp_path: Path) -> None:
+    one, two = (replace(summary("model", 0.5), revision=letter * 32) for letter in "ab")
+    paths = []
+    for each in (one, two):
+        paths.append(find_summary(tmp_path, each.model, "", each.revision))
+        write_summary(paths[-1], each)
+    assert len(set(paths)) == 2
+    assert [find_summary(tmp_path, s.model, "", s.revision) for s in (one, two)] == paths
+    paths[0].unlink()
+    assert find_summary(tmp_path, two.model, "", two.revision) == paths[1]
+    assert model_labels([one, two]) == ["model (aaaaaaaa)", "model (bbbbbbbb)"]
+    assert model_labels([one, one]) == ["model", "model"]
+
+
+def test_scores_by_other_code_are_not_compared() -> None:
+    before, after = summary("model", 0.5), summary("model", 0.5)
+    after.tasks["topics"] = replace(after.tasks["topics"], scorer="another mteb")
+    with pytest.raises(ValueError, match="the code of topics changed"):
+        regressions(before, after, ["topics"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": {"a": 1}}', '{"tasks": {}}'])
+def test_another_file_is_no_result(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes.json").write_text(text)
+    with pytest.raises(ValueError, match=r"notes\.json is no file of results"):
+        read_summaries(tmp_path)

@@ -15,11 +15,14 @@ def test_the_longest_corpora_only_run_if_they_are_named(
 ) -> None:
     sts_folder(tmp_path)
     retrieval_folder(tmp_path)
-    assert len(local_tasks(tmp_path)) == 2
+    assert len(local_tasks(tmp_path, whole=False)) == 2
     monkeypatch.setattr("polyvec.eval.task_folders.MAX_CHARACTERS", 100)
-    assert [task.metadata.name for task in local_tasks(tmp_path)] == ["sts"]
-    assert len(local_tasks(tmp_path, whole=True)) == 2
-    assert len(local_tasks(tmp_path, ["retrieval"])) == 1
+    said: list[str] = []
+    tasks = local_tasks(tmp_path, whole=False, report=said.append)
+    assert [task.metadata.name for task in tasks] == ["sts"]
+    assert "left out retrieval" in said[0]
+    assert len(local_tasks(tmp_path)) == 2
+    assert len(local_tasks(tmp_path, ["retrieval"], whole=False)) == 1
 
 
 def test_a_name_that_selects_nothing_is_an_error_that_lists_the_tasks(tmp_path: Path) -> None:

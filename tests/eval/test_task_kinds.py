@@ -25,12 +25,12 @@ from polyvec.eval.task_kinds import (
     COLUMNS,
     KINDS,
     METRICS,
-    TRAIN_TEXTS,
     Metric,
     TaskKind,
     mean_over_queries,
     report_column,
 )
+from polyvec.eval.task_readers import TRAIN_TEXTS
 from tests.eval.synthetic import (
     WORDS,
     cosines,
@@ -187,7 +187,7 @@ def test_a_cut_corpus_keeps_only_queries_that_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(KINDS, "retrieval", limited("retrieval", 20))
-    (task,) = local_tasks(retrieval_folder(tmp_path))
+    (task,) = local_tasks(retrieval_folder(tmp_path), whole=False)
     task.load_data()
     split = task.dataset["en"]["test"]
     documents = set(split["corpus"]["id"])
@@ -202,7 +202,8 @@ def test_training_parts_keep_some_texts_of_every_label_and_language(tmp_path: Pa
         {"text": text, "label": WORDS[i % 2], "lang": "en" if i % 3 else "de"}
         for i, text in enumerate(random_texts(300))
     ]
-    (task,) = local_tasks(task_folder(tmp_path, "classification", train=rows, test=rows))
+    folder = task_folder(tmp_path, "classification", train=rows, test=rows)
+    (task,) = local_tasks(folder, whole=False)
     task.load_data()
     for part in task.dataset.values():
         assert Counter(part["train"]["label"]) == {0: TRAIN_TEXTS, 1: TRAIN_TEXTS}

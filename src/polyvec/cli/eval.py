@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cyclopts import App, Parameter
 
-from polyvec.terminal import ExitStatus
+from polyvec.terminal import ExitStatus, note
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -79,24 +79,28 @@ class EvalOptions:
     device: str = "auto"
     """The device for polyvec's models: cpu, cuda, cuda:1 or auto."""
 
-    whole: bool = False
-    """Score whole tables, and also the tasks with long documents. This takes about an hour more on
-    two CPU cores."""
+    whole: bool = True
+    """Score every row of every table. With --no-whole, large tables are shortened (a corpus to 300
+    documents, which makes searching it easier) and tasks with very long documents are left out,
+    unless they are named; a sentence for each says so."""
 
     def select_tasks(self, default: Sequence[str] = ()) -> list["AbsTask"]:
         """Return the tasks that the options name, or those of `default` if they name none."""
-        from polyvec.data_folder import data_folder
+        from polyvec.data_folder import data_folder, has_data_folder
         from polyvec.eval.mteb_tasks import benchmark_tasks, registered_tasks
-        from polyvec.eval.task_folders import local_tasks
+        from polyvec.eval.task_folders import local_tasks, task_names
 
         if self.benchmark:
             return benchmark_tasks(self.benchmark)
-        remote = registered_tasks(self.tasks)
+        # A folder's task goes before one of mteb's that has the same name.
+        own = task_names(data_folder(self.data)) if has_data_folder(self.data) else set[str]()
+        remote = registered_tasks([name for name in self.tasks if name not in own])
         names = [name for name in self.tasks if name not in remote]
         if remote and not names:
             return list(remote.values())
         data = data_folder(self.data)
-        return [*remote.values(), *local_tasks(data, names or default, whole=self.whole)]
+        local = local_tasks(data, names or default, whole=self.whole, report=note)
+        return [*remote.values(), *local]
 
 
 DEFAULTS = EvalOptions()
@@ -109,12 +113,16 @@ def run(
     *,
     adapter: Adapter = "paper",
     against: Path | None = None,
+    model: str = "",
+    api_key: str = "",
     options: EvalOptions = DEFAULTS,
 ) -> ExitStatus:
     """Score models on tasks with mteb, and print a table.
 
-    If the command is killed, the same command continues where it stopped. With --against, the exit
-    status is 1 if a score is lower than before.
+    A score is kept, with everything that decides it, and is only computed again if that changed:
+    the model's weights, config and tokenizer, the data, or the version of the code. If the command
+    is killed, the same command continues where it stopped. With --against, the exit status is 1 if
+    a score is lower than before.
 
     polyvec eval run --data data/
 
@@ -122,18 +130,26 @@ def run(
 
     polyvec eval run path/to/model --data data/ --against results/polyvec-mini.json
 
+    polyvec eval run https://api.example.org/v1 --model small --adapter none --data data/
+
     Parameters
     ----------
     models
         The models: polyvec-mini, a model folder or a name on the Hugging Face hub,
-        all-MiniLM-L6-v2, tf-idf, bm25, st:FOLDER for a sentence-transformers model, or the address
-        of a running server with OpenAI's API, for example http://localhost:8000/v1 (add
-        --adapter none if the server knows no tasks).
+        all-MiniLM-L6-v2, tf-idf, bm25, st:NAME for a sentence-transformers model (a folder or a
+        name on the hub; its own prompts are used), or the address of a running server with
+        OpenAI's API, for example http://localhost:8000/v1 (add --adapter none if the server knows
+        no tasks).
     adapter
         Which adapter embeds a text: the paper's choice by task, or one adapter for every task.
     against
         A result file to compare with. A score is lower if it is below its interval there, or if a
         score without an interval (clustering) fell by more than a point.
+    model
+        The model of a running server. The default is the first that it lists.
+    api_key
+        The API key of a running server. The default is the environment variable OPENAI_API_KEY,
+        which other users of the machine cannot read.
     options
         The options that all verbs share.
 
@@ -146,15 +162,24 @@ def run(
     # Read first, because this run may replace the file.
     before = None if against is None else read_summary(against)
     tasks = options.select_tasks()
+    chosen = {task.metadata.name for task in tasks}
     variant = "" if adapter == "paper" else f"adapter {adapter}"
     summaries = []
     for name in models:
-        model = load_model(name, choose=_choose(adapter), device=options.device)
-        summaries.append(evaluate(model, tasks, results=options.results, variant=variant))
+        loaded = load_model(
+            name, choose=_choose(adapter), device=options.device, served_model=model, key=api_key
+        )
+        summary = evaluate(loaded, tasks, results=options.results, variant=variant, argument=name)
+        if missing := chosen - summary.tasks.keys():
+            note(f"{name} can only search, and was not run on {', '.join(sorted(missing))}")
+        # The file may also hold scores of earlier runs, perhaps on other data.
+        scored = {task: score for task, score in summary.tasks.items() if task in chosen}
+        summaries.append(replace(summary, tasks=scored))
     sys.stdout.write(task_table(ordered(summaries)) + "\n")
+    if not any(summary.tasks for summary in summaries):
+        return ExitStatus.INCOMPLETE
     if before is None:
         return ExitStatus.DONE
-    chosen = {task.metadata.name for task in tasks}
     worse = [line for summary in summaries for line in regressions(before, summary, chosen)]
     sys.stdout.write("\n".join(worse) + "\n" if worse else f"no score fell below {against}\n")
     return ExitStatus.INCOMPLETE if worse else ExitStatus.DONE
@@ -187,7 +212,7 @@ def dims(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
         str(dim): MtebEncoder(truncated(embed, dim), encoder_meta(model))
         for dim in encoder.config.dims
     }
-    compare("dim", cuts, options, ABLATION_TASKS)
+    compare("dim", cuts, model, options, ABLATION_TASKS)
 
 
 @eval.command
@@ -215,7 +240,7 @@ def adapters(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> Non
     embed = cached(encoder_embed(load_encoder(model, options.device)))
     meta = encoder_meta(model)
     fixed = {name: MtebEncoder(embed, meta, choose=_choose(name)) for name in get_args(Adapter)}
-    compare("adapter", fixed, options, ABLATION_TASKS)
+    compare("adapter", fixed, model, options, ABLATION_TASKS)
 
 
 @eval.command
@@ -244,7 +269,7 @@ def prompts(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None
         "with": MtebEncoder(encoder_embed(encoder), meta),
         "without": MtebEncoder(encoder_embed(without_instructions(encoder)), meta),
     }
-    compare("instruction", variants, options, RETRIEVAL_TASKS)
+    compare("instruction", variants, model, options, RETRIEVAL_TASKS)
 
 
 @eval.command
@@ -275,7 +300,7 @@ def long(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> None:
     variants = {
         f"{base:.0f}": MtebEncoder(at_base(encoder, base), meta) for base in (10_000.0, 20_000.0)
     }
-    compare("base", variants, options, LONG_TASKS)
+    compare("base", variants, model, options, LONG_TASKS)
 
 
 @eval.command
@@ -307,7 +332,7 @@ def quantised(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> No
         "bits": MtebEncoder(as_binary(embed), meta),
         "bits rescored": MtebEncoder(embed, meta, compare=rescore),
     }
-    compare("vectors", variants, options, RETRIEVAL_TASKS)
+    compare("vectors", variants, model, options, RETRIEVAL_TASKS)
 
 
 @eval.command
@@ -351,12 +376,14 @@ def late_chunking(
     for size in sizes:
         cuts[f"naive-{size}"] = Chunking(tokens=size, late=False)
         cuts[f"late-{size}"] = Chunking(tokens=size)
-        cuts[f"long-{size}"] = Chunking(tokens=size, window=window)
+        # A score is filed under the name of its variant, so other windows have other names.
+        long = f"long-{size}" if window == WINDOW_TOKENS else f"long-{size}-window-{window}"
+        cuts[long] = Chunking(tokens=size, window=window)
     choose = _choose(adapter)
     variants = {name: ChunkSearch(encoder, meta, cut, choose) for name, cut in cuts.items()}
     what = "chunks" if adapter == "paper" else f"chunks by {adapter}"
     # mteb's protocol has room for options of the future.
-    compare(what, variants, options, CHUNKED_TASKS)  # pyright: ignore[reportArgumentType]
+    compare(what, variants, model, options, CHUNKED_TASKS)  # pyright: ignore[reportArgumentType]
 
 
 @eval.command
@@ -385,7 +412,7 @@ def failures(model: str = BUNDLED, /, *, options: EvalOptions = DEFAULTS) -> Non
         "retrieval": MtebEncoder(embed, meta),
         "none": MtebEncoder(embed, meta, choose=_choose("none")),
     }
-    compare("failures", variants, options, ("failures-*",))
+    compare("failures", variants, model, options, ("failures-*",))
 
 
 @eval.command
@@ -425,7 +452,11 @@ def report(
 
 
 def compare(
-    what: str, variants: Mapping[str, "Model"], options: EvalOptions, tasks: Sequence[str]
+    what: str,
+    variants: Mapping[str, "Model"],
+    model: str,
+    options: EvalOptions,
+    tasks: Sequence[str],
 ) -> None:
     """Score variants of one model, keep each as a result of its own, and print a table."""
     from polyvec.eval.markdown_report import variant_table
@@ -433,8 +464,14 @@ def compare(
 
     selected = options.select_tasks(tasks)
     summaries = [
-        evaluate(model, selected, results=options.results, variant=f"{what} {name}")
-        for name, model in variants.items()
+        evaluate(
+            variant,
+            selected,
+            results=options.results,
+            variant=f"{what} {name}",
+            argument=model,
+        )
+        for name, variant in variants.items()
     ]
     sys.stdout.write(variant_table(summaries, what) + "\n")
 

@@ -4,7 +4,7 @@ Axes in this file: B texts, D width.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.pipeline import make_pipeline
 
-from polyvec.eval.protocol import Model, MtebEncoder
+from polyvec.encoder import find_model
+from polyvec.eval.protocol import Model, MtebEncoder, sided_adapter
 from polyvec.eval.task_folders import task_texts
 
 WORD_PATTERN = (
@@ -54,19 +55,60 @@ def load_tfidf() -> MtebEncoder:
     return MtebEncoder(embed, model_meta("tf-idf", "1"), prepare=prepare)
 
 
-def load_sentence_transformer(folder: Path) -> MtebEncoder:
-    """Load a sentence-transformers model from disk. It runs on the CPU, with its own length limit.
+PROMPT_NAMES = {
+    "retrieval.query": ("query", "retrieval.query", "search_query", "s2p_query"),
+    "retrieval.passage": ("document", "passage", "retrieval.passage", "search_document", "corpus"),
+    "classification": ("classification", "Classification"),
+    "separation": ("clustering", "Clustering", "separation"),
+    "text-matching": ("STS", "text-matching", "similarity", "sentence-similarity"),
+}
+"""Names of prompts of sentence-transformers models, by the task that they serve."""
 
-    Raises ValueError if the folder holds no such model.
+MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
+"""The files of a sentence-transformers folder that decide its embeddings."""
+
+
+def load_sentence_transformer(model: str | Path, device: str = "cpu") -> MtebEncoder:
+    """Load a sentence-transformers model, from a folder or by its name on the hub.
+
+    Its own prompts precede the texts: the one whose name fits the task, or else the model's
+    default. It has its own length limit. Raises ValueError if there is no such model.
     """
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = find_model(str(model))
     if not (folder / "modules.json").is_file():
         raise ValueError(f"{folder} is not a sentence-transformers folder (no modules.json)")
-    model = SentenceTransformer(str(folder), device="cpu")
+    transformer = SentenceTransformer(str(folder), device=None if device == "auto" else device)
+    prompts = choose_prompts(transformer.prompts)
 
     def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
-        return model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        return transformer.encode(
+            texts,
+            prompt_name=prompts.get(adapter or ""),
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
 
-    return MtebEncoder(embed, model_meta(folder.name, weights_fingerprint(folder)))
+    name = Path(model).resolve().name if Path(model).is_dir() else str(model).rpartition("/")[2]
+    return MtebEncoder(embed, model_meta(name, folder_fingerprint(folder)), choose=sided_adapter)
+
+
+def choose_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of the prompt for each task that one of a model's prompts fits.
+
+    An empty prompt is chosen only if no other fits.
+
+    >>> choose_prompts({"query": "query: ", "passage": "passage: ", "document": ""})
+    {'retrieval.query': 'query', 'retrieval.passage': 'passage'}
+    """
+    fitting = {
+        task: sorted(
+            (name for name in names if name in prompts), key=lambda name: not prompts[name]
+        )
+        for task, names in PROMPT_NAMES.items()
+    }
+    return {task: names[0] for task, names in fitting.items() if names}
 
 
 def load_minilm() -> MtebEncoder:
@@ -95,11 +137,14 @@ def model_meta(name: str, revision: str) -> ModelMeta:
     return ModelMeta.create_empty({"name": f"polyvec/{name}", "revision": revision})
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Return twelve hex digits that change with the weights; "unknown" if there are no weights."""
+def folder_fingerprint(folder: Path) -> str:
+    """Return 32 hex digits that change with the weights, the configs and the tokenizer."""
     digest = hashlib.sha256()
-    paths = sorted(folder.glob("**/*.safetensors"))
-    for path in paths:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix not in MODEL_SUFFIXES or any(part.startswith(".") for part in parts):
+            continue
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12] if paths else "unknown"
+            contents = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{'/'.join(parts)}\0{contents}\n".encode())
+    return digest.hexdigest()[:32]

@@ -20,7 +20,7 @@ from mteb.types import (
 
 from polyvec.encoder import Encoder
 from polyvec.eval.protocol import ChooseAdapter, paper_adapter
-from polyvec.eval.task_kinds import Rows
+from polyvec.eval.task_tables import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

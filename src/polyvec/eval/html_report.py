@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from polyvec.eval.markdown_report import comparisons, render_report, unchanged_models
 from polyvec.eval.paper_scores import PAPER_DIMS, PAPER_SIZES
-from polyvec.eval.results import Summary
+from polyvec.eval.results import Summary, model_labels
 from polyvec.eval.task_kinds import COLUMNS, report_column
 
 STYLE = """
@@ -104,14 +104,14 @@ def length_curves(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[int,
     """Return scores by task, model and length, for models with scores at two lengths or more."""
     curves: dict[str, dict[str, dict[int, float]]] = {}
     for kind in LENGTH_TASKS:
-        for summary in summaries:
+        for summary, name_of_model in zip(summaries, model_labels(summaries), strict=True):
             points = {
-                int(name.removeprefix(f"{kind}-")): 100 * task.score.value
+                int(length): 100 * task.score.value
                 for name, task in summary.tasks.items()
-                if name.startswith(f"{kind}-")
+                if (length := name.removeprefix(f"{kind}-")).isdecimal()
             }
             if len(points) > 1:
-                label = f"{summary.model} {summary.variant}".strip()
+                label = f"{name_of_model} {summary.variant}".strip()
                 curves.setdefault(kind, {})[label] = dict(sorted(points.items()))
     return curves
 

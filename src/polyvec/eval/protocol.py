@@ -52,6 +52,14 @@ def retrieval_adapter(task: TaskMetadata, side: PromptType | None) -> str | None
     return "retrieval.query" if side is PromptType.query else "retrieval.passage"
 
 
+def sided_adapter(task: TaskMetadata, side: PromptType | None) -> str | None:
+    """Return the retrieval adapter of a side, and the paper's adapter for tasks without sides.
+
+    Models with prompts for queries and documents, but without adapters, are evaluated in this way.
+    """
+    return paper_adapter(task, side) if side is None else retrieval_adapter(task, side)
+
+
 def always(adapter: str | None) -> ChooseAdapter:
     """Return a function that chooses the same adapter for every text."""
     return lambda task, side: adapter

@@ -2,10 +2,13 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+SHOWN_DIGITS = 8
+"""Digits of a revision that tell two models of one name apart."""
 
 ALLOWED_DROP = 0.01
 """Decrease that is no regression, for scores without an interval."""
@@ -31,7 +34,7 @@ class TaskScore:
     """mteb's name of the main score."""
 
     revision: str
-    """Fingerprint of the task's data."""
+    """Fingerprint of the task's data, and of what decides which rows of it are scored."""
 
     seconds: float
     score: Score
@@ -45,27 +48,69 @@ class TaskScore:
     on the same resampled items, so two models can be compared draw by draw. Empty if the score has
     no interval."""
 
+    scorer: str = ""
+    """The versions of the code that computed the score (`runner.scorer`)."""
+
+    left_out: str = ""
+    """The rows of the task's tables that were left out, in words. Empty if all were scored."""
+
+    def is_comparable(self, other: "TaskScore") -> bool:
+        """Tell whether two scores are of the same data, by the same code."""
+        return (self.revision, self.scorer, self.metric) == (
+            other.revision,
+            other.scorer,
+            other.metric,
+        )
+
 
 @dataclass(slots=True)
 class Summary:
     """The scores of one model on all tasks that it was run on."""
 
     model: str
-    """Display name."""
+    """Display name. Two models can have the same; `revision` tells them apart."""
 
     variant: str
     """The change that was made for a comparison (`dim 64`, `adapter none`). Empty for the model
     itself."""
 
     revision: str
-    """Fingerprint of the weights."""
+    """Fingerprint of everything that decides the model's vectors: weights, config, tokenizer."""
 
     mteb: str
-    """Version of mteb."""
+    """Version of mteb that computed the newest score."""
 
     machine: str
     date: str
     tasks: dict[str, TaskScore] = field(default_factory=dict)
+    argument: str = ""
+    """The name by which `polyvec eval` loaded the model. Empty if it is not known."""
+
+
+def find_summary(results: Path, model: str, variant: str, revision: str) -> Path:
+    """Return the file for the scores of a model or variant, whether it exists or not.
+
+    It is named after the model. If another model has taken that name, the first digits of the
+    revision are added.
+    """
+    plain = summary_path(results, model, variant)
+    own = summary_path(results, f"{model}-{revision[:SHOWN_DIGITS]}", variant)
+    if own.exists() or not plain.exists():
+        return own if own.exists() else plain
+    taken = read_summary(plain)
+    same = (taken.model, taken.variant, taken.revision) == (model, variant, revision)
+    return plain if same else own
+
+
+def model_labels(summaries: Sequence[Summary]) -> list[str]:
+    """Return a heading for each model. Two models of one name get the digits of their revisions."""
+    revisions: dict[str, set[str]] = {}
+    for summary in summaries:
+        revisions.setdefault(summary.model, set()).add(summary.revision)
+    return [
+        f"{s.model} ({s.revision[:SHOWN_DIGITS]})" if len(revisions[s.model]) > 1 else s.model
+        for s in summaries
+    ]
 
 
 def summary_path(results: Path, model: str, variant: str) -> Path:
@@ -92,17 +137,21 @@ def read_summaries(results: Path) -> list[Summary]:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a file that `write_summary` wrote."""
-    data = json.loads(path.read_text())
-    tasks = {name: _task_score(task) for name, task in data.pop("tasks").items()}
-    return Summary(**data, tasks=tasks)
+    """Read a file that `write_summary` wrote. Raises ValueError for any other file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tasks = {name: _task_score(task) for name, task in data.pop("tasks").items()}
+        return Summary(**data, tasks=tasks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of results: `polyvec eval run` writes one") from error
 
 
 def regressions(before: Summary, after: Summary, tasks: Collection[str]) -> list[str]:
     """Return a sentence for each of `tasks` whose score fell below its earlier interval.
 
     A score without an interval may fall by `ALLOWED_DROP`. Raises ValueError if the summaries have
-    no task in common, or if the data of a task changed, because then scores cannot be compared.
+    no task in common, or if the data or the code of a task changed, because then scores cannot be
+    compared.
     """
     common = [name for name in before.tasks if name in tasks and name in after.tasks]
     if not common:
@@ -110,9 +159,10 @@ def regressions(before: Summary, after: Summary, tasks: Collection[str]) -> list
     sentences = []
     for name in common:
         old, new = before.tasks[name], after.tasks[name]
-        if old.revision != new.revision:
+        if not old.is_comparable(new):
+            what = "code" if old.revision == new.revision else "data"
             raise ValueError(
-                f"the data of {name} changed after the earlier result: score that model again"
+                f"the {what} of {name} changed after the earlier result: score that model again"
             )
         value, low = new.score.value, old.score.low
         lowest = old.score.value - ALLOWED_DROP if low is None else low
@@ -128,7 +178,8 @@ def write_summary(path: Path, summary: Summary) -> None:
     """Replace `path` in one step, so that a killed run leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(_rounded(asdict(summary)), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(_rounded(asdict(summary)), indent=1, ensure_ascii=False)
+    partial.write_text(f"{text}\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -3,8 +3,9 @@
     RESULTS/NAME.json            the summary, written after every task
     RESULTS/mteb/results/...     mteb's own files, in the form that leaderboards accept
 
-A run that was killed resumes with the task that was interrupted. A task is scored again if its data
-or the model's weights changed.
+A run that was killed resumes with the task that was interrupted. A task is scored again if its
+data, its metric or the scoring code changed. A model whose weights, config or tokenizer changed is
+another model, with a file of its own.
 """
 
 import json
@@ -36,12 +37,15 @@ from polyvec.eval.results import (
     Score,
     Summary,
     TaskScore,
+    find_summary,
     read_summary,
-    summary_path,
     write_summary,
 )
-from polyvec.eval.task_folders import task_texts
+from polyvec.eval.task_folders import left_out, task_texts
 from polyvec.eval.task_kinds import METRICS
+
+SCORING_VERSION = 1
+"""Raised whenever a change of this package changes scores of an unchanged model."""
 
 CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
 """Instruction sets that decide the speed of a CPU: Linux's flag, and the name in reports."""
@@ -53,21 +57,26 @@ def evaluate(
     *,
     results: Path,
     variant: str = "",
+    argument: str = "",
     progress: bool | None = None,
 ) -> Summary:
     """Score `model` on `tasks` and return all its scores, including those already in `results`.
 
-    `variant` names the change that was made for a comparison. mteb's own files are not stored for
-    variants. A model that can only search (BM25) skips tasks that are not retrieval. `progress`
-    shows a bar that counts characters and estimates the time left; by default only on a terminal.
+    `argument` is the name by which the command line knows the model. `variant` names the change
+    that was made for a comparison. mteb's own files are not stored for variants. A model that can
+    only search (BM25) skips tasks that are not retrieval. `progress` shows a bar that counts
+    characters and estimates the time left; by default only on a terminal.
     """
     meta = model.mteb_model_meta
     name = str(meta.name).rpartition("/")[2]
-    path = summary_path(results, name, variant)
-    summary = read_summary(path) if path.exists() else None
-    if summary is None or summary.revision != meta.revision:
+    revision = str(meta.revision)
+    path = find_summary(results, name, variant, revision)
+    if path.exists():
+        summary = read_summary(path)
+    else:
         today = date.today().isoformat()
-        summary = Summary(name, variant, str(meta.revision), version("mteb"), machine(), today)
+        summary = Summary(name, variant, revision, version("mteb"), machine(), today)
+    summary.argument = argument or summary.argument
     pending = [task for task in tasks if _can_run(model, task) and not _is_done(task, summary)]
     for task in filter(is_local, pending):
         load_task(task)
@@ -84,10 +93,16 @@ def evaluate(
             bar.set_description(f"{path.stem} {task.metadata.name}")
             load_task(task)
             summary.tasks[task.metadata.name] = _score(model, task, cache)
+            summary.mteb = version("mteb")
             write_summary(path, summary)
             # The counts are estimates for tasks whose training texts mteb samples at random.
             bar.update(sum(characters[: i + 1]) - bar.n)
     return summary
+
+
+def scorer() -> str:
+    """Return the versions of the code that decide a score: ours, and mteb's."""
+    return f"polyvec scoring {SCORING_VERSION}, mteb {version('mteb')}"
 
 
 def machine() -> str:
@@ -128,6 +143,8 @@ def _score(model: Model, task: AbsTask, cache: mteb.ResultCache | None) -> TaskS
         score=score,
         subsets=subsets,
         draws=tuple(round(DRAW_SCALE * draw) for draw in draws[:MAX_STORED_DRAWS]),
+        scorer=scorer(),
+        left_out=left_out(task),
     )
 
 
@@ -171,7 +188,11 @@ def _can_run(model: Model, task: AbsTask) -> bool:
 
 def _is_done(task: AbsTask, summary: Summary) -> bool:
     score = summary.tasks.get(task.metadata.name)
-    return score is not None and score.revision == task.metadata.dataset["revision"]
+    return score is not None and (score.revision, score.metric, score.scorer) == (
+        task.metadata.dataset["revision"],
+        task.metadata.main_score,
+        scorer(),
+    )
 
 
 def _estimate_characters(task: AbsTask) -> int:

@@ -3,36 +3,46 @@
 `task_kinds` describes the folders and their tables. The languages of a folder become mteb's
 subsets: each is scored separately, and the score of the task is the mean over its languages.
 
-Large tables are shortened (`FolderFormat.max_rows`, `TRAIN_TEXTS`). Tasks whose documents exceed
-`MAX_CHARACTERS` run only if they are requested by name. With these limits all tasks run in
-minutes on two CPU cores. Rows are chosen by a hash of their content, so every model sees the same
-rows. The description in the task's mteb metadata lists what was left out, and the task's revision
-changes whenever that choice changes.
+By default, every row of every table is scored. With `whole=False`, large tables are shortened
+(`FolderFormat.max_rows`, `TRAIN_TEXTS`), and tasks whose documents exceed `MAX_CHARACTERS` run only
+if they are requested by name, so that all tasks run in minutes on two CPU cores. Rows are chosen by
+a hash of their content, so every model sees the same rows. `left_out` says what a task lacks; the
+task's mteb metadata and its scores say it too. The task's revision changes with it.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
-from mteb.languages import iso_mappings
+from mteb.languages import check_language_code, iso_mappings
 
 from polyvec.eval.task_kinds import (
     KINDS,
     TEXT_COLUMNS,
     FolderFormat,
-    Meta,
     folder_formats,
     main_metric,
 )
+from polyvec.eval.task_readers import DOCUMENTS
+from polyvec.eval.task_tables import (
+    META_FILE,
+    Meta,
+    count_rows,
+    find_table,
+    fingerprint_tables,
+    read_meta,
+    read_table,
+)
+
+logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 500_000
-"""Retrieval tasks whose documents are longer in total only run if they are named. The needles and
-passkeys of 2,048 tokens and more, and whole meetings, would take three quarters of a run."""
+"""With `whole=False`, retrieval tasks whose documents are longer in total only run if they are
+named. The needles and passkeys of 2,048 tokens and more, and whole meetings, would take three
+quarters of a run."""
 
 RETIRED_CODES = {"sh": "hbs"}
 """Language codes that ISO 639-1 withdrew and Tatoeba still uses."""
@@ -41,25 +51,38 @@ SCRIPTS = {"arq": "Arab", "ary": "Arab"}
 """Scripts of languages for which mteb lists none. Other unlisted languages count as Latin."""
 
 
-def local_tasks(data: Path, names: Sequence[str] = (), *, whole: bool = False) -> list[AbsTask]:
+def local_tasks(
+    data: Path,
+    names: Sequence[str] = (),
+    *,
+    whole: bool = True,
+    report: Callable[[str], object] = logger.warning,
+) -> list[AbsTask]:
     """Return the tasks in `data/eval` (or in `data` itself), sorted by name.
 
     `names` selects tasks by name (`tydiqa-*` too) or by type (`sts`, `retrieval`). Without names,
-    all tasks are returned except those with very long documents. `whole` includes those as well,
-    and shortens no table. Tables are only read when mteb loads a task. Raises ValueError if there
-    is no task folder, or if a name selects no task.
+    all tasks are returned. `whole=False` shortens large tables and leaves out tasks with very long
+    documents; `report` gets a sentence about each. Tables are only checked when mteb loads a task.
+    Raises ValueError if there is no task folder, if one of them cannot be read, or if a name
+    selects no task.
     """
-    root = data / "eval" if (data / "eval").is_dir() else data
-    metas = {path.parent: json.loads(path.read_text()) for path in root.glob("*/meta.json")}
+    root = _task_root(data)
+    metas = _read_metas(root)
     if not metas:
         raise ValueError(
-            f"{root} contains no task folder: a task folder holds meta.json (name, type, metric, "
-            "languages) and the Parquet tables of its type, for example pairs.parquet with the "
-            "columns text1, text2, score and lang for the type sts"
+            f"{root} contains no task folder: a task folder holds {META_FILE} (name, type, metric, "
+            "languages) and the tables of its type, for example pairs.parquet with the columns "
+            "text1, text2, score and lang for the type sts; docs/evaluation.md has an example"
         )
     selected: dict[Path, Meta] = {}
     if not names:
-        selected = {f: m for f, m in metas.items() if whole or not _is_long(f, m)}
+        long = [] if whole else [folder for folder, meta in metas.items() if _is_long(folder, meta)]
+        for folder in long:
+            report(
+                f"left out {metas[folder]['name']}: its documents have more than "
+                f"{MAX_CHARACTERS:,} characters; name it with --tasks, or score whole tables"
+            )
+        selected = {folder: meta for folder, meta in metas.items() if folder not in long}
     for name in names:
         matching = {f: m for f, m in metas.items() if fnmatch(m["name"], name) or m["type"] == name}
         if not matching:
@@ -68,20 +91,54 @@ def local_tasks(data: Path, names: Sequence[str] = (), *, whole: bool = False) -
             )
             raise ValueError(f"no task {name!r} in {root}; it has {known}")
         selected |= matching
+    if not selected:
+        raise ValueError(f"no task of {root} is left to score")
     order = sorted(selected.items(), key=lambda item: _natural(item[1]["name"]))
-    return [make_task(folder, meta, whole=whole) for folder, meta in order]
+    tasks = [make_task(folder, meta, whole=whole) for folder, meta in order]
+    for task in tasks:
+        if left_out(task):
+            report(f"{task.metadata.name}: {left_out(task)}; without --no-whole, all is scored")
+    return tasks
 
 
-def make_task(folder: Path, meta: Meta, *, whole: bool = False) -> AbsTask:
+def task_names(data: Path) -> set[str]:
+    """Return the names of the tasks in `data/eval`, or in `data` itself."""
+    return {meta["name"] for meta in _read_metas(_task_root(data)).values()}
+
+
+def _task_root(data: Path) -> Path:
+    return data / "eval" if (data / "eval").is_dir() else data
+
+
+def _read_metas(root: Path) -> dict[Path, Meta]:
+    """Return the descriptions of all task folders. Raises ValueError if two have one name."""
+    metas = {path.parent: read_meta(path.parent) for path in sorted(root.glob(f"*/{META_FILE}"))}
+    folders: dict[str, Path] = {}
+    for folder, meta in metas.items():
+        other = folders.setdefault(meta["name"], folder)
+        if other != folder:
+            raise ValueError(
+                f"{other} and {folder} both hold the task {meta['name']!r}: rename one"
+            )
+    return metas
+
+
+def make_task(folder: Path, meta: Meta, *, whole: bool = True) -> AbsTask:
     """Return one folder as an mteb task. `whole` keeps all rows of its tables.
 
-    Raises ValueError if the folder's type is unknown.
+    Raises ValueError if the folder's type, its metric or one of its languages is unknown.
     """
     kind = KINDS.get(meta["type"])
     if kind is None or kind.folder is None:
         types = ", ".join(folder_formats())
-        raise ValueError(f"{folder}: type {meta['type']!r} is not one of {types}")
+        raise ValueError(
+            f"{folder / META_FILE}: 'type' is {meta['type']!r}, which is not one of {types}"
+        )
     format = kind.folder
+    try:
+        metric = main_metric(kind, meta)
+    except ValueError as error:
+        raise ValueError(f"{folder / META_FILE}: {error}") from None
     max_rows = None if whole else format.max_rows
     cuts = "" if whole else _describe_cuts(folder, format)
 
@@ -90,21 +147,35 @@ def make_task(folder: Path, meta: Meta, *, whole: bool = False) -> AbsTask:
         self.hf_subsets = sorted(self.dataset)
         self.data_loaded = True
 
+    languages = format.subset_languages(folder, meta)
     metadata = TaskMetadata(
         name=meta["name"],
-        description=". ".join(filter(None, [meta.get("note") or meta["name"], cuts])),
+        description=". ".join(filter(None, [str(meta.get("note") or meta["name"]), cuts])),
         type=kind.mteb_type,
         category="t2t",
-        main_score=main_metric(format, meta),
+        main_score=metric,
         eval_splits=["test"],
         eval_langs={
-            "-".join(languages): [language_script(lang) for lang in languages]
-            for languages in format.subset_languages(folder, meta)
+            "-".join(subset): [_checked_language(folder, lang) for lang in subset]
+            for subset in languages
         },
-        dataset={"path": f"local/{meta['name']}", "revision": _fingerprint(folder, cuts)},
+        dataset={
+            "path": f"local/{meta['name']}",
+            "revision": fingerprint_tables(folder, cuts, meta["type"], metric, *meta["languages"]),
+        },
     )
-    members = {"metadata": metadata, "load_data": load_data, **format.settings}
+    members = {
+        "metadata": metadata,
+        "load_data": load_data,
+        "left_out": cuts,
+        **format.settings,
+    }
     return type(format.mteb_class.__name__.removeprefix("AbsTask"), (format.mteb_class,), members)()
+
+
+def left_out(task: AbsTask) -> str:
+    """Describe the rows of its tables that a task lacks; empty if it has all of them."""
+    return getattr(task, "left_out", "")
 
 
 def task_texts(task: AbsTask) -> Iterator[str]:
@@ -129,6 +200,18 @@ def language_script(lang: str) -> str:
     return f"{code}-{script or SCRIPTS.get(lang) or known.get(code, 'Latn')}"
 
 
+def _checked_language(folder: Path, lang: str) -> str:
+    """Return a language code in mteb's form. Raises ValueError if there is no such language."""
+    try:
+        code = language_script(lang)
+        check_language_code(code)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: the language {lang!r} is no ISO 639 code, such as en or zh-Hant"
+        ) from error
+    return code
+
+
 def _describe_cuts(folder: Path, format: FolderFormat) -> str:
     """Describe the rows that are left out of a task; empty if there are none.
 
@@ -136,7 +219,7 @@ def _describe_cuts(folder: Path, format: FolderFormat) -> str:
     stale.
     """
     sentences = []
-    if pq.read_metadata(folder / f"{format.table}.parquet").num_rows > format.max_rows:
+    if count_rows(find_table(folder, format.table), format.columns) > format.max_rows:
         sentences.append(
             f"{format.table} cut to {format.max_rows:,} rows, as many of each language"
         )
@@ -148,19 +231,11 @@ def _describe_cuts(folder: Path, format: FolderFormat) -> str:
 def _is_long(folder: Path, meta: Meta) -> bool:
     """Tell whether the documents of a retrieval task exceed `MAX_CHARACTERS` after the cut."""
     kind = KINDS.get(meta["type"])
-    if not (folder / "corpus.parquet").exists() or kind is None or kind.folder is None:
+    if kind is None or kind.folder is None or kind.folder.table != "corpus":
         return False
-    texts = pq.read_table(folder / "corpus.parquet", columns=["text"])["text"].to_pylist()
-    kept = min(1, kind.folder.max_rows / max(1, len(texts)))
+    texts = [row["text"] for row in read_table(folder, "corpus", DOCUMENTS)]
+    kept = min(1, kind.folder.max_rows / len(texts))
     return kept * sum(map(len, texts)) > MAX_CHARACTERS
-
-
-def _fingerprint(folder: Path, cuts: str) -> str:
-    """Return twelve hex digits that change if a table changes, or the rows that are left out."""
-    digest = hashlib.sha256(cuts.encode())
-    for path in sorted(folder.glob("*.parquet")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _natural(name: str) -> tuple[str, int]:
