@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from polyvec.encoder import Encoder
 from polyvec.tasks import CLASSIFICATION
+from polyvec.texts import list_items
 
 TEMPERATURE = 0.05
 """Cosines are divided by it before the softmax: the temperature of contrastive training."""

@@ -125,7 +125,7 @@ class Encoder:
         # The process that loads it again may have another current folder.
         is_folder = model is not None and Path(model).is_dir()
         encoder._settings = {
-            "model": str(Path(model).resolve()) if is_folder else model,
+            "model": str(folder.resolve()) if is_folder else model,
             "device": device,
             "precision": precision,
             "merge": merge,

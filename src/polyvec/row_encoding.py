@@ -48,7 +48,7 @@ def encode_rows(
                     report(window[number][0].reject(TOO_LONG))
                 window = [pair for n, pair in enumerate(window) if n not in {*error.rows}]
                 vectors = _encode_window(encoder, window, task, dim, rule)
-            usable = np.isfinite(vectors).all(1)
+            usable = np.atleast_1d(np.isfinite(vectors).all(axis=1))
             is_good = usable.tolist()
             for (row, _), good in zip(window, is_good, strict=True):
                 if not good:

@@ -37,7 +37,9 @@ def list_items(items: Iterable[Item], name: str) -> list[Item]:
     >>> list_items("a fox", "texts"), list_items((word for word in ("a", "b")), "texts")
     (['a fox'], ['a', 'b'])
     """
-    return [items] if isinstance(items, str) else list(check_items(items, name))
+    if isinstance(items, str):
+        return [items]  # pyright: ignore[reportReturnType]
+    return list(check_items(items, name))
 
 
 def check_items(items: Iterable[Item], name: str) -> Iterable[Item]:
@@ -68,7 +70,9 @@ def split_into_blocks(
 ) -> Iterator[tuple[list[str], list[str | None]]]:
     """Yield texts and their tasks, some thousands at a time. Raises ValueError for a bad text."""
     one_for_all = task is None or isinstance(task, str)
-    tasks = repeat(task) if one_for_all else iter(check_items(task, "task"))
+    tasks: Iterator[str | None] = (
+        repeat(task) if task is None or isinstance(task, str) else iter(check_items(task, "task"))
+    )
     block: list[str] = []
     block_tasks: list[str | None] = []
     characters = 0

@@ -153,11 +153,12 @@ def search(
     from polyvec.search import Index
     from polyvec.search.files import Selection
     from polyvec.search.fusion import choose_weights
+    from polyvec.search.retrieval import list_heads
     from polyvec.search.lexical import telling_words
 
     encoder = Encoder.load(model)
     # Before the folder is indexed, which may take long.
-    choose_weights(weight or {}, encoder.config.sparse_head)
+    choose_weights(weight or {}, list_heads(encoder.config))
     selection = Selection(include or (), exclude or (), all_files, max_rows)
     target = Index(
         folder, encoder, directory=index, dim=dim, quantise=quantise, selection=selection

@@ -80,7 +80,8 @@ def load_sentence_transformer(model: str | Path, device: str = "cpu") -> MtebEnc
     if not (folder / "modules.json").is_file():
         raise ValueError(f"{folder} is not a sentence-transformers folder (no modules.json)")
     transformer = SentenceTransformer(str(folder), device=None if device == "auto" else device)
-    prompts = choose_prompts(transformer.prompts)
+    own = {name: prompt for name, prompt in transformer.prompts.items() if prompt is not None}
+    prompts = choose_prompts(own)
 
     def embed(texts: list[str], adapter: str | None) -> Float32[np.ndarray, "B D"]:
         return transformer.encode(

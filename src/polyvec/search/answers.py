@@ -32,6 +32,7 @@ from polyvec.search.retrieval import (
     Candidates,
     Hit,
     find_candidates,
+    list_heads,
     make_hit,
     question_outputs,
     quote,
@@ -92,14 +93,7 @@ def answer_question(
 
     `floors` are those of the model (`floors.measure_floors`).
     """
-    heads = [
-        name
-        for name, is_there in {
-            "sparse": encoder.config.sparse_head,
-            "multi-vector": encoder.config.multi_vector_dim,
-        }.items()
-        if is_there
-    ]
+    heads = list_heads(encoder.config)
     chosen = choose_weights(weights, heads)
     if rerank and "multi-vector" not in heads:
         raise ValueError("this model has no multi-vector head to rerank with: leave it out")

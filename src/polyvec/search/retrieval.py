@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from lancedb.query import MatchQuery
 from lancedb.table import Table
 
+from polyvec.config import ModelConfig
 from polyvec.encoder import Encoder
 from polyvec.heads import Outputs, Sparse, maxsim
 from polyvec.reranking import RETRIEVAL, rank_candidates, score_candidates
@@ -93,6 +94,12 @@ class Candidates(NamedTuple):
         scores = {name: more.scores[name] | scored for name, scored in self.scores.items()}
         rows = more.rows | self.rows
         return Candidates(rows, scores, more.max_scores | self.max_scores, not more.rows)
+
+
+def list_heads(config: ModelConfig) -> list[str]:
+    """The heads of a model that components need."""
+    heads = {"sparse": config.sparse_head, "multi-vector": config.multi_vector_dim}
+    return [name for name, is_there in heads.items() if is_there]
 
 
 def question_outputs(components: Collection[str], *, rerank: bool) -> list[str]:
