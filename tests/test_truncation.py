@@ -76,7 +76,6 @@ def test_one_warning_counts_what_was_cut(fresh, call, rule):
     assert f"2 texts have more than the 64 tokens that the model reads: {2 * cut:,}" in str(
         warning.message
     )
-    assert warning.filename == __file__ or "stream" in str(call)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(fresh, [LONG], rule)

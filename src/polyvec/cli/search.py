@@ -153,8 +153,8 @@ def search(
     from polyvec.search import Index
     from polyvec.search.files import Selection
     from polyvec.search.fusion import choose_weights
-    from polyvec.search.retrieval import list_heads
     from polyvec.search.lexical import telling_words
+    from polyvec.search.retrieval import list_heads
 
     encoder = Encoder.load(model)
     # Before the folder is indexed, which may take long.

@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.pipeline import make_pipeline
 
-from polyvec.encoder import find_model
 from polyvec.eval.protocol import Model, MtebEncoder, sided_adapter
 from polyvec.eval.task_folders import task_texts
+from polyvec.model_folder import find_model
 
 WORD_PATTERN = (
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[\w\u0300-\u036f\u0900-\u109f\u1780-\u17ff]+"
