@@ -42,7 +42,9 @@ def test_every_example_is_a_valid_command(words, verb):
 def test_an_option_of_many_verbs_has_one_help_sentence(name):
     meanings = {
         meaning
-        for _, verb in verbs()
+        for words, verb in verbs()
+        # Its models have names of their own, and --model is one of a server.
+        if words != "polyvec eval run"
         for form, meaning in parameters(verb)
         if re.split("[ ,.]", form)[0] == name
     }

@@ -110,8 +110,9 @@ def test_a_full_standard_output_is_named(monkeypatch, capsys):
     def fail():
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.stdout, "flush", fail)
-    assert run(["info", "mini"]) == ExitStatus.REFUSED
+    with monkeypatch.context() as full:
+        full.setattr(sys.stdout, "flush", fail)
+        assert run(["info", "mini"]) == ExitStatus.REFUSED
     assert capsys.readouterr().err == "polyvec: standard output: No space left on device\n"
 
 

@@ -37,7 +37,8 @@ def test_whatever_decides_a_vector_is_part_of_a_models_revision(
     assert encoder_meta(str(tiny_model)).revision == revisions[0]
     change_config(folder, rope_theta=12345.0)
     revisions.append(encoder_meta(str(folder)).revision)
-    change_config(folder, task_instructions={"retrieval.query": "Find: "})
+    tasks = json.loads((folder / "config.json").read_text())["lora_adaptations"]
+    change_config(folder, task_instructions=dict.fromkeys(tasks, "Find: "))
     revisions.append(encoder_meta(str(folder)).revision)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text() + "\n")

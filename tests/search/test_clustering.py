@@ -14,6 +14,7 @@ from polyvec.search.clustering import (
     read_items,
     salient_words,
 )
+from polyvec.terminal import ExitStatus
 
 TOPICS = {
     "baking": [
@@ -200,8 +201,8 @@ def test_two_runs_write_the_same(polyvec, notes, tmp_path, name):
 
 def test_an_empty_folder_has_no_clusters(polyvec, tmp_path):
     code, out, err = polyvec(tmp_path, "--map", tmp_path / "map.html")
-    assert (code, out) == (0, "")
-    assert "0 clusters" in err
+    assert (code, out) == (ExitStatus.INCOMPLETE, "")
+    assert "there is no text to cluster" in err
 
 
 def test_a_text_steers_no_terminal(polyvec, tmp_path):

@@ -456,7 +456,7 @@ def test_an_index_broken_off_before_its_words_are_indexed_is_made_anew(notes, se
     index = Index(notes, searcher)
     index.update()
     TableFiles(index.directory / f"{TABLE}.lance").begin_change()
-    lancedb.connect(index.directory).open_table(TABLE).drop_index("text_idx")
+    lancedb.connect(index.directory).open_table(TABLE).drop_index("words_idx")
     with pytest.raises(ValueError, match="interrupted"):
         index.search("fox")
     assert "interrupted" in index.update().rebuilt

@@ -50,7 +50,7 @@ def test_colours_mark_the_sentence_and_its_words_and_change_no_text():
 
 def test_a_text_steers_no_terminal():
     assert show_snippet("a \x1b[2J fox", None, ["fox"], width=60, is_coloured=True) == [
-        "a \ufffd[2J \x1b[1mfox\x1b[0m"
+        "a \\x1b[2J \x1b[1mfox\x1b[0m"
     ]
 
 

@@ -44,7 +44,8 @@ def cluster(
     Parameters
     ----------
     folder
-        The folder to search. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
+        The folder to search. Text, Markdown, source code, HTML, PDF, office documents, e-mail,
+        tables and many other kinds of files are read.
     each
         The unit that is clustered: passages or whole files.
     min_size

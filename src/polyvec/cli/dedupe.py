@@ -26,7 +26,8 @@ def dedupe(
     """Find files, or rows of a file, with the same content, in other words or another language.
 
     Groups of similar files are listed, and no file is deleted. Each copy has its similarity to the
-    first file of its group. A folder without copies is a normal result with exit status 0. The exit
+    first file of its group. If DIR is a single file, its rows are compared: the lines of a text, or
+    the rows of a table. A folder without copies is a normal result with exit status 0. The exit
     status is 1 if files were skipped because they cannot be read, or rows were set aside.
 
     polyvec dedupe notes/
@@ -38,9 +39,8 @@ def dedupe(
     Parameters
     ----------
     folder
-        The folder to search. Text, Markdown, source code, HTML, PDF, CSV and JSON lines are read.
-        If it is a file, its rows are compared: lines of a text, or rows of a .jsonl, .ndjson,
-        .json, .csv, .tsv or .parquet file.
+        The folder to search. Text, Markdown, source code, HTML, PDF, office documents, e-mail,
+        tables and many other kinds of files are read.
     threshold
         The cosine from which two files count as copies, above 0 and at most 1.
     text_column

@@ -71,8 +71,8 @@ def search(
     Parameters
     ----------
     folder
-        The folder to search, or a single file. Text, Markdown, source code, HTML, PDF, office
-        documents, e-mail, tables and many other kinds of files are read.
+        The folder to search. Text, Markdown, source code, HTML, PDF, office documents, e-mail,
+        tables and many other kinds of files are read.
     question
         The question, in any of the model's languages.
     top

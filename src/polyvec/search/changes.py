@@ -94,7 +94,7 @@ def find_changes(
             kept = "" if rebuild else "; the passages of its files are kept"
             changes.skipped.append(describe_folder(error) + kept)
 
-    passed_over = PassedOver()
+    passed_over, unreadable = PassedOver(), set[str]()
     for path in list_files(
         place,
         selection,
@@ -106,6 +106,7 @@ def find_changes(
         try:
             file = read_file(root, path, selection)
         except ValueError as error:
+            unreadable.add(path)
             if not rebuild:
                 listed.add(path)
             changes.skipped.append(describe_skipped(error, indexed.get(path), rebuild=rebuild))
@@ -126,11 +127,12 @@ def find_changes(
     missing = sorted(indexed.keys() - listed)
     if not rebuild:
         missing = [path for path in missing if not _is_below(path, closed_folders)]
-    # A file that is there was passed over, as the user wants.
+    # A file that is there and can be read was passed over, as the user wants.
     lost = [
         path
         for path in missing
-        if indexed[path].digest not in digests and not _is_there(root / path)
+        if indexed[path].digest not in digests
+        and (path in unreadable or not _is_there(root / path))
     ]
     lost += [path for path, size in sizes.items() if size == 0 and path in indexed]
     changes.doubtful, changes.doubt = _find_doubtful(root, indexed, lost, indexed_at)
