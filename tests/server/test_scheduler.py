@@ -240,7 +240,7 @@ def test_the_express_engine_answers_small_requests_beside_long_ones(monkeypatch)
     assert len(run_scheduler(monkeypatch, [general, express], ask, num_engines=2)) == 3
 
 
-def test_the_express_engine_takes_long_texts_while_no_other_engine_runs(monkeypatch):
+def test_the_express_engine_takes_long_texts_if_no_other_engine_comes_back(monkeypatch):
     lives = chain(
         [ThreadEngine(dies=True), ThreadEngine(dies=False)], repeat(OSError("no processes"))
     )
@@ -249,9 +249,13 @@ def test_the_express_engine_takes_long_texts_while_no_other_engine_runs(monkeypa
         while len(scheduler.alive) < 2:
             await asyncio.sleep(0.001)
         [first] = await asyncio.gather(scheduler.run([LONG]), return_exceptions=True)
-        return first, await scheduler.run([LONG])
+        second = asyncio.ensure_future(scheduler.run([LONG]))
+        for _ in range(20):
+            await scheduler.run([TEXT])
+        assert not second.done(), "short requests would wait for it"
+        return first, await second
 
-    first, second = run_scheduler(monkeypatch, lives, ask, num_engines=2)
+    first, second = run_scheduler(monkeypatch, lives, ask, num_engines=2, restart_seconds=1.0)
     assert first.code == "SERVICE_ENGINE_CRASHED" and len(second) == 1
 
 

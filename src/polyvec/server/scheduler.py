@@ -8,7 +8,8 @@
 4. If there are several engines, the last one is the express engine. It takes the small requests,
    and the others, which yield the processor to it, take the rest. A request of one word is thus
    answered at once beside texts of 8,192 tokens, which take an engine for seconds. While the
-   express engine or all others do not run, the rest take every request.
+   express engine does not run, the others take every request. It does so only if none of them
+   comes back for `restart_seconds`.
 5. A batch that fails is split until the text at fault is alone. A batch that runs out of memory is
    split too, and the next batches are smaller for a while.
 
@@ -108,6 +109,8 @@ class Scheduler:
         """Running estimate of the speed of one engine."""
         self._express = num_engines - 1 if num_engines > 1 else None
         """Number of the express engine."""
+        self._alone_since: float | None = None
+        """Time since which only the express engine runs."""
         self.start_error: str | None = None
         """Why an engine has ended before it was ready, the last time that this happened."""
         self.stop_reason: str | None = None
@@ -223,6 +226,11 @@ class Scheduler:
     def _set_alive(self, alive: set[int]) -> None:
         """Note that an engine has started or ended."""
         self.alive = alive
+        loop = asyncio.get_running_loop()
+        self._alone_since = None
+        if alive == {self._express}:
+            self._alone_since = loop.time()
+            loop.call_later(self._restart_seconds, self._wake.set)
         # The others may now have to take requests that they did not take before.
         self._wake.set()
         if self._restart_timer is not None:
@@ -231,7 +239,7 @@ class Scheduler:
         if not alive:
             # One death may be an accident: requests that wait are usually served by the next
             # engine. They do not wait long for one that cannot start.
-            self._restart_timer = asyncio.get_running_loop().call_later(
+            self._restart_timer = loop.call_later(
                 self._restart_seconds, lambda: self._fail_waiting(no_engine())
             )
 
@@ -265,9 +273,12 @@ class Scheduler:
 
     def _sizes(self, number: int) -> RequestSizes:
         """Which requests an engine takes now."""
-        if self._express not in self.alive or len(self.alive) == 1:
-            return RequestSizes.ALL
-        return RequestSizes.SMALL if number == self._express else RequestSizes.LARGE
+        if number != self._express:
+            return RequestSizes.LARGE if self._express in self.alive else RequestSizes.ALL
+        if self._alone_since is None:
+            return RequestSizes.SMALL
+        seconds = asyncio.get_running_loop().time() - self._alone_since
+        return RequestSizes.SMALL if seconds < self._restart_seconds else RequestSizes.ALL
 
     def _target_tokens(self, sizes: RequestSizes) -> int:
         """The size of a batch that is soon over, but uses an engine fully."""
