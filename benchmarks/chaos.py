@@ -8,7 +8,8 @@ to results/. It exits with 1 if there was a failure.
 1. It measures the capacity of the server with the same clients, and then sends 80 % of it: requests
    of one word, of eight texts, to rerank and to classify, with random tasks and dims, and batch
    jobs. Every vector is compared with the library's.
-2. A hostile client sends the most expensive requests that are known, one after another.
+2. A hostile client sends the most expensive requests that are known, one after another. The server
+   has two engines, as one that must answer short requests beside long ones should.
 3. Faults are injected in turn: engines are killed and stopped, no file descriptor or process can be
    had for some seconds, the disk is full, files of a finished job are damaged, texts end their
    engine, clients read or send nothing.
@@ -56,6 +57,7 @@ from polyvec.server.service import Service
 MODEL = "polyvec-mini"
 NUM_TEXTS = 256
 NUM_CLIENTS = 16
+NUM_ENGINES = 2
 LOAD = 0.8
 """Share of the capacity that the clients send."""
 
@@ -68,6 +70,9 @@ QUIET_SECONDS = 45
 """No faults are injected at the end, so that requests and jobs can be answered."""
 
 ANSWER_SECONDS = 60
+ENGINE_MEGABYTES = 100
+"""An engine's process has more resident memory once it has loaded its model."""
+
 JOB_LINES = 40
 JOB_INTERVAL_SECONDS = 10
 DISK_BYTES = 16_000_000
@@ -93,6 +98,8 @@ class Record:
     num_lines: int = 0
     worst: float = 0.0
     failures: list[str] = field(default_factory=list)
+    outages: list[tuple[float, float]] = field(default_factory=list)
+    """Beginning of each fault, and the time when it was over and both engines ran again."""
     words: list[tuple[float, float]] = field(default_factory=list)
     """Time of each answer to one word, and seconds from request to answer."""
     memory: list[tuple[float, float, float]] = field(default_factory=list)
@@ -186,6 +193,7 @@ def run_server(settings: Path) -> None:
     service = make_service(
         ["mini"],
         make_engine=faulty_engine,
+        num_engines=NUM_ENGINES,
         batches=Path(given["folder"]) / "jobs",
         api_keys=ApiKeys(hash_keys([given["key"]] if given["key"] else [])),
         limits=Limits(engine_seconds=5.0, body_bytes=8_000_000),
@@ -451,13 +459,31 @@ async def inject_faults(target: Target) -> None:
         await asyncio.sleep(FAULT_INTERVAL_SECONDS)
         if time.perf_counter() > target.end - QUIET_SECONDS:
             return
-        target.record.faults.append((target.record.now(), fault.__name__.replace("_", " ")))
+        began = target.record.now()
+        target.record.faults.append((began, fault.__name__.replace("_", " ")))
         await fault(target)
+        await until_recovered(target)
+        target.record.outages.append((began, target.record.now()))
+
+
+def find_engines(target: Target) -> list[int]:
+    """The ids of the engine processes that have loaded their model."""
+    return [pid for pid in children(target.pid) if resident(pid) > ENGINE_MEGABYTES]
+
+
+async def until_recovered(target: Target) -> None:
+    """Wait until all engines run, for at most `ANSWER_SECONDS`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while len(find_engines(target)) < NUM_ENGINES:
+                await asyncio.sleep(0.2)
+            # They run their first batches.
+            await asyncio.sleep(1)
 
 
 def send_engines(target: Target, number: signal.Signals) -> list[int]:
     """Send a signal to the engine processes, and return their ids."""
-    engines = [pid for pid in children(target.pid) if resident(pid) > 100]
+    engines = find_engines(target)
     for pid in engines:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -639,15 +665,33 @@ def check(record: Record) -> None:
         record.failures.append(f"the event loop was silent for {silences.max():.2f} s")
     if np.percentile(silences, 99.9) > MAX_BEAT_P999_SECONDS:
         record.failures.append(f"p99.9 of silences is {np.percentile(silences, 99.9):.3f} s")
-    words = [seconds for _, seconds in record.words]
-    if np.percentile(words, 99) > MAX_WORD_P99_SECONDS:
-        record.failures.append(f"p99 of one word is {np.percentile(words, 99):.3f} s")
+    p99 = np.percentile(words_between_faults(record), 99)
+    if p99 > MAX_WORD_P99_SECONDS:
+        record.failures.append(f"p99 of one word between the faults is {p99:.3f} s")
+
+
+def words_between_faults(record: Record) -> np.ndarray:
+    """Seconds from request to answer of the words that were under way during no fault."""
+    return np.array(
+        [
+            seconds
+            for answered, seconds in record.words
+            if not any(
+                began < answered and answered - seconds < over for began, over in record.outages
+            )
+        ]
+    )
 
 
 def describe(record: Record, minutes: float, plot: str) -> str:
     """The table of docs/serving.md."""
     silences = 1e3 * np.concatenate(record.beats)[:, 1]
-    words = 1e3 * np.array([seconds for _, seconds in record.words])
+    words = [seconds for _, seconds in record.words]
+
+    def latency(seconds: np.ndarray | list[float]) -> str:
+        median, high = 1e3 * np.percentile(seconds, (50, 99))
+        return f"{median:,.0f} and {high:,.0f} ms, of {len(seconds):,}"
+
     server = np.array([megabytes for _, megabytes, _ in record.memory])
     half = len(server) // 2
     faults = Counter(name for _, name in record.faults)
@@ -660,10 +704,8 @@ def describe(record: Record, minutes: float, plot: str) -> str:
         ["lines of batch jobs, each answered once", f"{record.num_lines:,}"],
         ["faults", ", ".join(f"{number} x {name}" for name, number in faults.items())],
         ["hostile requests", f"{sum(record.hostile.values()):,}"],
-        [
-            "one word, p50 and p99",
-            " and ".join(f"{p:,.0f} ms" for p in np.percentile(words, (50, 99))),
-        ],
+        ["one word between the faults, p50 and p99", latency(words_between_faults(record))],
+        ["one word at any time, p50 and p99", latency(words)],
         [
             "silence of the event loop, p99.9 and longest",
             f"{np.percentile(silences, 99.9):.0f} and {silences.max():.0f} ms",

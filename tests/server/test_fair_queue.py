@@ -11,11 +11,13 @@ from polyvec.server.fair_queue import (
     EngineText,
     FairQueue,
     QueuedRequest,
+    RequestSizes,
     TrafficClass,
 )
 from polyvec.tasks import NO_ADAPTER
 
 INTERACTIVE, BACKGROUND, ISOLATED = TrafficClass
+SMALL, LARGE = RequestSizes
 
 
 def make_request(traffic, *lengths):
@@ -62,6 +64,32 @@ def test_background_texts_have_a_share_if_others_always_wait():
         turns.append(queue.take(10)[0].request.traffic)
     assert [turns[i] for i in range(len(turns)) if i % 10 == 9] == [BACKGROUND] * 3
     assert turns.count(BACKGROUND) == 3
+
+
+@in_loop
+def test_small_requests_can_be_taken_alone_or_left():
+    queue = FairQueue()
+    requests = [make_request(INTERACTIVE, *lengths) for lengths in ((500,), (9, 9), (9,) * 99)]
+    background = make_request(BACKGROUND, 3)
+    for request in (*requests, background):
+        queue.put(request)
+    assert {queued.request for queued in queue.take(1_000, LARGE)} == {requests[0], requests[2]}
+    assert {queued.request for queued in queue.take(1_000, SMALL)} == {requests[1]}
+    assert not queue.has_texts(SMALL) and queue.take(1_000, SMALL) == []
+    assert queue.has_texts(LARGE)
+    while texts := queue.take(1_000, LARGE):
+        assert texts[0].request in (requests[2], background)
+    assert not queue.has_texts()
+
+
+@in_loop
+def test_small_and_other_requests_have_their_turns_in_the_order_in_which_they_came():
+    queue = FairQueue()
+    requests = [make_request(INTERACTIVE, tokens) for tokens in (500, 9, 300, 9, 9, 200)]
+    for request in requests:
+        queue.put(request)
+    taken = [queue.take(1)[0].request for _ in requests]
+    assert taken == requests
 
 
 @in_loop

@@ -65,6 +65,7 @@ def test_out_of_memory_makes_batches_smaller_and_nothing_fails(faulty_server, li
 WIDTH = 8
 
 TEXT = EngineText(np.int32([0, 2]), NO_ADAPTER, np.int32([0]), np.int32([2]))
+LONG = EngineText(np.zeros(4_096, np.int32), NO_ADAPTER, np.int32([0]), np.int32([2]))
 
 
 class ThreadEngine(EngineProcess):
@@ -99,7 +100,7 @@ def run_scheduler(monkeypatch, lives, ask, **options):
     monkeypatch.setattr(supervision, "RESTART_DELAYS_SECONDS", (0.0, 0.001))
     rest = iter(lives)
 
-    def spawn(*_):
+    def spawn(*_, niceness):
         life = next(rest)
         if isinstance(life, BaseException):
             raise life
@@ -170,8 +171,7 @@ async def ask_twice(scheduler):
     """The results of two requests, of which the first one ends the engine."""
     await wait_ready(scheduler)
     # More tokens than a batch has: the second request waits.
-    long = EngineText(np.zeros(4_096, np.int32), NO_ADAPTER, np.int32([0]), np.int32([2]))
-    waits = (scheduler.run([text]) for text in (long, TEXT))
+    waits = (scheduler.run([text]) for text in (LONG, TEXT))
     return await asyncio.gather(*waits, return_exceptions=True)
 
 
@@ -202,6 +202,57 @@ def test_an_unexpected_error_fails_its_batch_and_nothing_else(monkeypatch):
 
     failed, served = run_scheduler(monkeypatch, [broken, ThreadEngine(dies=False)], ask)
     assert failed.status == 503 and len(served) == 1
+
+
+class SlowEngine(ThreadEngine):
+    """It answers a batch only when the test lets it."""
+
+    def __init__(self):
+        super().__init__(dies=False)
+        self.may_answer = threading.Event()
+        self.lengths = []
+
+    def pool(self, batch, starts, ends, *, seconds):
+        self.lengths.append(batch.lengths.tolist())
+        assert self.may_answer.wait(60)
+        return super().pool(batch, starts, ends, seconds=seconds)
+
+    def kill(self):
+        super().kill()
+        self.may_answer.set()
+
+
+def test_the_express_engine_answers_small_requests_beside_long_ones(monkeypatch):
+    """However many long texts wait, and whatever the number of texts that they wait in."""
+    general, express = SlowEngine(), ThreadEngine(dies=False)
+
+    async def ask(scheduler):
+        while len(scheduler.alive) < 2:
+            await asyncio.sleep(0.001)
+        long = [asyncio.ensure_future(scheduler.run([LONG, TEXT])) for _ in range(3)]
+        await asyncio.sleep(0)
+        for _ in range(20):
+            await scheduler.run([TEXT])
+        assert not any(task.done() for task in long)
+        general.may_answer.set()
+        return await asyncio.gather(*long)
+
+    assert len(run_scheduler(monkeypatch, [general, express], ask, num_engines=2)) == 3
+
+
+def test_the_express_engine_takes_long_texts_while_no_other_engine_runs(monkeypatch):
+    lives = chain(
+        [ThreadEngine(dies=True), ThreadEngine(dies=False)], repeat(OSError("no processes"))
+    )
+
+    async def ask(scheduler):
+        while len(scheduler.alive) < 2:
+            await asyncio.sleep(0.001)
+        [first] = await asyncio.gather(scheduler.run([LONG]), return_exceptions=True)
+        return first, await scheduler.run([LONG])
+
+    first, second = run_scheduler(monkeypatch, lives, ask, num_engines=2)
+    assert first.code == "SERVICE_ENGINE_CRASHED" and len(second) == 1
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,11 @@ class EngineProcess:
     time as they do; `kill` ends them.
     """
 
-    def __init__(self, make: EngineFactory, width: int) -> None:
-        """Start the process. It is not ready yet. Raises OSError, and leaves nothing open then."""
+    def __init__(self, make: EngineFactory, width: int, *, niceness: int = 0) -> None:
+        """Start the process. It is not ready yet. Raises OSError, and leaves nothing open then.
+
+        `niceness` is by how much it yields the processor to others, as with the program `nice`.
+        """
         self._width = width
         self.batch_tokens = 0
         """The engine's best batch size in tokens; known when the engine is ready."""
@@ -89,7 +92,7 @@ class EngineProcess:
                 try:
                     # It fits into the buffer of the connection, so this does not wait.
                     self._connection.send_bytes(pickle.dumps(make))
-                    self._process = _spawn(child_connection.fileno(), child_sentinel)
+                    self._process = _spawn(child_connection.fileno(), child_sentinel, niceness)
                 finally:
                     os.close(child_sentinel)
             self._opened = opened.pop_all()
@@ -170,7 +173,7 @@ class EngineProcess:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
 
-def _spawn(connection: int, sentinel: int) -> subprocess.Popen[bytes]:
+def _spawn(connection: int, sentinel: int, niceness: int) -> subprocess.Popen[bytes]:
     """Start an engine's process, which inherits two file descriptors and no secrets.
 
     It is not forked: a forked child would inherit the event loop, the locks of other threads and
@@ -179,7 +182,7 @@ def _spawn(connection: int, sentinel: int) -> subprocess.Popen[bytes]:
     environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
     # The function that makes the engine is imported from where the server imports it.
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    program = f"from {__name__} import main; main({connection})"
+    program = f"from {__name__} import main; main({connection}, {niceness})"
     return subprocess.Popen(
         # -P: the current folder is not a place to import from, unless it is one for the server.
         [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", program],
@@ -190,8 +193,9 @@ def _spawn(connection: int, sentinel: int) -> subprocess.Popen[bytes]:
     )
 
 
-def main(connection: int) -> None:
+def main(connection: int, niceness: int) -> None:
     """Run an engine in this process, for the server at the other end of a file descriptor."""
+    os.nice(niceness)
     # Service managers signal all processes of a service; batches are finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,20 +3,23 @@
 1. Each request in turn gives texts of up to `TURN_TOKENS` to a batch, until it is full. A request
    of one text that comes after one of ten thousand therefore waits for one batch, and not for all
    of them.
-2. The texts of batch jobs run while no other text waits. If other texts always wait, every
+2. Of several engines, one may take the small requests and the others the rest. A request of one
+   word then waits for no long text.
+3. The texts of batch jobs run while no other text waits. If other texts always wait, every
    `BACKGROUND_INTERVAL`th batch is one of batch jobs, so that the jobs go on.
-3. A batch never has both, so a text of a batch job that ends the engine fails no other request. A
+4. A batch never has both, so a text of a batch job that ends the engine fails no other request. A
    text that is suspected of this has a batch of its own.
 
 Axes in this file: T tokens of one text, S spans, D width.
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, Flag, auto
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -26,8 +29,21 @@ from polyvec.server.errors import ApiError
 TURN_TOKENS = 256
 """Tokens that one request gives to a batch before the next request has its turn."""
 
+SMALL_REQUEST_TOKENS = 64
+"""A request is small if it has no more tokens: a few search queries, or one paragraph."""
+
 BACKGROUND_INTERVAL = 10
 """If both kinds of texts wait, one of this many batches has texts of batch jobs."""
+
+
+class RequestSizes(Flag):
+    """Which requests an engine takes."""
+
+    SMALL = auto()
+    """Those of at most `SMALL_REQUEST_TOKENS`, for whose answers clients wait."""
+    LARGE = auto()
+    """All others."""
+    ALL = SMALL | LARGE
 
 
 class TrafficClass(Enum):
@@ -71,6 +87,10 @@ class QueuedRequest:
         """Tokens of the texts that wait."""
         self.vectors: list[Float32[np.ndarray, "_ D"] | None] = [None] * len(texts)
         self.num_unfinished = len(texts)
+        self.is_small = traffic is TrafficClass.INTERACTIVE and self.tokens <= SMALL_REQUEST_TOKENS
+        """Whether it is one of `RequestSizes.SMALL`."""
+        self.turn = 0
+        """The request with the lowest number has the next turn."""
         self.queued_at = time.perf_counter()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -125,7 +145,11 @@ class FairQueue:
         """Batches since background texts had their last turn, while they waited."""
 
     def __len__(self) -> int:
-        return len(self._interactive.requests) + len(self._background.requests)
+        return len(self._interactive) + len(self._background)
+
+    def has_texts(self, sizes: RequestSizes = RequestSizes.ALL) -> bool:
+        """Whether `take` has a batch to return."""
+        return self._interactive.has_texts(sizes) or self._background.has_texts(sizes)
 
     @property
     def tokens(self) -> int:
@@ -144,15 +168,16 @@ class FairQueue:
         """Remove the texts of a request that still wait."""
         self._rotation(request.traffic).drop(request)
 
-    def take(self, max_tokens: int) -> list[QueuedText]:
+    def take(self, max_tokens: int, sizes: RequestSizes = RequestSizes.ALL) -> list[QueuedText]:
         """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
         is_due = self._num_passed_over >= BACKGROUND_INTERVAL - 1
-        if self._background.requests and (is_due or not self._interactive.requests):
-            self._num_passed_over = 0
-            return self._background.take(max_tokens)
-        if self._background.requests:
+        others = self._interactive.has_texts(sizes)
+        if self._background.has_texts(sizes):
+            if is_due or not others:
+                self._num_passed_over = 0
+                return self._background.take(max_tokens, sizes)
             self._num_passed_over += 1
-        return self._interactive.take(max_tokens)
+        return self._interactive.take(max_tokens, sizes)
 
     def _rotation(self, traffic: TrafficClass) -> "RequestRotation":
         return self._interactive if traffic is TrafficClass.INTERACTIVE else self._background
@@ -162,30 +187,40 @@ class RequestRotation:
     """Requests that give texts to batches in turns."""
 
     def __init__(self) -> None:
-        self.requests = deque[QueuedRequest]()
-        """Requests with texts that wait, in the order of their turns."""
+        self._small = deque[QueuedRequest]()
+        self._large = deque[QueuedRequest]()
+        # Both are in the order of their turns, so the next turn is that of one of the two heads.
+        self._turns = itertools.count()
         self.tokens = 0
         """Tokens of all texts that wait."""
 
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
+
+    def has_texts(self, sizes: RequestSizes) -> bool:
+        """Whether `take` has a batch to return."""
+        return self._next(sizes) is not None
+
     def put(self, request: QueuedRequest) -> None:
         """Add a request behind all others."""
-        self.requests.append(request)
+        request.turn = next(self._turns)
+        self._queue(request).append(request)
         self.tokens += request.tokens
 
     def drop(self, request: QueuedRequest) -> None:
         """Remove the texts of a request that still wait."""
-        if request in self.requests:
-            self.requests.remove(request)
+        queue = self._queue(request)
+        if request in queue:
+            queue.remove(request)
             self.tokens -= request.tokens
         request.waiting.clear()
         request.tokens = 0
 
-    def take(self, max_tokens: int) -> list[QueuedText]:
+    def take(self, max_tokens: int, sizes: RequestSizes) -> list[QueuedText]:
         """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
         batch: list[QueuedText] = []
         room = max_tokens
-        while self.requests:
-            request = self.requests[0]
+        while request := self._next(sizes):
             first = batch[0].request if batch else request
             if request is not first and (request.is_isolated or first.is_isolated):
                 break
@@ -196,13 +231,23 @@ class RequestRotation:
                 turn -= len(queued.text.ids)
                 room -= len(queued.text.ids)
                 self.tokens -= len(queued.text.ids)
-            if not request.waiting:
-                self.requests.popleft()
-            elif turn > 0:
+            if request.waiting and turn > 0:
                 # Its next text did not fit: it comes first in the next batch.
                 break
-            else:
-                self.requests.rotate(-1)
+            self._queue(request).popleft()
+            if request.waiting:
+                request.turn = next(self._turns)
+                self._queue(request).append(request)
             if room <= 0:
                 break
         return batch
+
+    def _queue(self, request: QueuedRequest) -> deque[QueuedRequest]:
+        return self._small if request.is_small else self._large
+
+    def _next(self, sizes: RequestSizes) -> QueuedRequest | None:
+        """The request that has the next turn."""
+        small = self._small if RequestSizes.SMALL in sizes else ()
+        large = self._large if RequestSizes.LARGE in sizes else ()
+        heads = [queue[0] for queue in (small, large) if queue]
+        return min(heads, key=lambda request: request.turn, default=None)

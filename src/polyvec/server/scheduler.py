@@ -5,7 +5,11 @@
 2. An idle engine takes what is queued at once, in the order of `fair_queue`: in turns, and the
    texts of batch jobs after all others.
 3. A batch is as large as an engine can run in `BATCH_SECONDS`, within limits.
-4. A batch that fails is split until the text at fault is alone. A batch that runs out of memory is
+4. If there are several engines, the last one is the express engine. It takes the small requests,
+   and the others, which yield the processor to it, take the rest. A request of one word is thus
+   answered at once beside texts of 8,192 tokens, which take an engine for seconds. While the
+   express engine or all others do not run, the rest take every request.
+5. A batch that fails is split until the text at fault is alone. A batch that runs out of memory is
    split too, and the next batches are smaller for a while.
 
 The event loop only moves references. One thread per engine builds the arrays and waits for the
@@ -42,10 +46,12 @@ from polyvec.server.errors import (
     unavailable,
 )
 from polyvec.server.fair_queue import (
+    SMALL_REQUEST_TOKENS,
     EngineText,
     FairQueue,
     QueuedRequest,
     QueuedText,
+    RequestSizes,
     TrafficClass,
 )
 from polyvec.server.metrics import Metrics, log_event
@@ -54,8 +60,14 @@ from polyvec.server.supervision import start_supervised, stop_supervised
 BATCH_SECONDS = 0.1
 """Target duration of a batch. In a busy server, a text waits for about one batch."""
 
+EXPRESS_BATCH_SECONDS = 0.05
+"""Target duration of a batch of an engine that takes only small requests."""
+
 MIN_BATCH_TOKENS = 512
 """Smaller batches do not use an engine fully."""
+
+YIELDING_NICENESS = 10
+"""Niceness of engines beside an express engine, which then gets nine tenths of the processor."""
 
 START_POLL_SECONDS = 0.02
 """Time between two looks whether the engines of a new model run."""
@@ -91,11 +103,14 @@ class Scheduler:
         Requests that wait when the last engine ends get 503 if none runs after `restart_seconds`.
         """
         self.queue = FairQueue()
-        self.num_alive = 0
+        self.alive = set[int]()
+        """Numbers of the engines that run."""
         self.num_busy = 0
         self.engines: list[EngineProcess | None] = [None] * num_engines
         self.tokens_per_second = INITIAL_TOKENS_PER_SECOND
         """Running estimate of the speed of one engine."""
+        self._express = num_engines - 1 if num_engines > 1 else None
+        """Number of the express engine."""
         self.start_error: str | None = None
         """Why an engine has ended before it was ready, the last time that this happened."""
         self.stop_reason: str | None = None
@@ -110,12 +125,13 @@ class Scheduler:
         self._restart_seconds = restart_seconds
         self._restart_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
+        self._first_started = asyncio.Event()
         self._supervisors: list[asyncio.Task[NoReturn]] = []
 
     @property
     def is_ready(self) -> bool:
         """Whether at least one engine can run a batch."""
-        return self.num_alive > 0
+        return len(self.alive) > 0
 
     def start(self) -> None:
         """Start the engines; `is_ready` turns true with the first one."""
@@ -125,7 +141,7 @@ class Scheduler:
 
     async def wait_until_started(self) -> None:
         """Return when every engine runs. Raises EngineDied if one of them ends before."""
-        while self.num_alive < len(self.engines):
+        while len(self.alive) < len(self.engines):
             if self.start_error is not None:
                 raise EngineDied(self.start_error)
             await asyncio.sleep(START_POLL_SECONDS)
@@ -134,6 +150,7 @@ class Scheduler:
         """Stop the engines. Requests that wait, and later ones, get 503 with the reason."""
         self.stop_reason = reason
         await stop_supervised(self._supervisors)
+        self._supervisors.clear()
         if self._restart_timer is not None:
             self._restart_timer.cancel()
         self._fail_waiting(unavailable(reason))
@@ -165,8 +182,13 @@ class Scheduler:
 
     async def _run_engine(self, number: int) -> None:
         """Keep one engine running. Ends only by an exception, for example if none can start."""
+        if number == self._express:
+            # It would only delay the start of the engine that takes all requests.
+            await self._first_started.wait()
+        yields = self._express is not None and number != self._express
         while True:
-            engine = EngineProcess(self._make, self._width)
+            niceness = YIELDING_NICENESS if yields else 0
+            engine = EngineProcess(self._make, self._width, niceness=niceness)
             self.engines[number] = engine
             try:
                 with ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}") as thread:
@@ -191,41 +213,48 @@ class Scheduler:
             raise
         # The death of an idle engine is noticed at once, and not by the next request.
         loop.add_reader(engine.sentinel, self._wake.set)
-        self._add_alive(1)
+        self._set_alive(self.alive | {number})
+        self._first_started.set()
         try:
-            await self._run_batches(engine, thread)
+            await self._run_batches(number, engine, thread)
         except EngineDied as error:
             log_event("engine died", {"engine": number, "reason": str(error)})
             self._metrics.restarts.inc()
         finally:
-            self._add_alive(-1)
+            self._set_alive(self.alive - {number})
             loop.remove_reader(engine.sentinel)
 
-    def _add_alive(self, change: int) -> None:
-        """Count an engine that has started or ended."""
-        self.num_alive += change
+    def _set_alive(self, alive: set[int]) -> None:
+        """Note that an engine has started or ended."""
+        self.alive = alive
+        # The others may now have to take requests that they did not take before.
+        self._wake.set()
         if self._restart_timer is not None:
             self._restart_timer.cancel()
             self._restart_timer = None
-        if not self.num_alive:
+        if not alive:
             # One death may be an accident: requests that wait are usually served by the next
             # engine. They do not wait long for one that cannot start.
             self._restart_timer = asyncio.get_running_loop().call_later(
                 self._restart_seconds, lambda: self._fail_waiting(no_engine())
             )
 
-    async def _run_batches(self, engine: EngineProcess, thread: ThreadPoolExecutor) -> None:
+    async def _run_batches(
+        self, number: int, engine: EngineProcess, thread: ThreadPoolExecutor
+    ) -> None:
         """Give an engine batch after batch. Ends only by an exception."""
         largest = self._batch_tokens or engine.batch_tokens // 4
         limit = largest
         while True:
-            while not self.queue and engine.is_alive:
-                self._wake.clear()
-                await self._wake.wait()
             if not engine.is_alive:
                 raise EngineDied("the engine has ended while it was idle")
-            target = max(MIN_BATCH_TOKENS, int(self.tokens_per_second * BATCH_SECONDS))
-            batch = self.queue.take(min(limit, target))
+            sizes = self._sizes(number)
+            if not self.queue.has_texts(sizes):
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            target = _batch_tokens(self.tokens_per_second, sizes)
+            batch = self.queue.take(min(limit, target), sizes)
             self.num_busy += 1
             enough_memory = None
             try:
@@ -238,6 +267,12 @@ class Scheduler:
                         queued.request.fail(engine_crashed())
             # The size falls faster than it grows: a failed batch costs more than a small one.
             limit = min(largest, limit * 3 // 2) if enough_memory else max(1, limit // 2)
+
+    def _sizes(self, number: int) -> RequestSizes:
+        """Which requests an engine takes now."""
+        if self._express not in self.alive or len(self.alive) == 1:
+            return RequestSizes.ALL
+        return RequestSizes.SMALL if number == self._express else RequestSizes.LARGE
 
     async def _run_batch(
         self, engine: EngineProcess, thread: ThreadPoolExecutor, batch: list[QueuedText]
@@ -284,6 +319,13 @@ class Scheduler:
         while batch := self.queue.take(1):
             batch[0].request.fail(error)
             self.queue.drop(batch[0].request)
+
+
+def _batch_tokens(tokens_per_second: float, sizes: RequestSizes) -> int:
+    """The size of a batch, as far as it depends on an engine's speed."""
+    if sizes is RequestSizes.SMALL:
+        return max(SMALL_REQUEST_TOKENS, int(tokens_per_second * EXPRESS_BATCH_SECONDS))
+    return max(MIN_BATCH_TOKENS, int(tokens_per_second * BATCH_SECONDS))
 
 
 async def _end(engine: EngineProcess) -> None:
