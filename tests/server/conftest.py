@@ -117,9 +117,7 @@ def serving(model="mini", *, more=(), precision="float32", tls=None, admin=False
     service = make_service(models, aliases=[MODEL], precision=precision, **options)
     verify, cert, key = tls or (True, None, None)
     with listen_for_admin(0) if admin else nullcontext() as listener:
-        server = make_server(
-            service, "127.0.0.1", 0, tls_cert=cert, tls_key=key, admin=listener
-        )
+        server = make_server(service, "127.0.0.1", 0, tls_cert=cert, tls_key=key, admin=listener)
         admin_url = f"http://127.0.0.1:{listener.getsockname()[1]}" if listener else None
         loops = []
 

@@ -1,9 +1,11 @@
 """The operator adds, replaces and deletes models of a running server, and no client notices."""
 
+import gc
 import json
 import os
 import signal
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +61,7 @@ def expect(tiny, other_model):
     """The vectors of the tiny model and of the other one."""
     other = Encoder.load(other_model, device="cpu", precision="float32")
     vectors = [encoder.encode(TEXTS) for encoder in (tiny, other)]
-    assert np.abs(vectors[0] - vectors[1]).max() > 0.1
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.01
     return vectors
 
 
@@ -120,8 +122,8 @@ def spawned(monkeypatch):
     pairs = []
 
     class RecordedProcess(EngineProcess):
-        def __init__(self, make, width):
-            super().__init__(make, width)
+        def __init__(self, make, width, **options):
+            super().__init__(make, width, **options)
             pairs.append((make, self.pid))
 
     monkeypatch.setattr(scheduler, "EngineProcess", RecordedProcess)
@@ -176,6 +178,18 @@ def test_replacing_a_model_under_load_fails_no_request(running, other_model, exp
     assert all(is_close(read_vectors(answer), expect[1]) for answer in after)
     assert operator.list()["models"][0]["is_default"]
     wait_for(lambda: has_ended(pid) and not operator.list()["stopping"])
+
+
+def test_a_replaced_model_leaves_the_memory(running, other_model):
+    """At once, and not only when the garbage collector comes."""
+    server, operator = running
+    old = weakref.ref(server.service.models[0])
+    gc.disable()
+    try:
+        assert operator.put("tiny", other_model).status_code == 200
+        wait_for(lambda: old() is None, 10)
+    finally:
+        gc.enable()
 
 
 def test_a_request_that_has_begun_keeps_its_model(running, other_model, expect, tiny):
@@ -253,8 +267,8 @@ def cut_config(folder, write_model):
 
 def widen_config(folder, write_model):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": "many"}))
-    return folder, "num_hidden_layers"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": -1}))
+    return folder, "layers"
 
 
 def lose_tokenizer(folder, write_model):
@@ -319,7 +333,7 @@ def test_a_model_whose_engine_does_not_start_changes_nothing(running, other_mode
     before = operator.list()
     monkeypatch.setitem(server.service.load_model.keywords, "make_engine", missing_engine)
     status, message = check_error(operator.put("tiny", other_model))
-    assert status == 503 and "exit code 7" in message
+    assert status == 503 and "no engine could be started" in message
     assert operator.list() == before and server.embed(TEXTS).status_code == 200
 
 
@@ -336,8 +350,9 @@ def test_a_second_change_is_refused_at_once(running, other_model, monkeypatch, s
             for answer in (operator.put("x", other_model), operator.http.delete("/models/slow")):
                 assert check_error(answer)[0] == 409
             assert server.embed(TEXTS).status_code == 200
-            with impatient, pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(httpx.ReadTimeout):
                 first.result()
+            impatient.close()
         wait_for(lambda: not server.service.changing.locked())
     assert all(has_ended(pid) for make, pid in spawned if make is sleeping_engine)
     assert operator.put("slow", other_model).status_code == 201
@@ -356,7 +371,7 @@ def test_a_deleted_model_is_unknown_and_its_engine_ends(running, other_model):
 
 
 def test_the_default_model_and_aliases_stay(running, other_model):
-    server, operator = running
+    _, operator = running
     for answer in (
         operator.http.delete("/models/tiny"),
         operator.http.delete(f"/models/{MODEL}"),
@@ -424,8 +439,7 @@ def test_the_operators_routes_end_with_the_server_and_undo_a_change(
         change = pool.submit(operator.put, "slow", other_model)
         wait_for(lambda: any(make is sleeping_engine for make, _ in spawned))
         server.server.should_exit = True
-        # The connection is closed.
-        assert isinstance(change.exception(), httpx.TransportError)
+        assert check_error(change.result())[0] == 503
     assert all(has_ended(pid) for _, pid in spawned)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.admin_url}/models")

@@ -108,6 +108,4 @@ def serve(
         cors=cors or [],
         limits=limits,
     )
-    run_server(
-        service, host, port, tls_cert=tls_cert, tls_key=tls_key, admin_port=admin_port
-    )
+    run_server(service, host, port, tls_cert=tls_cert, tls_key=tls_key, admin_port=admin_port)

@@ -116,14 +116,15 @@ def make_endpoints(service: Service) -> Sequence[Endpoint]:
 def describe_model(service: Service, model: ServedModel) -> dict[str, Any]:
     """A model as its operator sees it."""
     names = [name for name, other in service.models_by_name.items() if other is model]
-    future = model.fingerprint
-    is_known = future is not None and future.done() and future.exception() is None
+    fingerprint, future = None, model.fingerprint
+    if future is not None and future.done() and future.exception() is None:
+        fingerprint = future.result()
     return {
         "name": model.name,
         "aliases": [name for name in names if name != model.name],
         "is_default": model is service.models[0],
         "folder": str(model.folder),
-        "fingerprint": future.result() if is_known else None,
+        "fingerprint": fingerprint,
         "tasks": [task.name for task in model.config.tasks],
         "created": model.created,
         "engines": len(model.scheduler.engines),

@@ -42,8 +42,9 @@ def make_app(service: Service, background: Sequence[BackgroundTask] = ()) -> ASG
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        for model in service.models:
-            model.scheduler.start()
+        # A loop's variable would keep the last model in memory when it has been replaced.
+        for scheduler in [model.scheduler for model in service.models]:
+            scheduler.start()
         tasks = [start_supervised(run.__name__, partial(run, service)) for run in background]
         try:
             yield

@@ -11,10 +11,11 @@ One change takes place at a time.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from polyvec.server.api_keys import ApiKey
 from polyvec.server.engine_process import EngineDied
@@ -24,13 +25,15 @@ from polyvec.server.model import ServedModel
 from polyvec.server.serialise import truncate_means
 from polyvec.server.service import RetiredModel, Service
 
+Result = TypeVar("Result")
+
 PROBE_TEXT = "Where does the cat sleep?"
 """The text that a model must be able to encode before it serves."""
 
 MAX_NAME_CHARACTERS = 100
 
 POLL_SECONDS = 0.1
-"""Time between two looks whether a model that was replaced or deleted is still in use."""
+"""Time between two looks whether an old model is still in use, and whether the server stops."""
 
 RETIRED = "the model was replaced or deleted; try again"
 """The reason for the 503 of a request for which a model did not wait any longer."""
@@ -47,11 +50,10 @@ async def put_model(service: Service, name: str, path: str) -> bool:
         old = _find_own(service, name)
         if old is None:
             _check_name(name)
-        model = await _load(service, path, name)
+        model = await _unless_stopping(service, _load(service, path, name))
         is_served = False
         try:
-            await _start(model, path)
-            _check_running(service)
+            await _unless_stopping(service, _start(model, path))
             models = service.models_by_name
             _swap(service, {n: model if m is old else m for n, m in models.items()} | {name: model})
             is_served = True
@@ -82,23 +84,30 @@ async def delete_model(service: Service, name: str) -> None:
                 "cannot be deleted; another folder can be put under its name",
                 param="name",
             )
-        _swap(service, {n: model for n, model in service.models_by_name.items() if model is not old})
+        _swap(
+            service, {n: model for n, model in service.models_by_name.items() if model is not old}
+        )
         log_event("model deleted", {"model": name}, level=logging.INFO)
 
 
 async def stop_retired_models(service: Service) -> None:
     """Stop models that were replaced or deleted when nobody needs them, until cancelled."""
-    loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(POLL_SECONDS)
-        for retired in list(service.retired):
-            if not retired.users & service.users:
-                await retired.model.stop()
-                service.retired.remove(retired)
-                log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
-            elif loop.time() > retired.stop_at:
-                # Its threads go on, so that the requests get their answers, which are 503.
-                await retired.model.scheduler.stop(RETIRED)
+        # Not a loop over the models here: its variable would keep the last one in memory.
+        if service.retired:
+            await _stop_unused(service)
+
+
+async def _stop_unused(service: Service) -> None:
+    for retired in list(service.retired):
+        if not retired.users & service.users:
+            await retired.model.stop()
+            service.retired.remove(retired)
+            log_event("model stopped", {"model": retired.model.name}, level=logging.INFO)
+        elif asyncio.get_running_loop().time() > retired.stop_at:
+            # Its threads go on, so that the requests get their answers, which are 503.
+            await retired.model.scheduler.stop(RETIRED)
 
 
 @asynccontextmanager
@@ -117,6 +126,19 @@ async def _change(service: Service) -> AsyncIterator[None]:
 def _check_running(service: Service) -> None:
     if service.load.is_stopping:
         raise unavailable("the server is shutting down")
+
+
+async def _unless_stopping(service: Service, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a part of a change. Raises ApiError 503 if the server stops before."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+            _check_running(service)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _find_own(service: Service, name: str) -> ServedModel | None:

@@ -53,6 +53,8 @@ DRAIN_DELAY_SECONDS = 0.2
 CLOSE_SECONDS = 1
 """Time for connections to close when the server ends at once, or draining takes too long."""
 
+MAX_PORT = 65_535
+
 
 def run_server(
     service: Service,
@@ -77,12 +79,13 @@ def run_server(
 
 def listen_for_admin(port: int) -> socket.socket:
     """The socket for the operator's routes. Raises ValueError if the port is in use."""
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"--admin-port {port} must be in 0..{MAX_PORT}")
     try:
         return socket.create_server((ADMIN_HOST, port))
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except OSError as error:
         raise ValueError(
-            f"--admin-port {port}: cannot listen on {ADMIN_HOST}:{port} ({reason})"
+            f"--admin-port {port}: cannot listen on {ADMIN_HOST}:{port} ({error.strerror})"
         ) from None
 
 
@@ -153,6 +156,10 @@ def make_admin_task(service: Service, listener: socket.socket) -> BackgroundTask
         serving = asyncio.create_task(server.serve(sockets=[listener.dup()]))
         try:
             await asyncio.wait({serving})
+        except asyncio.CancelledError:
+            # A change that is in progress ends now.
+            service.load.is_stopping = True
+            raise
         finally:
             server.should_exit = True
             await serving

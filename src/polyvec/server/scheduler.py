@@ -150,6 +150,7 @@ class Scheduler:
         """Stop the engines. Requests that wait, and later ones, get 503 with the reason."""
         self.stop_reason = reason
         await stop_supervised(self._supervisors)
+        self._supervisors.clear()
         if self._restart_timer is not None:
             self._restart_timer.cancel()
         self._fail_waiting(unavailable(reason))
