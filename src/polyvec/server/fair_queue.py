@@ -157,9 +157,7 @@ class FairQueue:
         rotations = (self._interactive, self._background)
         return sum(rotation.count_tokens(RequestSizes.ALL) for rotation in rotations)
 
-    def count_tokens(
-        self, traffic: TrafficClass, sizes: RequestSizes = RequestSizes.ALL
-    ) -> int:
+    def count_tokens(self, traffic: TrafficClass, sizes: RequestSizes = RequestSizes.ALL) -> int:
         """Tokens of the texts that wait and share a limit with a class of requests."""
         return self._rotation(traffic).count_tokens(sizes)
 
