@@ -146,7 +146,7 @@ def test_a_server_without_file_descriptors_comes_back(long_model):
 
     Requests are refused at once, and afterwards it has as many files and processes as before.
     """
-    process, url = start_server(str(long_model), "--device", "cpu")
+    process, url = start_server(str(long_model), "--device", "cpu", "--engines", "1")
     body = {"model": long_model.name, "input": "a fox"}
     files = Path(f"/proc/{process.pid}/fd")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -190,7 +190,7 @@ def test_memory_stays_flat(long_model):
     The same requests again and again: OpenVINO keeps kernels for every shape that is new to it, up
     to a bound that a short test does not reach.
     """
-    process, url = start_server(str(long_model), "--device", "cpu")
+    process, url = start_server(str(long_model), "--device", "cpu", "--engines", "1")
     rng = np.random.default_rng(0)
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
