@@ -110,8 +110,9 @@ def test_a_request_for_the_keys_is_answered_without_a_change(running, caplog):
     assert ask("alice").status_code == 200
 
 
-def test_a_server_without_a_key_file_goes_on(server, caplog):
-    server.service.api_keys.reload_requested = True
-    wait_for(lambda: not server.service.api_keys.reload_requested)
-    assert server.http.get("/v1/models").status_code == 200
-    wait_for(lambda: "no --key-file" in caplog.text)
+def test_a_server_without_a_key_file_goes_on(caplog):
+    with serving() as server:
+        server.service.api_keys.reload_requested = True
+        wait_for(lambda: not server.service.api_keys.reload_requested)
+        assert server.http.get("/v1/models").status_code == 200
+        wait_for(lambda: "no --key-file" in caplog.text)

@@ -224,7 +224,7 @@ class RequestRotation:
         """Remove and return the next batch: at most `max_tokens`, or one longer text alone."""
         batch: list[QueuedText] = []
         room = max_tokens
-        while room > 0 and self.has_texts(sizes):
+        while self.has_texts(sizes) and (room > 0 or not batch):
             heads = (self._requests[size][0] for size in sizes if self._requests[size])
             request = min(heads, key=lambda head: head.turn)
             first = batch[0].request if batch else request
