@@ -104,12 +104,12 @@ def read_document(raw: bytes, name: str) -> Document:
 
 
 def decode(raw: bytes, charset: str = "utf-8-sig") -> str:
-    """The text that the bytes encode: UTF-16 with a byte order mark, else `charset`.
+    """The text that the bytes encode: UTF-16 or UTF-32 as `find_encoding` says, else `charset`.
 
     Raises ValueError if the bytes are not text.
     """
     encoding = text_rows.find_encoding(raw)
-    name = charset if encoding != "utf-16" else encoding
+    name = charset if encoding == "utf-8-sig" else encoding
     try:
         text = raw.decode(name)
     except UnicodeDecodeError as error:

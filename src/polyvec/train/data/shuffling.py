@@ -91,8 +91,8 @@ def _file_windows(
         rows: list[Record | None] = []
         for block in (blocks[i] for i in numbers):
             slots: list[Record | None] = [None] * block.size
-            for number, row in block.check(columns, report):
-                slots[number - block.first] = row
+            for row in block.check(columns, report):
+                slots[row.number - block.first] = row.record
             rows += slots
         return rows
 
