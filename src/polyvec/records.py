@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import accumulate, count, islice
+from itertools import accumulate, chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +46,7 @@ SUFFIXES = (*text_rows.SUFFIXES, ".parquet")
 BLOCK_ROWS = 1_000
 """Lines of a text file in one block, and rows of a Parquet file in memory at a time."""
 
-Unit = Literal["line", "row", "text"]
+Unit = Literal["line", "row", "page", "text"]
 """The unit that the number of a row counts."""
 
 
@@ -259,9 +259,11 @@ def read_files(
     paths = list(paths)
     for path in paths:
         _check_file(path, columns)
-    for path in paths:
-        rows = _read_file(path, columns)
-        yield from check_rows(rows, _file_name(path), columns, report, _unit(path))
+    # This function is not a generator, so that a missing file is an error immediately.
+    return chain.from_iterable(
+        check_rows(_read_file(path, columns), _file_name(path), columns, report, _unit(path))
+        for path in paths
+    )
 
 
 def read_rows(
@@ -374,7 +376,7 @@ def _check_file(path: Path, columns: Columns) -> None:
     """Raise ValueError for a missing file, and for plain text that lacks a needed column."""
     if str(path) != "-" and not path.exists():
         raise ValueError(f"there is no file {path}")
-    if path.is_dir():
+    if str(path) != "-" and path.is_dir():
         raise ValueError(f"{path} is a folder; name the files in it")
     tables = [suffix for suffix in SUFFIXES if suffix != ".txt"]
     if _suffix(path) not in tables and set(columns.needed_names) - {"text"}:

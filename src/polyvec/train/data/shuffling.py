@@ -118,8 +118,8 @@ def _given_windows(
     def load(first: int, part: list[Record]) -> list[Record | None]:
         slots: list[Record | None] = [None] * len(part)
         rows = number_rows(part, first)
-        for number, row in check_rows(rows, "the rows given", columns, report):
-            slots[number - first] = row
+        for row in check_rows(rows, "the rows given", columns, report):
+            slots[row.number - first] = row.record
         return slots
 
     while True:
