@@ -378,8 +378,8 @@ def _check_file(path: Path, columns: Columns) -> None:
         raise ValueError(f"there is no file {path}")
     if str(path) != "-" and path.is_dir():
         raise ValueError(f"{path} is a folder; name the files in it")
-    tables = [suffix for suffix in SUFFIXES if suffix != ".txt"]
-    if _suffix(path) not in tables and set(columns.needed_names) - {"text"}:
+    if not is_table(path) and set(columns.needed_names) - {"text"}:
+        tables = [suffix for suffix in SUFFIXES if suffix != ".txt"]
         raise ValueError(f"{path}: the name of a table must end in {', '.join(tables)}")
 
 
@@ -397,7 +397,7 @@ def _list_line_blocks(path: Path) -> list[Block]:
 
 
 def _list_row_groups(path: Path, columns: Columns) -> list[Block]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         try:
             check_columns(columns.needed_names, file.schema_arrow.names)
         except ValueError as error:
@@ -411,7 +411,7 @@ def _read_row_group(block: Block, columns: Columns) -> Iterator[ParsedRow]:
     import pyarrow as pa
 
     number = block.first
-    with _open_parquet(block.path) as file:
+    with open_parquet(block.path) as file:
         used = {columns.aliases.get(name, name) for name in (*columns.needed, *columns.optional)}
         names = [name for name in file.schema_arrow.names if columns.keep_others or name in used]
         try:
@@ -424,14 +424,22 @@ def _read_row_group(block: Block, columns: Columns) -> Iterator[ParsedRow]:
             raise ValueError(f"{block.path} {reason}") from None
 
 
-def _open_parquet(path: Path) -> "pq.ParquetFile":
+def open_parquet(path: Path) -> "pq.ParquetFile":
+    """Open a Parquet file. Raises ValueError with its name if it is missing or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a whole Parquet file: {error}") from None
+
+
+def is_table(path: Path) -> bool:
+    """Whether the rows of a file may have several columns; those of a text have only "text"."""
+    return _suffix(path) in SUFFIXES and _suffix(path) != ".txt"
 
 
 def _file_name(path: Path) -> str:

@@ -119,7 +119,7 @@ def embed(
     if not count:
         source = ", ".join(map(str, input or ["standard input"]))
         unwritten = "" if output is None else f"; {output} is not written"
-        note(f"there is no text to embed in {source}{unwritten}")
+        note(f"there is no text that can be embedded in {source}{unwritten}")
     return ExitStatus.DONE if count and not report.count + len(skipped) else ExitStatus.INCOMPLETE
 
 

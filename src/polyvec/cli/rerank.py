@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def rerank(
-    query: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    query: str,
     file: Annotated[Path | None, Parameter(name="FILE", allow_leading_hyphen=True)] = None,
     /,
     *,
@@ -117,7 +117,7 @@ def rerank(
                     shown = "" if id_column is None else f"{record[id_column]}  "
                     text = " ".join(record[text_column].split())
                     sys.stdout.write(plain(f"{one.score:.3f}  {shown}{text}\n"))
-    if not rows:
+    if not rows and not report.count:
         note(f"there is no text to rank in {file}")
     return ExitStatus.DONE if rows and not report.count else ExitStatus.INCOMPLETE
 
