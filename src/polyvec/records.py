@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import accumulate, chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from polyvec import text_rows
 from polyvec.text_rows import (
@@ -59,8 +59,8 @@ class BadRow:
     reason: str
     unit: Unit = "row"
 
-    row: Record | str | None = field(default=None, compare=False)
-    """Its values, or if these are not known, the row as it stands in the file."""
+    row: Record = field(default_factory=dict, compare=False)
+    """Its values. If these are not known, the row stands under "" as it is in the file."""
 
     def __str__(self) -> str:
         return f"{self.file}, {self.unit} {self.number}: {self.reason}"
@@ -83,6 +83,17 @@ class Row:
     def reject(self, reason: str) -> BadRow:
         """The row as a bad one."""
         return BadRow(self.file, self.number, reason, self.unit, self.record)
+
+
+class ArrowRow(NamedTuple):
+    """A row of Parquet, before its columns are checked."""
+
+    number: int
+    record: Record
+    cells: "tuple[pa.RecordBatch, int]"
+    """The row's cells in Arrow: a record batch and a position in it."""
+
+    flaw: str = ""
 
 
 Report = Callable[[BadRow], object]
@@ -289,7 +300,7 @@ def number_rows(rows: Iterable[Mapping[str, Any]], first: int = 1) -> Iterator[P
 
 
 def check_rows(
-    rows: Iterable[ParsedRow],
+    rows: Iterable[ParsedRow | ArrowRow],
     name: str,
     columns: Columns,
     report: Report,
@@ -299,16 +310,18 @@ def check_rows(
 
     `name` is that of the file, or words for another source.
     """
-    for number, record, flaw, source, cells in rows:
-        if record is not None and not flaw:
+    for row in rows:
+        flaw = row.flaw
+        if not flaw:
             try:
-                checked = columns.check(record)
+                checked = columns.check(row.record)
             except ValueError as error:
                 flaw = str(error)
             else:
-                yield Row(checked, name, number, unit, cells)
+                cells = row.cells if isinstance(row, ArrowRow) else None
+                yield Row(checked, name, row.number, unit, cells)
                 continue
-        report(BadRow(name, number, flaw, unit, source if record is None else record))
+        report(BadRow(name, row.number, flaw, unit, row.record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +338,7 @@ class Block:
     size: int
     """The number of rows, good and bad; blank lines of a text file count as well."""
 
-    def read(self, columns: Columns) -> Iterator[ParsedRow]:
+    def read(self, columns: Columns) -> Iterator[ParsedRow | ArrowRow]:
         """The rows, not checked yet."""
         if _suffix(self.path) == ".parquet":
             yield from _read_row_group(self, columns)
@@ -356,7 +369,7 @@ def list_blocks(path: Path, columns: Columns) -> list[Block]:
     return _list_row_groups(path, columns) if suffix == ".parquet" else _list_line_blocks(path)
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[ParsedRow]:
+def _read_file(path: Path, columns: Columns) -> Iterator[ParsedRow | ArrowRow]:
     """All rows of a file, not checked yet."""
     if str(path) == "-":
         with decode_lines(sys.stdin.buffer, ".txt") as lines:
@@ -407,7 +420,7 @@ def _list_row_groups(path: Path, columns: Columns) -> list[Block]:
     return [Block(path, *numbers) for numbers in zip(count(), firsts, sizes, strict=False)]
 
 
-def _read_row_group(block: Block, columns: Columns) -> Iterator[ParsedRow]:
+def _read_row_group(block: Block, columns: Columns) -> Iterator[ArrowRow]:
     import pyarrow as pa
 
     number = block.first
@@ -417,7 +430,7 @@ def _read_row_group(block: Block, columns: Columns) -> Iterator[ParsedRow]:
         try:
             for batch in file.iter_batches(BLOCK_ROWS, row_groups=[block.offset], columns=names):
                 for position, record in enumerate(batch.to_pylist()):
-                    yield ParsedRow(number + position, record, cells=(batch, position))
+                    yield ArrowRow(number + position, record, (batch, position))
                 number += len(batch)
         except (pa.ArrowException, OSError) as error:
             reason = f"is damaged after row {number - 1}: {error}"

@@ -42,7 +42,9 @@ class RejectedRows:
 
 def bad_row_line(bad: BadRow) -> str:
     """Return a row that was set aside as one line of JSON."""
-    fields = {name: getattr(bad, name) for name in ("file", "unit", "number", "reason", "row")}
+    row = bad.row[""] if bad.row.keys() == {""} else bad.row
+    fields = {"file": bad.file, "unit": bad.unit, "number": bad.number, "reason": bad.reason}
+    fields["row"] = row
     # Bytes that are not text, and halves of surrogate pairs, cannot be written as UTF-8.
     return json_line(fields).encode("utf-8", "backslashreplace").decode()
 

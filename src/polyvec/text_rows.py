@@ -83,17 +83,11 @@ class ParsedRow(NamedTuple):
     """A row as it stands in a file, before its columns are checked."""
 
     number: int
-    record: Record | None
-    """None if there is no way to tell what the row holds."""
+    record: Record
+    """If there is no way to tell what the row holds, it stands under "" as it is in the file."""
 
     flaw: str = ""
     """The reason why the row cannot be used; empty if none is known."""
-
-    source: str = ""
-    """The row as it stands in the file, if there is no record."""
-
-    cells: Any = None
-    """The row's cells in Arrow, if they come from there: a record batch and a position in it."""
 
 
 def find_encoding(first_bytes: bytes) -> str:
@@ -318,11 +312,11 @@ def _parse_table(
         while len(cells) > len(names) and not cells[-1].strip():
             del cells[-1]
         if not is_utf8("".join(cells)):
-            yield ParsedRow(row.number, None, NOT_TEXT, row.source or delimiter.join(cells))
+            yield ParsedRow(row.number, {"": row.source or delimiter.join(cells)}, NOT_TEXT)
         elif row.is_open and (len(cells) != len(names) or delimiter != "\t"):
             # Tables with tabs often have no quoting at all.
             flaw = "has a quotation mark that is not closed"
-            yield ParsedRow(row.number, None, flaw, row.source.rstrip("\r\n"))
+            yield ParsedRow(row.number, {"": row.source.rstrip("\r\n")}, flaw)
         elif len(cells) > 1 or "".join(cells).strip() or row.cells == [""]:
             same = len(cells) == len(names)
             flaw = "" if same else f"has {len(cells)} cells, the header {len(names)}"
@@ -362,11 +356,11 @@ def _parse_json_lines(lines: Iterable[str], first: int = 1) -> Iterator[ParsedRo
 
 def _parse_json_row(number: int, source: str) -> ParsedRow:
     if not is_utf8(source):
-        return ParsedRow(number, None, NOT_TEXT, source)
+        return ParsedRow(number, {"": source}, NOT_TEXT)
     try:
         value = parse_json(source)
     except ValueError as error:
-        return ParsedRow(number, None, f"is not JSON ({error})", source)
+        return ParsedRow(number, {"": source}, f"is not JSON ({error})")
     return ParsedRow(number, _as_record(value), _find_half_pair(value, _has_escape(source)))
 
 
@@ -393,7 +387,7 @@ def _parse_json(lines: Iterable[str]) -> Iterator[ParsedRow]:
         if is_decoded or is_utf8(json.dumps(value, ensure_ascii=False)):
             yield ParsedRow(number, _as_record(value), _find_half_pair(value, has_escape))
         else:
-            yield ParsedRow(number, None, NOT_TEXT, json.dumps(value, ensure_ascii=False))
+            yield ParsedRow(number, {"": json.dumps(value, ensure_ascii=False)}, NOT_TEXT)
 
 
 def _parse_broken_array(content: str, reason: str) -> Iterator[ParsedRow]:
@@ -415,7 +409,7 @@ def _parse_broken_array(content: str, reason: str) -> Iterator[ParsedRow]:
     if number == 1:
         raise ValueError(f"is not JSON ({reason})")
     if content[position:].strip() != "]":
-        yield ParsedRow(number, None, f"is not JSON ({reason})", content[position:])
+        yield ParsedRow(number, {"": content[position:]}, f"is not JSON ({reason})")
 
 
 def _find_half_pair(value: Any, has_escape: bool) -> str:
@@ -464,6 +458,6 @@ def _parse_lines(lines: Iterable[str], first: int) -> Iterator[ParsedRow]:
     for number, line in enumerate(lines, first):
         text = line.rstrip("\r\n")
         if not is_utf8(line):
-            yield ParsedRow(number, None, NOT_TEXT, text)
+            yield ParsedRow(number, {"": text}, NOT_TEXT)
         else:
             yield ParsedRow(number, {"text": text})

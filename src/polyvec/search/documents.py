@@ -170,12 +170,11 @@ def _join(
 def _read_rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
     """Each row as lines of `name: value`, and the line on which the row begins.
 
-    A row with more or fewer cells than the header is searched like the others.
+    A row with more or fewer cells than the header is searched like the others, and one that cannot
+    be parsed as it stands in the file.
     """
     lines = io.StringIO(text, newline=text_rows.newline_mode(suffix))
-    for number, record, flaw in text_rows.parse_text(lines, suffix):
-        if record is None:
-            raise ValueError(f"line {number}: {flaw}")
+    for number, record, _ in text_rows.parse_text(lines, suffix):
         if row := _spell_record(record):
             yield number, row + "\n\n"
 
