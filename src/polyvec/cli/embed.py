@@ -90,6 +90,8 @@ def embed(
         raise ValueError(f"{kind} cannot go to standard output; name a file with --out")
     if each == "passage" and not input:
         raise ValueError("--each passage needs files or folders: --input PATH")
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} for {output.name}")
     if rejected is None and output is not None:
         rejected = output.with_name(output.name + SUFFIX)
     from polyvec.encoder import Encoder
