@@ -84,7 +84,7 @@ def test_an_undecodable_byte_is_refused_in_every_format(tmp_path: Path, name: st
     flaws = []
     rows = read_files([path], text_columns(), report=flaws.append)
     assert [row.record["text"] for row in rows] == ["good"]
-    assert [flaw.reason for flaw in flaws] == ["is not UTF-8"]
+    assert [flaw.reason for flaw in flaws] == [NOT_TEXT]
 
 
 def test_the_header_of_a_table_is_its_first_line_that_is_not_blank() -> None:
