@@ -9,7 +9,7 @@ from polyvec.records import BadRow, Row
 from polyvec.row_encoding import encode_finite, encode_rows
 
 
-class SpoiltEncoder:
+class SpoiltEncoder(Encoder):
     """An encoder for which texts with an x have no embedding, and spoil those of their neighbours."""
 
     def __init__(self, encoder: Encoder, reach: int = 1) -> None:

@@ -35,7 +35,6 @@ from polyvec.text_rows import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Row:
     number: int = 1
     unit: Unit = "row"
 
-    cells: "tuple[pa.RecordBatch, int] | None" = None
+    cells: tuple[Any, int] | None = None
     """The row's cells in Arrow, if they come from there: a record batch and a position in it."""
 
     def reject(self, reason: str) -> BadRow:
@@ -90,7 +89,7 @@ class ArrowRow(NamedTuple):
 
     number: int
     record: Record
-    cells: "tuple[pa.RecordBatch, int]"
+    cells: tuple[Any, int]
     """The row's cells in Arrow: a record batch and a position in it."""
 
     flaw: str = ""
