@@ -94,17 +94,18 @@ def read_pairs(
 
 def _find_usable(
     table: pa.Table, columns: Sequence[str], file: Path, report: Report
-) -> pa.ChunkedArray | pa.Array:
+) -> pa.Array:
     """Whether each row has a text that is not blank in all of the columns."""
-    usable = pa.array(np.ones(len(table), bool))
+    usable = np.ones(len(table), bool)
     for name in columns:
         texts = table[name].cast(pa.string())
-        good = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
-        for i in np.flatnonzero(~good.to_numpy()).tolist():
+        lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts)).fill_null(0)
+        good = np.asarray(lengths) > 0
+        for i in np.flatnonzero(usable & ~good).tolist():
             reason = f"{name} is empty" if texts[i].is_valid else f"{name} is missing"
             report(BadRow(str(file), i + 1, reason, row=table.slice(i, 1).to_pylist()[0]))
-        usable = pc.and_(usable, good)
-    return usable
+        usable &= good
+    return pa.array(usable)
 
 
 def write_pairs(
