@@ -201,3 +201,11 @@ def test_bytes_that_are_not_text_cost_only_their_row(encoding, tmp_path):
     rows = read_files([path], text_columns(), report=flaws.append)
     assert [row.record["text"] for row in rows] == ["fox", "owl"]
     assert [(flaw.number, flaw.reason) for flaw in flaws] == [(2, NOT_TEXT)]
+
+
+def test_a_quotation_mark_after_a_space_begins_a_quoted_cell():
+    assert table_rows('id, text\n1, "Hello, fox"\n2, "a" den\n3, plain\n') == [
+        (2, {"id": "1", "text": "Hello, fox"}, ""),
+        (3, {"id": "2", "text": ' "a" den'}, ""),
+        (4, {"id": "3", "text": "plain"}, ""),
+    ]

@@ -26,6 +26,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice, zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
@@ -251,25 +252,29 @@ def _plausibility(rows: Sequence[_TableRow]) -> float:
     return like * (1 - spaced / 2)
 
 
-def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[_TableRow]:
+def split_rows(
+    lines: Iterable[str], delimiter: str, *, skip_spaces: bool = False
+) -> Iterator[_TableRow]:
     """The rows of a table, each with the number of its first line; blank lines have no cells.
 
     If a quotation mark is not closed, or closed in the middle of a cell, its line is a row of its
-    own, and reading goes on with the next line.
+    own, and reading goes on with the next line. With `skip_spaces`, a quotation mark after a space
+    begins a quoted cell as well.
     """
     source, again, taken = iter(lines), deque[str](), list[str]()
     number, num_repeated = 1, 0
+    parse = partial(csv.reader, delimiter=delimiter, skipinitialspace=skip_spaces, strict=True)
 
     def take() -> Iterator[str]:
         while (line := again.popleft() if again else next(source, None)) is not None:
             taken.append(line)
             yield line
 
-    reader = csv.reader(take(), delimiter=delimiter, strict=True)
+    reader = parse(take())
     while True:
         taken.clear()
         if num_repeated > MAX_REPEATS * number + SPARE_REPEATED_LINES:
-            reader = csv.reader(islice(take(), 1), delimiter=delimiter, strict=True)
+            reader = parse(islice(take(), 1))
         try:
             cells = next(reader)
         except StopIteration:
@@ -277,7 +282,7 @@ def split_rows(lines: Iterable[str], delimiter: str) -> Iterator[_TableRow]:
         except csv.Error:
             again.extendleft(reversed(taken[1:]))
             num_repeated += len(taken) - 1
-            reader = csv.reader(take(), delimiter=delimiter, strict=True)
+            reader = parse(take())
             cells = taken[0].rstrip("\r\n").split(delimiter)
             yield _TableRow(number, cells, taken[0], is_open=_is_open(taken[0], delimiter))
             number += 1
@@ -302,7 +307,9 @@ def _parse_table(
     lines = iter(lines)
     sample = list(islice(lines, SAMPLE_LINES))
     delimiter = find_delimiter(sample, preferred, needed)
-    rows = split_rows(chain(sample, lines), delimiter)
+    sampled = _whole_rows(sample, delimiter)
+    has_spaces = any(cell.startswith(' "') for row in sampled for cell in row.cells)
+    rows = split_rows(chain(sample, lines), delimiter, skip_spaces=has_spaces)
     if sample and _named_delimiter(sample[0]):
         next(rows)
     names = next(([cell.strip() for cell in row.cells] for row in rows if row.cells), [])
