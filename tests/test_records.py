@@ -310,6 +310,8 @@ def test_lines_of_an_old_mac_table_are_told_apart(tmp_path: Path) -> None:
         ("a.json", b'["a', "a.json is not JSON"),
         ("a.json", b'["a", ', "a.json, row 2: is not JSON"),
         ("a.txt", b"\xff\xfea\xd8", "a.txt, line 1: holds bytes that are not text"),
+        ("a.pdf", b"%PDF-1.7\n", "a.pdf is not a text"),
+        ("a.xlsx", b"PK\x03\x04\x00\x00", "a.xlsx is not a text"),
         ("a.csv", b"body\nx\n", "a.csv lacks the column text; it has body"),
         ("a.csv", b"", "a.csv lacks the column text; it has none"),
         ("a.parquet", b"", "a.parquet is not a whole Parquet file"),

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (*text_rows.SUFFIXES, ".parquet")
 """The ends of names, in lower case, of the files that hold rows."""
 
+PDF_START = b"%PDF-"
+
 BLOCK_ROWS = 1_000
 """Lines of a text file in one block, and rows of a Parquet file in memory at a time."""
 
@@ -379,6 +381,8 @@ def _read_file(path: Path, columns: Columns) -> Iterator[ParsedRow | ArrowRow]:
     else:
         try:
             with path.open("rb") as file, decode_lines(file, _suffix(path)) as lines:
+                if not is_table(path):
+                    _check_text(file.peek(len(PDF_START)))
                 yield from parse_text(lines, _suffix(path), needed=columns.needed_names)
         except ValueError as error:
             raise ValueError(f"{path} {error}") from None
@@ -393,6 +397,16 @@ def _check_file(path: Path, columns: Columns) -> None:
     if not is_table(path) and set(columns.needed_names) - {"text"}:
         tables = [suffix for suffix in SUFFIXES if suffix != ".txt"]
         raise ValueError(f"{path}: the name of a table must end in {', '.join(tables)}")
+
+
+def _check_text(start: bytes) -> None:
+    """Raise ValueError if these are the first bytes of a document that is no text."""
+    has_zeros = b"\0" in start and text_rows.find_encoding(start) == "utf-8-sig"
+    if has_zeros or start.startswith(PDF_START):
+        raise ValueError(
+            "is not a text, and its name not that of a table; for its passages, use "
+            "polyvec embed --each passage"
+        )
 
 
 def _list_line_blocks(path: Path) -> list[Block]:

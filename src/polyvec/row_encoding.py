@@ -31,7 +31,8 @@ def encode_rows(
     """
     with tqdm(unit="text", delay=1, disable=None) as bar:
         for window in _group_rows(rows):
-            vectors = encode_finite(encoder, [text for _, text in window], task=task, dim=dim)
+            texts = [text for _, text in window]
+            vectors = encode_finite(encoder, texts, task=task, dim=dim, progress=False)
             is_good = np.isfinite(vectors).all(1)
             for (row, _), good in zip(window, is_good, strict=True):
                 if not good:
@@ -43,7 +44,12 @@ def encode_rows(
 
 
 def encode_finite(
-    encoder: Encoder, texts: Sequence[str], *, task: str | None = None, dim: int | None = None
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    task: str | None = None,
+    dim: int | None = None,
+    progress: bool | None = None,
 ) -> Float32[np.ndarray, "N dim"]:
     """The embeddings of texts, with NaN for a text that has none.
 
@@ -51,7 +57,7 @@ def encode_finite(
     other texts in its batch, so the texts in question are encoded again in smaller groups.
     """
     try:
-        return encoder.encode(texts, task=task, dim=dim, progress=False)
+        return encoder.encode(texts, task=task, dim=dim, progress=progress)
     except NotFiniteError as error:
         suspects = error.rows
     vectors = np.full((len(texts), dim or encoder.config.width), np.nan, np.float32)
@@ -62,7 +68,7 @@ def encode_finite(
     for part in (others, suspects[:middle], suspects[middle:]):
         if part:
             again = [texts[i] for i in part]
-            vectors[part] = encode_finite(encoder, again, task=task, dim=dim)
+            vectors[part] = encode_finite(encoder, again, task=task, dim=dim, progress=False)
     return vectors
 
 

@@ -1,4 +1,7 @@
-from polyvec.search.duplicates import find_duplicates
+import numpy as np
+import pytest
+
+from polyvec.search.duplicates import find_duplicates, group_similar
 
 
 def test_copies_are_grouped_with_the_first_file_and_other_files_are_not(notes, searcher):

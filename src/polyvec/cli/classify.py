@@ -216,7 +216,7 @@ def _as_line(
     parts = [
         "   -" if label is None else f"{scores[label]:.2f}  {label}",
         "" if given is None else f"(given: {given})",
-        "" if id_column is None else str(record[id_column]),
+        "" if id_column is None else str(record.get(id_column, "")),
         shorten(record[text_column], LINE_CHARACTERS),
     ]
     return plain("  ".join(filter(None, parts)).rstrip()) + "\n"

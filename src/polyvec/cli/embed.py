@@ -102,11 +102,10 @@ def embed(
     skipped = list[str]()
     with set_aside(rejected) as report:
         columns = text_columns(text_column, id_column)
-        if each == "row":
-            given = read_texts(texts, input, columns, text_column, report)
+        given = read_texts(texts, input, columns, text_column, report) if each == "row" else None
         # Arguments are few, so start-up takes most of the time.
         encoder = Encoder.load(model, prepack=False if texts else None)
-        if each == "row":
+        if given is not None:
             rows = ((row, row.record[text_column]) for row in given)
         else:
             rows = _read_passages(input or [], encoder, skipped.append)
