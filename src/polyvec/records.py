@@ -401,7 +401,7 @@ def _check_file(path: Path, columns: Columns) -> None:
 
 def _check_text(start: bytes) -> None:
     """Raise ValueError if these are the first bytes of a document that is no text."""
-    has_zeros = b"\0" in start and text_rows.find_encoding(start) == "utf-8-sig"
+    has_zeros = b"\0" in start[:16] and text_rows.find_encoding(start) == "utf-8-sig"
     if has_zeros or start.startswith(PDF_START):
         raise ValueError(
             "is not a text, and its name not that of a table; for its passages, use "
