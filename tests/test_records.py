@@ -442,6 +442,11 @@ def test_a_missing_file_is_told_before_any_row_is_read(tmp_path: Path) -> None:
         read_files([tmp_path / "a.txt", tmp_path / "b.txt"], text_columns())
     with pytest.raises(ValueError, match="is a folder"):
         read_files([tmp_path], text_columns())
+    write(tmp_path / "b.csv", [{"body": "fox"}])
+    write(tmp_path / "c.parquet", [{"body": "fox"}])
+    for name in ("b.csv", "c.parquet"):
+        with pytest.raises(ValueError, match="lacks the column text; it has body"):
+            read_files([tmp_path / "a.txt", tmp_path / name], text_columns())
 
 
 def test_a_row_without_an_id_is_bad_and_a_given_column_may_be_empty(tmp_path: Path) -> None:

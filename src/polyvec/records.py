@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (*text_rows.SUFFIXES, ".parquet")
 """The ends of names, in lower case, of the files that hold rows."""
 
+HEADED = (*text_rows.TABLES, ".parquet")
+"""Those of files whose beginning or end names the columns."""
+
 PDF_START = b"%PDF-"
 
 BLOCK_ROWS = 1_000
@@ -266,11 +269,14 @@ def read_files(
     """The good rows of files, in order; `-` is standard input.
 
     Raises ValueError for a file that is missing or damaged, or lacks a needed column. All files are
-    looked for before the first row is read.
+    looked for, and the headers of tables are read, before the first row.
     """
     paths = list(paths)
     for path in paths:
         _check_file(path, columns)
+        # A pipe can be read only once.
+        if len(paths) > 1 and path.is_file() and _suffix(path) in HEADED:
+            next(_read_file(path, columns), None)
     # This function is not a generator, so that a missing file is an error immediately.
     return chain.from_iterable(
         check_rows(_read_file(path, columns), _file_name(path), columns, report, _unit(path))
