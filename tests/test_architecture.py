@@ -23,11 +23,13 @@ FLOORS = (
         "text_rows",
         "tokenizer_check",
         "records",
+        "rejected_rows",
+        "arrow_rows",
         "vector_files",
     ),
     ("checkpoint", "tokenizer", "batch", "pooling", "outputs", "heads", "hub", "late_chunking"),
     ("engines", "network"),
-    ("encoder", "reranking", "classification", "export"),
+    ("encoder", "row_encoding", "reranking", "classification", "export"),
     ("train", "eval", "server", "search", "bulk", "integrations"),
     ("cli", "__main__"),
 )
@@ -45,10 +47,10 @@ LIGHT = {
     "tokenizers",
     "tqdm",
 }
-"""Packages that rooms below the top floor may import. `HEAVY` files may also import torch."""
+"""Packages that rooms below the top floor may import. `HEAVY` files may import others as well."""
 
-HEAVY = {"polyvec.network", "polyvec.engines.torch"}
-"""Files that need the torch extra."""
+HEAVY = {"polyvec.network", "polyvec.engines.torch", "polyvec.arrow_rows"}
+"""Files that need an extra, torch or pyarrow. They are imported where it is needed."""
 
 
 def module_name(path):

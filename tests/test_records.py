@@ -1,4 +1,4 @@
-"""Rows of files: every format, every way in which a row or a file can be bad."""
+"""Rows of files: every format, every way in which a row or a file can be bad, every kind of cell."""
 
 import csv
 import json
@@ -7,8 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,14 +22,20 @@ from polyvec.records import (
     SUFFIXES,
     BadRow,
     Columns,
+    Report,
     as_label,
     as_number,
     as_text,
     as_texts,
+    join_result,
     list_blocks,
-    read_records,
+    plain_value,
+    read_files,
     read_rows,
+    refuse,
+    text_columns,
 )
+from polyvec.text_rows import HALF_PAIR, NOT_TEXT
 
 COLUMNS = Columns(needed={"text": as_text, "score": as_number}, optional={"tags": as_texts})
 
@@ -50,6 +61,11 @@ def write(path: Path, rows: list[dict]) -> Path:
             for row in rows:
                 lines.writerow(["".join(v) if isinstance(v, list) else v for v in row.values()])
     return path
+
+
+def read_texts(path: Path, *, report: Report = refuse) -> list[dict]:
+    """The rows of a file with texts, and all columns of each."""
+    return [row.record for row in read_files([path], text_columns(), report=report)]
 
 
 def read(path: Path) -> tuple[list[dict], list[BadRow]]:
@@ -112,7 +128,8 @@ def test_a_bad_line_of_json_is_left_out_and_named(tmp_path: Path) -> None:
     assert found == [GOOD[0]] * 2
     assert [row.number for row in bad] == [2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert bad[2].reason == "score is 'many', must be a number"
-    assert bad[5].reason == "text is not UTF-8"
+    assert bad[3].reason == "score is missing"
+    assert [row.reason for row in bad[4:6]] == [NOT_TEXT, HALF_PAIR]
 
 
 def test_a_bad_line_of_csv_is_left_out_and_named(tmp_path: Path) -> None:
@@ -126,7 +143,7 @@ def test_a_bad_line_of_csv_is_left_out_and_named(tmp_path: Path) -> None:
     assert [(row.number, row.reason) for row in bad] == [
         (6, "has 1 cells, the header 2"),
         (7, "score is 'x', must be a number"),
-        (8, "is not UTF-8"),
+        (8, NOT_TEXT),
         (9, "text is empty"),
     ]
 
@@ -205,18 +222,18 @@ def test_labels_may_be_numbers_and_truth_values() -> None:
 
 def records(path: Path, content: bytes) -> list[dict]:
     path.write_bytes(content)
-    return list(read_records([path]))
+    return read_texts(path)
 
 
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".jsonl", ".json", ".csv", ".tsv"])
-def test_every_text_format_may_be_utf_8_or_utf_16(
+def test_every_text_format_may_have_every_encoding_of_unicode(
     suffix: str, encoding: str, tmp_path: Path
 ) -> None:
-    texts = ["Füchse", "狐狸 🦊"]
+    texts = ["red Füchse", "狐狸 🦊"]
     as_json = [json.dumps(text, ensure_ascii=False) for text in texts]
     lines = as_json if suffix == ".jsonl" else texts
     lines = [f"[{', '.join(as_json)}]"] if suffix == ".json" else lines
@@ -237,20 +254,20 @@ def test_a_blank_line_is_an_empty_text_and_no_row_of_a_table(tmp_path: Path) -> 
 def test_other_columns_stay_with_a_text(tmp_path: Path) -> None:
     assert records(tmp_path / "a.csv", b"id, text\n7,fox\n") == [{"id": "7", "text": "fox"}]
     pq.write_table(pa.table({"id": [7], "text": ["fox"]}), tmp_path / "a.parquet")
-    assert list(read_records([tmp_path / "a.parquet"])) == [{"id": 7, "text": "fox"}]
+    assert read_texts(tmp_path / "a.parquet") == [{"id": 7, "text": "fox"}]
 
 
 def test_the_first_bad_row_ends_the_reading_unless_it_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'"a"\n{"no": 1}\n7\n"\xff"\n"b"\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: text is missing"):
-        list(read_records([path]))
+        read_texts(path)
     bad: list[BadRow] = []
-    assert list(read_records([path], report=bad.append)) == [{"text": "a"}, {"text": "b"}]
+    assert read_texts(path, report=bad.append) == [{"text": "a"}, {"text": "b"}]
     assert [(row.number, row.reason) for row in bad] == [
         (2, "text is missing"),
         (3, "text is 7, must be a text"),
-        (4, "is not UTF-8"),
+        (4, NOT_TEXT),
     ]
 
 
@@ -267,7 +284,7 @@ def test_a_table_may_have_any_of_four_delimiters(name: str, delimiter: str, tmp_
     with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter=delimiter)
         rows.writerows([["text", "score", "note"], ["a, b; c | d\te", "1,5", ""]] * 2)
-    assert next(iter(read_records([tmp_path / name]))) == {
+    assert next(iter(read_texts(tmp_path / name))) == {
         "text": "a, b; c | d\te",
         "score": "1,5",
         "note": "",
@@ -279,7 +296,7 @@ def test_the_line_that_names_the_delimiter_is_no_row_but_counts(tmp_path: Path) 
     assert records(path, b"sep=;\r\ntext;id\r\na,b;1\r\n") == [{"text": "a,b", "id": "1"}]
     path.write_text("sep=;\ntext;id\na;1\nb\n")
     with pytest.raises(ValueError, match="line 4: has 1 cells, the header 2"):
-        list(read_records([path]))
+        read_texts(path)
 
 
 def test_lines_of_an_old_mac_table_are_told_apart(tmp_path: Path) -> None:
@@ -290,8 +307,11 @@ def test_lines_of_an_old_mac_table_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.json", b'["a", ', "a.json is not JSON"),
-        ("a.txt", b"\xff\xfea\xd8", "a.txt is not UTF-16"),
+        ("a.json", b'["a', "a.json is not JSON"),
+        ("a.json", b'["a", ', "a.json, row 2: is not JSON"),
+        ("a.txt", b"\xff\xfea\xd8", "a.txt, line 1: holds bytes that are not text"),
+        ("a.pdf", b"%PDF-1.7\n", "a.pdf is not a text"),
+        ("a.xlsx", b"PK\x03\x04\x00\x00", "a.xlsx is not a text"),
         ("a.csv", b"body\nx\n", "a.csv lacks the column text; it has body"),
         ("a.csv", b"", "a.csv lacks the column text; it has none"),
         ("a.parquet", b"", "a.parquet is not a whole Parquet file"),
@@ -324,14 +344,15 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_text, args=("text,id\nfox,7\n",))
     writer.start()
-    assert list(read_records([path])) == [{"text": "fox", "id": "7"}]
+    assert read_texts(path) == [{"text": "fox", "id": "7"}]
     writer.join()
 
 
 def test_standard_input_has_a_text_on_every_line_and_stays_open() -> None:
     script = (
-        "import sys; from pathlib import Path; from polyvec.records import read_records; "
-        "print([record['text'] for record in read_records([Path('-')])], sys.stdin.closed)"
+        "import sys; from pathlib import Path; from polyvec.records import read_files, text_columns; "
+        "rows = read_files([Path('-')], text_columns()); "
+        "print([row.record['text'] for row in rows], sys.stdin.closed)"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], input="a\n\nfüchse\n".encode(), capture_output=True
@@ -344,11 +365,117 @@ def test_only_parquet_imports_pyarrow_and_a_missing_one_is_an_import_error(tmp_p
     write(tmp_path / "a.parquet", [{"text": "fox"}])
     script = (
         "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; "
-        "from polyvec.records import read_records; "
-        "print(len(list(read_records([Path('a.csv')])))); list(read_records([Path('a.parquet')]))"
+        "from polyvec.records import read_files, text_columns; "
+        "read = lambda name: list(read_files([Path(name)], text_columns())); "
+        "print(len(read('a.csv'))); read('a.parquet')"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.stdout == "1\n"
     assert "ModuleNotFoundError" in run.stderr or "ImportError" in run.stderr
+
+
+MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, pa.scalar(None, pa.string())]
+
+
+@pytest.mark.parametrize("value", MISSING)
+@pytest.mark.parametrize("convert", [as_text, as_label, as_number])
+def test_a_missing_cell_of_any_library_is_missing(convert: Callable, value: Any) -> None:
+    with pytest.raises(ValueError, match="text is missing"):
+        Columns(needed={"text": convert}).check({"text": value})
+    assert Columns(needed={}, optional={"text": convert}).check({"text": value}) == {"text": None}
+
+
+@pytest.mark.parametrize(
+    ("convert", "value", "plain"),
+    [
+        (as_label, 2.0, "2"),
+        (as_label, np.float32(2), "2"),
+        (as_label, np.int8(2), "2"),
+        (as_label, np.bool_(True), "True"),
+        (as_label, np.str_("two"), "two"),
+        (as_label, Decimal("2"), "2"),
+        (as_label, pa.scalar(2), "2"),
+        (as_label, pd.Series([2, None])[0], "2"),
+        (as_text, np.array("fox"), "fox"),
+        (as_text, pa.scalar("fox"), "fox"),
+        (as_number, np.array(2, np.int16), 2.0),
+        (as_number, pa.scalar(2.5), 2.5),
+        (as_texts, np.array(["fox", "dog"]), ["fox", "dog"]),
+        (as_texts, pa.scalar(["fox", "dog"]), ["fox", "dog"]),
+        (as_texts, pd.Series(["fox", "dog"]), ["fox", "dog"]),
+        (as_texts, (np.str_("fox"),), ["fox"]),
+    ],
+)
+def test_cells_of_numpy_pandas_and_arrow_are_their_values(
+    convert: Callable, value: Any, plain: Any
+) -> None:
+    checked = Columns(needed={"x": convert}).check({"x": value})["x"]
+    assert checked == plain
+    assert type(checked) in (str, float, list)
+
+
+def test_a_number_that_is_not_whole_is_no_label() -> None:
+    for value in (0.5, np.float32(0.5), float("inf"), Decimal("0.5")):
+        with pytest.raises(ValueError, match="must be a text"):
+            as_label(plain_value(value))
+
+
+def test_columns_may_have_other_names_in_the_file(tmp_path: Path) -> None:
+    rows = [{"body": "fox", "stars": 2}, {"body": "", "stars": 1}]
+    columns = Columns(
+        needed={"text": as_text, "score": as_number}, aliases={"text": "body", "score": "stars"}
+    )
+    for suffix in (".parquet", ".csv", ".jsonl"):
+        path, bad = write(tmp_path / f"rows{suffix}", rows), list[BadRow]()
+        assert list(read_rows(path, columns, report=bad.append)) == [{"text": "fox", "score": 2.0}]
+        assert [row.reason for row in bad] == ["body is empty"]
+    (tmp_path / "other.csv").write_text("text,score\na,1\n")
+    with pytest.raises(ValueError, match="lacks the columns body, stars; it has text, score"):
+        list(read_rows(tmp_path / "other.csv", columns))
+
+
+def test_a_missing_file_is_told_before_any_row_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fox\n")
+    with pytest.raises(ValueError, match=r"there is no file .*b\.txt"):
+        read_files([tmp_path / "a.txt", tmp_path / "b.txt"], text_columns())
+    with pytest.raises(ValueError, match="is a folder"):
+        read_files([tmp_path], text_columns())
+    write(tmp_path / "b.csv", [{"body": "fox"}])
+    write(tmp_path / "c.parquet", [{"body": "fox"}])
+    for name in ("b.csv", "c.parquet"):
+        with pytest.raises(ValueError, match="lacks the column text; it has body"):
+            read_files([tmp_path / "a.txt", tmp_path / name], text_columns())
+
+
+def test_a_row_without_an_id_is_bad_and_a_given_column_may_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [{"text": "fox", "id": 7, "label": ""}, {"text": "dog", "id": "", "label": "x"}])
+    bad: list[BadRow] = []
+    columns = text_columns("text", "id", given="label")
+    [row] = read_files([path], columns, report=bad.append)
+    assert row.record == {"text": "fox", "id": "7", "label": ""}
+    assert [str(row) for row in bad] == [f"{path}, line 3: id is missing"]
+    with pytest.raises(ValueError, match="lacks the column kind"):
+        list(read_files([path], text_columns("text", given="kind")))
+
+
+def test_bad_rows_keep_what_stands_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": 7, "id": 1}\n{"text": "cut\n"\xff"\n')
+    bad: list[BadRow] = []
+    assert read_texts(path, report=bad.append) == []
+    assert [row.row for row in bad] == [{"text": 7, "id": 1}, {"": '{"text": "cut'}, {"": '"\udcff"'}]
+
+
+def test_results_hide_no_column_of_a_row() -> None:
+    row = {"text": "a", "label": "x", "given_label": "y", "score": 1}
+    joined = join_result(row, {"label": "z", "score": 0.5})
+    assert joined == {
+        "text": "a",
+        "given_given_label": "x",
+        "given_label": "y",
+        "given_score": 1,
+        "label": "z",
+        "score": 0.5,
+    }

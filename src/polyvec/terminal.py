@@ -1,9 +1,11 @@
 """Messages of verbs to people (notes), programs (lines of JSON) and shells (exit statuses)."""
 
+import base64
 import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import date, time
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +62,26 @@ def json_line(fields: Mapping[str, Any]) -> str:
     >>> json_line({"text": "grüß"})
     '{"text": "grüß"}\n'
     """
-    return json.dumps(fields, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(fields, ensure_ascii=False, default=json_value) + "\n"
+
+
+def json_value(value: Any) -> Any:
+    """Return what stands in JSON for a value that JSON lacks, such as a date or an array.
+
+    Dates and times are written as ISO 8601 says, and bytes in base64.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    # Scalars and arrays of NumPy, and scalars of Arrow.
+    for name in ("tolist", "as_py"):
+        convert = getattr(value, name, None)
+        if callable(convert):
+            return convert()
+    return str(value)
 
 
 def shorten(text: str, size: int) -> str:

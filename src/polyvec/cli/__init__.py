@@ -52,7 +52,7 @@ EXTRAS = {
 """The extras that install a package which may be missing. The extra with the verb's own name is
 recommended, else the first."""
 
-NOT_VERBS = {"reference"}
+NOT_VERBS = {"inputs", "reference"}
 """Files of this folder that define no verb."""
 
 

@@ -83,6 +83,9 @@ def cluster(
     items = read_items(folder, encoder.tokenizer, each=each, on_skipped=skipped.append)
     for sentence in skipped:
         note(f"skipped {sentence}")
+    if not items:
+        note(f"there is no text to cluster in {folder}")
+        return ExitStatus.INCOMPLETE
     clusters = cluster_items(items, encoder, min_size=min_size, task=task)
     seconds = time.perf_counter() - started
     if json:

@@ -46,6 +46,9 @@ def adapter(
     data: Path,
     task: str,
     kind: Literal["classification", "pairs", "scored"],
+    text_column: str | None = None,
+    label_column: str | None = None,
+    query_column: str | None = None,
     model: str | None = None,
     out: Path | None = None,
     prompt: str = "",
@@ -68,13 +71,19 @@ def adapter(
     Parameters
     ----------
     data
-        A .parquet, .csv or .jsonl file. For classification it has the columns text and label. For
+        A .parquet, .csv, .tsv, .jsonl, .ndjson or .json file. For classification it has the columns text and label. For
         pairs it has the columns query and positive, and optionally negatives (texts that resemble
         the positive) and group. For scored it has the columns text1, text2 and score.
     task
         The name of the new task, as in encode(texts, task="mails").
     kind
         The kind of rows in the data.
+    text_column
+        The name of the column text, or for pairs of the column positive, if it has another name.
+    label_column
+        The name of the column label, or for scored of the column score, if it has another name.
+    query_column
+        The name of the column query of pairs, if it has another name.
     model
         A model folder or a name on the Hugging Face hub. The default is the bundled model.
     out
@@ -116,6 +125,9 @@ def adapter(
         max_tokens=max_tokens,
         held=held,
         seed=seed,
+        text_column=text_column,
+        label_column=label_column,
+        query_column=query_column,
     )
     out = out or Path(task)
     outcome = make_adapter(find_model(model), data, out, options)
@@ -146,12 +158,15 @@ def negatives(
     model: str | None = None,
     num: int = 7,
     margin: float = 0.95,
+    query_column: str = "query",
+    text_column: str = "positive",
     lang: str = "lang",
 ) -> ExitStatus:
     """Find hard negatives for pairs: texts that resemble the positive but do not answer the query.
 
-    The candidates are the positives of the other pairs. The exit status is 1 if no negative was
-    found.
+    The candidates are the positives of the other pairs. Pairs with a missing or an empty text are
+    set aside in the file OUT.rejected.jsonl. The exit status is 1 if there are such pairs, or if no
+    negative was found.
 
     polyvec train negatives pairs.parquet mined.parquet
 
@@ -170,15 +185,23 @@ def negatives(
     margin
         A candidate is left out if its score is above this share of the positive's score, because
         it may be an unmarked answer.
+    query_column
+        The name of the column with the queries.
+    text_column
+        The name of the column with the positives.
     lang
         The name of the language column.
 
     """
     from polyvec.encoder import Encoder
+    from polyvec.rejected_rows import SUFFIX, set_aside
     from polyvec.train.data.hard_negatives import bm25_scores, cosine_scores, merge_negatives, mine
     from polyvec.train.data.pairs import read_pairs, write_pairs
 
-    rows = read_pairs(data, lang=lang)
+    with set_aside(out.with_name(out.name + SUFFIX)) as report:
+        rows = read_pairs(data, text=query_column, partner=text_column, lang=lang, report=report)
+        if not rows:
+            raise ValueError(f"{data} has no usable row" + "".join(f"; {b}" for b in report.first[:1]))
     encoder = Encoder.load(model)
     scores = {"model": cosine_scores, "bm25": bm25_scores}
     names = ["model", "bm25"] if by == "both" else [by]
@@ -195,7 +218,7 @@ def negatives(
     )
     count = sum(map(len, chosen))
     sys.stdout.write(f"{count:,} negatives for {len(rows):,} pairs in {out}\n")
-    return ExitStatus.DONE if count else ExitStatus.INCOMPLETE
+    return ExitStatus.DONE if count and not report.count else ExitStatus.INCOMPLETE
 
 
 @train.command

@@ -35,7 +35,9 @@ from polyvec.encoder import Encoder
 from polyvec.engines.openvino_import import ov
 from polyvec.network import Network
 from polyvec.records import BadRow, Record, read_rows
+from polyvec.rejected_rows import bad_row_line
 from polyvec.tasks import Task, adapter_index
+from polyvec.terminal import json_value
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.data.batches import plan_epochs
 from polyvec.train.data.shuffling import check_files
@@ -93,6 +95,29 @@ class Options:
     seed: int = 0
     """Seed for the held-out rows, the order of rows, and the adapter's initial weights."""
 
+    text_column: str | None = None
+    """Name of the column with the texts, or with the positives of pairs, if it is another one."""
+
+    label_column: str | None = None
+    """Name of the column with the labels or scores, if it is another one."""
+
+    query_column: str | None = None
+    """Name of the column with the queries of pairs, if it is another one."""
+
+    def aliases(self, row_format: RowFormat) -> dict[str, str]:
+        """The names that columns of a row format have in the data, where they differ.
+
+        Raises ValueError for the name of a column that the format does not have.
+        """
+        aliases = {}
+        for role in ("text", "label", "query"):
+            name = getattr(self, f"{role}_column")
+            if name is not None and role not in row_format.roles:
+                raise ValueError(f"rows of the kind {self.kind} have no --{role}-column")
+            if name is not None:
+                aliases[row_format.roles[role]] = name
+        return aliases
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -128,7 +153,8 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     config, weights = load_checkpoint(model)
     _check_request(config, model, out, options)
     bad: list[BadRow] = []
-    rows = list(read_rows(data, row_format.columns, report=bad.append))
+    columns = replace(row_format.columns, aliases=options.aliases(row_format))
+    rows = list(read_rows(data, columns, report=bad.append))
     if not rows:
         raise ValueError(f"{data} has no usable row" + (f"; the first: {bad[0]}" if bad else ""))
     row_format.check(rows)
@@ -136,7 +162,7 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     run = out.with_name(out.name + ".run")
     check_files(run / "data.json", [data])
     _check_options(run / "options.json", options)
-    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad]
+    lines = [bad_row_line(row) for row in bad]
     (run / "bad-rows.jsonl").write_text("".join(lines), encoding="utf-8")
     tokenizer = Tokenizer.load(model, config.max_tokens)
     before = Encoder.load(model)
@@ -162,7 +188,8 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
         measure=row_format.measure,
         scores=scores,
     )
-    (run / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+    text = json.dumps(asdict(outcome), indent=1, default=json_value)
+    (run / "outcome.json").write_text(text + "\n")
     return outcome
 
 

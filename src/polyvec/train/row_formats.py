@@ -11,7 +11,7 @@ wrong. Pairs of one `group` mean the same thing.
 Axes in this file: N texts, C classes, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,9 @@ class RowFormat:
 
     columns: Columns
     """The columns of a row."""
+
+    roles: Mapping[str, str]
+    """The column that is the text, the label and the query of a row, as far as it has these."""
 
     key: Callable[[Record], str]
     """Rows with the same key are held out together or not at all."""
@@ -206,6 +209,7 @@ def check_scores(rows: Sequence[Record]) -> None:
 ROW_FORMATS = {
     "classification": RowFormat(
         columns=Columns(needed={"text": as_text, "label": as_label}),
+        roles={"text": "text", "label": "label"},
         key=lambda row: " ".join(row["text"].split()).casefold(),
         stratum=lambda row: row["label"],
         check=check_classes,
@@ -218,6 +222,7 @@ ROW_FORMATS = {
             needed={"query": as_text, "positive": as_text},
             optional={"negatives": as_texts, "group": as_label},
         ),
+        roles={"query": "query", "text": "positive"},
         key=pair_group,
         stratum=lambda row: "",
         check=check_pairs,
@@ -227,6 +232,7 @@ ROW_FORMATS = {
     ),
     "scored": RowFormat(
         columns=Columns(needed={"text1": as_text, "text2": as_text, "score": as_number}),
+        roles={"label": "score"},
         key=lambda row: row["text1"],
         stratum=lambda row: "",
         check=check_scores,

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int
 
-from polyvec.encoder import Encoder
-from polyvec.train.data.pairs import Pairs
 
 MIN_OVERLAP_WORDS = 4
 """Texts with fewer words never overlap (arXiv:2409.10173, section 4.2)."""
@@ -143,21 +141,6 @@ def keep_consistent(
         better = (scores > own[:, None]) & (groups[start:stop, None] != groups)
         kept += (start + np.flatnonzero(better.sum(1) < top)).tolist()
     return kept
-
-
-def keep_plausible(
-    encoder: Encoder,
-    pairs: Pairs,
-    *,
-    tasks: tuple[str | None, str | None] = (None, None),
-    top: int = 2,
-) -> list[int]:
-    """`keep_consistent` with a model's embeddings. `tasks` are those of texts and partners."""
-    left, right = (
-        encoder.encode(pairs.texts, task=tasks[0]),
-        encoder.encode(pairs.partners, task=tasks[1]),
-    )
-    return keep_consistent(left, right, pairs.groups, top=top)
 
 
 def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
+
+from polyvec.records import BadRow, Report, open_parquet, warn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,30 +58,54 @@ def read_pairs(
     lang: str = "query_lang",
     max_per_language: int | None = None,
     seed: int = 0,
+    report: Report = warn,
 ) -> Pairs:
     """Read pairs from a Parquet file, at most `max_per_language` of each language.
 
     `seed` decides which pairs of a language are kept. `text`, `partner` and `lang` name the
-    columns. The columns `group` and `negatives` are read if they exist; without `group`, every
-    pair is a group of its own. Raises FileNotFoundError, or ValueError for a missing column.
+    columns. The columns `group` and `negatives` are read if they exist; a pair without a group is
+    a group of its own. A pair with a missing or an empty text is left out, and `report` is told of
+    it. Raises ValueError for a file that is missing or damaged, and for a missing column.
     """
-    columns = {*pq.read_schema(file).names}
-    if missing := {text, partner, lang} - columns:
-        raise ValueError(f"{file} lacks the columns {sorted(missing)}; it has {sorted(columns)}")
-    wanted = {text, partner, lang, *({"group", "negatives"} & columns)}
-    all_rows = pq.read_table(file, columns=sorted(wanted))
+    with open_parquet(file) as opened:
+        columns = {*opened.schema_arrow.names}
+        if missing := {text, partner, lang} - columns:
+            has = sorted(columns)
+            raise ValueError(f"{file} lacks the columns {sorted(missing)}; it has {has}")
+        wanted = {text, partner, lang, *({"group", "negatives"} & columns)}
+        all_rows = opened.read(columns=sorted(wanted))
     # Rows are dropped before they become Python objects, which takes most of the time.
+    all_rows = all_rows.filter(_find_usable(all_rows, (text, partner), file, report))
     kept = _cap_languages(all_rows[lang].to_pylist(), max_per_language, seed)
-    table = all_rows.take(kept).to_pydict()
-    names = table.get("group") or range(len(table[text]))
+    table = all_rows.take(pa.array(kept, pa.int64())).to_pydict()
+    names = table.get("group") or [None] * len(kept)
     numbers: dict[object, int] = {}
+    for i, name in enumerate(names):
+        names[i] = numbers.setdefault((i, None) if name is None else name, len(numbers))
+    negatives = table.get("negatives") or [None] * len(kept)
     return Pairs(
         texts=table[text],
         partners=table[partner],
-        groups=np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64),
+        groups=np.array(names, np.int64),
         langs=table[lang],
-        negatives=table.get("negatives") or [[]] * len(names),
+        negatives=[[text for text in texts or [] if text and text.strip()] for texts in negatives],
     )
+
+
+def _find_usable(
+    table: pa.Table, columns: Sequence[str], file: Path, report: Report
+) -> pa.Array:
+    """Whether each row has a text that is not blank in all of the columns."""
+    usable = np.ones(len(table), bool)
+    for name in columns:
+        texts = table[name].cast(pa.string())
+        lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts)).fill_null(0)
+        good = np.asarray(lengths) > 0
+        for i in np.flatnonzero(usable & ~good).tolist():
+            reason = f"{name} is empty" if texts[i].is_valid else f"{name} is missing"
+            report(BadRow(str(file), i + 1, reason, row=table.slice(i, 1).to_pylist()[0]))
+        usable &= good
+    return pa.array(usable)
 
 
 def write_pairs(

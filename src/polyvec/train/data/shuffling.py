@@ -91,8 +91,8 @@ def _file_windows(
         rows: list[Record | None] = []
         for block in (blocks[i] for i in numbers):
             slots: list[Record | None] = [None] * block.size
-            for number, row in block.check(columns, report):
-                slots[number - block.first] = row
+            for row in block.check(columns, report):
+                slots[row.number - block.first] = row.record
             rows += slots
         return rows
 
@@ -118,8 +118,8 @@ def _given_windows(
     def load(first: int, part: list[Record]) -> list[Record | None]:
         slots: list[Record | None] = [None] * len(part)
         rows = number_rows(part, first)
-        for number, row in check_rows(rows, "the rows given", columns, report):
-            slots[number - first] = row
+        for row in check_rows(rows, "the rows given", columns, report):
+            slots[row.number - first] = row.record
         return slots
 
     while True:
