@@ -1,5 +1,6 @@
 """Read a model folder: its config and its weights, in any of the layouts."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from polyvec.checkpoint.quantised import Weight, Weights, from_tensors
 from polyvec.checkpoint.storage import Stored, check_names, find_file, read_json, read_tensors
 from polyvec.config import ModelConfig, config_from_json
 
+logger = logging.getLogger(__name__)
+
 
 def load_checkpoint(folder: Path) -> tuple[ModelConfig, Weights]:
     """The config and the weights of a model folder, in any of the three layouts.
@@ -29,6 +32,10 @@ def load_checkpoint(folder: Path) -> tuple[ModelConfig, Weights]:
     no file holds in this form are copied: PEFT's adapters, and q, k and v if a file keeps them
     apart. The bank has the largest rank that any adapter needs, so `config.adapter_rank` may differ
     from the rank in config.json.
+
+    transformers, sentence-transformers and PEFT keep our keys in config.json when they save a
+    model, but not the files of all adapters and heads. Those without a file are left out of the
+    config, with a warning.
 
     Raises ValueError, naming the file and the tensor, for anything that is missing, left over,
     damaged, or of the wrong shape or dtype.
@@ -43,6 +50,7 @@ def load_checkpoint(folder: Path) -> tuple[ModelConfig, Weights]:
     if layout == "native":
         known = config.tasks if "lora_adaptations" in data else ()
         config = replace(config, tasks=find_tasks(folder, known))
+        config = _leave_out_heads(folder, config, stored)
         config, banks = read_adapters(folder, config, pooler=pooler)
     weights: Weights = {}
     for module in list_modules(config, pooler=pooler, mlm=mlm):
@@ -57,6 +65,22 @@ def load_checkpoint(folder: Path) -> tuple[ModelConfig, Weights]:
         name = min(stored)
         raise ValueError(f"{stored[name].path} has a tensor with no place in the model: {name!r}")
     return config, weights
+
+
+def _leave_out_heads(
+    folder: Path, config: ModelConfig, stored: Mapping[str, Stored]
+) -> ModelConfig:
+    """The config without its heads, if there is no file of heads and no tensor of one."""
+    has_heads = config.sparse_head or config.multi_vector_dim
+    found = find_file(folder, HEADS_FILE) or any(
+        name.startswith(("sparse.", "multi.")) for name in stored
+    )
+    if not has_heads or found:
+        return config
+    logger.warning(
+        "%s has no %s: the model has neither sparse weights nor token vectors", folder, HEADS_FILE
+    )
+    return replace(config, sparse_head=False, multi_vector_dim=0)
 
 
 def detect_layout(folder: Path) -> Layout:

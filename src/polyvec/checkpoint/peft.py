@@ -11,6 +11,7 @@ one scale, and one pair of tensors for q, k and v together. Reading therefore
 Axes in this file: A adapters, R rank, O outputs, I inputs.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ from polyvec.checkpoint.storage import (
 )
 from polyvec.config import LIMITS, ModelConfig
 from polyvec.tasks import TASKS, Task
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "base_model.model."
 
@@ -118,8 +121,8 @@ def find_tasks(folder: Path, known: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks of a model folder: the known ones, then one for every other adapter folder.
 
     A folder named after one of the built-in tasks gets that task's name and instruction. Any other
-    task is named after its folder and has no instruction. Raises ValueError for an adapter that has
-    no folder of its own.
+    task is named after its folder and has no instruction. A known task without a folder is left
+    out, with a warning. Raises ValueError for an adapter that has no folder of its own.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder}: adapter_config.json belongs in a folder named as its task")
@@ -128,7 +131,21 @@ def find_tasks(folder: Path, known: tuple[Task, ...]) -> tuple[Task, ...]:
     folders = [path.parent.name for path in folder.glob("[!.]*/adapter_config.json")]
     order = [*built_in, *sorted(set(folders) - set(built_in))]
     extra = [name for name in order if name in folders and name not in taken]
-    return (*known, *(built_in.get(name, Task(name)) for name in extra))
+    # Only a plain name may be looked for in the file system.
+    check_names([task.name for task in known], "config: adapters")
+    kept = [task for task in known if _has_folder(folder, task.name)]
+    if absent := [task.name for task in known if task not in kept]:
+        logger.warning(
+            "%s has no folders of the adapters %s, which config.json lists: the model lacks these "
+            "tasks",
+            folder,
+            ", ".join(absent),
+        )
+    return (*kept, *(built_in.get(name, Task(name)) for name in extra))
+
+
+def _has_folder(folder: Path, task: str) -> bool:
+    return any(os.path.lexists(folder / name) for name in (task, folder_name(task)))
 
 
 def read_adapters(

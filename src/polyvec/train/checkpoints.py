@@ -28,8 +28,9 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     *,
     keep: int,
+    best: int | None = None,
 ) -> None:
-    """Write a checkpoint, and delete all but the newest `keep` checkpoints.
+    """Write a checkpoint, and delete all but the newest `keep` checkpoints and that of step `best`.
 
     The files are written to another folder, which is then renamed. A reader, or a run that is
     killed at any time, therefore finds a complete checkpoint or none.
@@ -52,7 +53,8 @@ def save_checkpoint(
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old.name != f"step-{best:08d}":
+                shutil.rmtree(old)
     barrier()
 
 
@@ -72,16 +74,31 @@ def resume(
         except (SafetensorError, OSError) as fault:
             logger.warning("%s is damaged (%s); trying the one before", checkpoint, fault)
             continue
-        if weights.keys() != named.keys():
-            other = sorted(weights.keys() ^ named.keys())
-            raise ValueError(f"{checkpoint} trains other parameters: {other}")
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(distribute_like(weights[name], parameter))
+        _copy_weights(checkpoint, weights, named)
         for optimizer, flat in zip(optimizers, flats, strict=True):
             _load_state(optimizer, flat)
         return int(checkpoint.name.removeprefix("step-"))
     return 0
+
+
+def load_weights(checkpoint: Path, named: Mapping[str, nn.Parameter]) -> None:
+    """Load the weights of a checkpoint. Raises ValueError if it is damaged or of another run."""
+    try:
+        weights = load_file(checkpoint / "weights")
+    except (SafetensorError, OSError) as fault:
+        raise ValueError(f"the best checkpoint, {checkpoint}, is damaged: {fault}") from None
+    _copy_weights(checkpoint, weights, named)
+
+
+def _copy_weights(
+    checkpoint: Path, weights: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]
+) -> None:
+    if weights.keys() != named.keys():
+        other = sorted(weights.keys() ^ named.keys())
+        raise ValueError(f"{checkpoint} trains other parameters: {other}")
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(distribute_like(weights[name], parameter))
 
 
 def _load_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:

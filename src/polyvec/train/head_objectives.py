@@ -22,6 +22,7 @@ from torch import Tensor
 from polyvec.batch import make_batch
 from polyvec.network import Network, maxsim, pool
 from polyvec.tasks import NO_ADAPTER
+from polyvec.train.data.answers import find_answers, mark_answers
 from polyvec.train.data.batches import Plan
 from polyvec.train.data.tokens import TokenIds
 from polyvec.train.loop import StepFn
@@ -163,6 +164,7 @@ def self_distillation(
     """
     if network.sparse is None and network.multi_vector is None:
         raise ValueError("the network has no head to train: set sparse_head or multi_vector_dim")
+    answers = find_answers(queries, documents, groups)
 
     def step_fn(step: int) -> tuple[Tensor, int]:
         rows = plan[step]
@@ -173,6 +175,7 @@ def self_distillation(
             if len(hard):
                 right.append(hard[rng.integers(len(hard))])
                 owners.append(-1)
+        marks = torch.from_numpy(mark_answers(groups[rows], right, answers))
         query_outputs, document_outputs = (
             run_heads(network, texts, adapter_id, num_prompt=num_prompt, ignored=ignored)
             for texts, adapter_id, num_prompt in zip(
@@ -192,6 +195,7 @@ def self_distillation(
                     axes,
                     groups=torch.from_numpy(groups[rows]).to(axes.device),
                     document_groups=torch.tensor(owners, device=axes.device),
+                    answers=marks.to(axes.device),
                     temperature=temperature,
                 )
         total.backward()

@@ -2,8 +2,9 @@
 
 1. Resume from the newest checkpoint that is intact.
 2. In each step, call the `StepFn` once or several times, clip the gradient, update, and record.
-3. Skip the update if the loss or the gradient is not finite, and report it.
-4. Every `save_every` steps, evaluate and write a checkpoint.
+3. Skip the update if the loss or the gradient is not finite, and report it. Stop if the run
+   diverges.
+4. Every `save_every` steps, evaluate and write a checkpoint. Stop if the scores do not improve.
 
 In several processes, every process runs this loop. PyTorch averages the gradients
 (`train/distributed.py`), so all processes make the same updates. Only process 0 writes files.
@@ -12,8 +13,9 @@ In several processes, every process runs this loop. PyTorch averages the gradien
 import json
 import logging
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from polyvec.train.checkpoints import resume, save_checkpoint
+from polyvec.terminal import note
+from polyvec.train.checkpoints import load_weights, resume, save_checkpoint
 from polyvec.train.distributed import barrier, full_tensor, num_processes, rank
-from polyvec.train.metrics import Metrics, summarise
+from polyvec.train.divergence import Diverged, LossWatch
+from polyvec.train.metrics import Metrics, read_records, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,9 @@ StepFn = Callable[[int], tuple[Tensor, int]]
 """Add the gradient of step s to the parameters; return the loss, detached, and the token count.
 
 In several processes, each computes its part; the loss and the count are those of all processes."""
+
+SECONDS_BETWEEN_LINES = 60
+"""Seconds between writes of the metrics, and between lines of progress where there is no bar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,16 @@ class Settings:
     tensorboard: bool = False
     """Whether to write TensorBoard's files, next to metrics.jsonl."""
 
+    wandb: bool = False
+    """Whether to send the metrics to Weights & Biases, which must be installed."""
+
+    best: str = ""
+    """Name of the score whose best checkpoint the run ends with. If empty, it is the last one."""
+
+    patience: int = 0
+    """Number of evaluations in a row without a better score, after which the run ends. With 0, it
+    never ends early."""
+
 
 def train(
     parameters: Iterable[tuple[str, nn.Parameter]],
@@ -91,7 +108,8 @@ def train(
     gradients may be sparse. `muon` names the matrices that Muon updates (Jordan et al. 2024);
     these should be matrices of the blocks, not embeddings. A run that was killed resumes from its
     last checkpoint and ends with exactly the weights of an uninterrupted run. Raises ValueError if
-    `folder` contains a run with other settings.
+    `folder` contains a run with other settings, and `Diverged` if the loss explodes or is no longer
+    finite; the last good checkpoint stays in the folder.
     """
     named = dict(parameters)
     optimizers = _optimizers(named, {*tables}, {*muon}, settings)
@@ -99,12 +117,20 @@ def train(
     _check_settings(folder / "settings.json", settings)
     start = resume(folder, named, [optimizer for optimizer, _ in optimizers])
     first = rank() == 0
-    metrics = Metrics(folder, start, tensorboard=settings.tensorboard) if first else None
+    metrics = None
+    if first:
+        metrics = Metrics(folder, start, tensorboard=settings.tensorboard, wandb=settings.wandb)
+    barrier()
     dense = [parameter for name, parameter in named.items() if name not in {*tables}]
+    scores = _read_scores(folder, settings.best, start)
+    watch = LossWatch(folder, settings.steps, start)
+    began_run = flushed = time.monotonic()
     with tqdm(
         total=settings.steps, initial=start, unit="step", disable=None if first else True
     ) as bar:
         for step in range(start, settings.steps):
+            if _is_stalled(scores, settings.patience):
+                break
             seed = settings.seed * 1_000_003 + step
             torch.manual_seed(seed * num_processes() + rank())
             rate = schedule(step, settings)
@@ -126,23 +152,71 @@ def train(
             seconds = time.perf_counter() - began
             bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s")
             bar.update()
+            done = step + 1
             if metrics is not None:
                 record = {"loss": loss, "rate": rate, "tokens": tokens, "seconds": seconds}
                 metrics.add(step, record if finite else record | {"skipped": 1})
-            done = step + 1
-            if done % settings.save_every == 0 or done == settings.steps:
-                scores = {} if evaluate is None else evaluate()
+                now = time.monotonic()
+                if now - flushed > SECONDS_BETWEEN_LINES:
+                    flushed = now
+                    metrics.flush()
+                    if not sys.stderr.isatty():
+                        left = (now - began_run) / (done - start) * (settings.steps - done)
+                        note(
+                            f"step {done:,} of {settings.steps:,}, loss {loss:.3f}, "
+                            f"about {left / 60:.0f} min left"
+                        )
+            try:
+                watch.check(step, loss if finite else math.nan)
+                last = done % settings.save_every == 0 or done == settings.steps
+                if last and not _all_finite(named.values()):
+                    raise watch.diverged(step, "the weights are no longer finite")
+            except Diverged:
                 if metrics is not None:
-                    if scores:
-                        metrics.add(step, scores)
+                    metrics.flush()
+                    metrics.close()
+                raise
+            if last:
+                found = {} if evaluate is None else evaluate()
+                if settings.best:
+                    scores[done] = found[settings.best]
+                if metrics is not None:
+                    if found:
+                        metrics.add(step, found)
                     metrics.flush()
                 kept = [optimizer for optimizer, _ in optimizers]
-                save_checkpoint(folder, done, named, kept, keep=settings.keep)
+                best = _best_step(scores)
+                save_checkpoint(folder, done, named, kept, keep=settings.keep, best=best)
+    if scores:
+        load_weights(folder / f"step-{_best_step(scores):08d}", named)
     if metrics is not None:
         metrics.close()
         summary = summarise(folder)
         if summary.skipped:
             logger.warning("%d of %d steps were skipped", summary.skipped, summary.steps)
+
+
+def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(bool(torch.isfinite(full_tensor(p.detach())).all()) for p in parameters)
+
+
+def _read_scores(folder: Path, name: str, start: int) -> dict[int, float]:
+    """The score of every checkpoint of a resumed run up to `start`, by its step."""
+    if not name or not start:
+        return {}
+    records = read_records(folder / "metrics.jsonl")
+    return {r["step"] + 1: r[name] for r in records if name in r and r["step"] < start}
+
+
+def _best_step(scores: Mapping[int, float]) -> int | None:
+    """The step of the best score; of equal ones the last, which has learnt most."""
+    return max(scores, key=lambda step: (scores[step], step), default=None)
+
+
+def _is_stalled(scores: Mapping[int, float], patience: int) -> bool:
+    """Whether each of the last `patience` scores is below the best one before them."""
+    best = _best_step(scores)
+    return best is not None and 0 < patience <= sum(step > best for step in scores)
 
 
 def schedule(step: int, settings: Settings) -> float:

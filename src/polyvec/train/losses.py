@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Scalar = Float[Tensor, ""]
@@ -20,20 +20,24 @@ def info_nce(
     *,
     groups: Int[Tensor, " N"],
     document_groups: Int[Tensor, " M"] | None = None,
+    answers: Bool[Tensor, "N M"] | None = None,
     temperature: float = 0.05,
 ) -> Scalar:
     """Contrast each query with all documents, and each of the first N documents with all queries.
 
     Inputs are unit vectors. Document i answers query i; documents after the N-th are hard
     negatives, which only the forward direction uses (arXiv:2409.10173, equations 2 and 3, with
-    means in place of the paper's sums). A document of the query's own group is never a negative.
-    `document_groups` defaults to `groups` and is required if M > N.
+    means in place of the paper's sums). A document of the query's own group is never a negative,
+    and neither is one that `answers` marks as an answer to the query. `document_groups` defaults to
+    `groups` and is required if M > N.
     """
     num_pairs = len(queries)
     others = groups if document_groups is None else document_groups
     target = torch.arange(num_pairs, device=queries.device)
     scores = queries @ documents.T / temperature
     ignored = groups[:, None] == others
+    if answers is not None:
+        ignored |= answers
     ignored[target, target] = False
     forward = F.cross_entropy(scores.masked_fill(ignored, -torch.inf), target)
     back = scores[:, :num_pairs].T.masked_fill(ignored[:, :num_pairs].T, -torch.inf)

@@ -1,7 +1,11 @@
-"""Metrics of a run: JSON lines, the same numbers for TensorBoard, and a summary."""
+"""Metrics of a run: JSON lines, the same numbers for two trackers, and a summary.
+
+The trackers are TensorBoard and Weights & Biases, whose package `wandb` is not among our extras.
+"""
 
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +18,13 @@ class Metrics:
     A resumed run first deletes the records of steps that it will repeat.
     """
 
-    def __init__(self, folder: Path, start: int, *, tensorboard: bool) -> None:
+    def __init__(
+        self, folder: Path, start: int, *, tensorboard: bool = False, wandb: bool = False
+    ) -> None:
         self.file = folder / "metrics.jsonl"
         self.records: list[dict[str, float | int]] = []
         self.board = None
+        self.tracker = _start_wandb(folder) if wandb else None
         if self.file.exists():
             kept = [record for record in read_records(self.file) if record["step"] < start]
             part = self.file.with_suffix(".part")
@@ -42,12 +49,35 @@ class Metrics:
                     if name != "step":
                         self.board.add_scalar(name, value, record["step"])
             self.board.flush()
+        if self.tracker is not None:
+            for record in self.records:
+                values = {name: value for name, value in record.items() if name != "step"}
+                self.tracker.log(values, step=record["step"])
         self.records.clear()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """End the trackers."""
         if self.board is not None:
             self.board.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def _start_wandb(folder: Path) -> Any:
+    """Start a run of Weights & Biases, or continue the one of this folder."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "Weights & Biases is not installed: pip install wandb, or leave out --wandb"
+        ) from None
+    file = folder / "wandb-id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    name = folder.resolve().name
+    return wandb.init(
+        project="polyvec", name=name, id=file.read_text(), resume="allow", dir=str(folder)
+    )
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

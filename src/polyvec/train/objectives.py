@@ -18,6 +18,7 @@ from torch import Tensor
 from polyvec.batch import make_batch
 from polyvec.network import pool
 from polyvec.tasks import NO_ADAPTER
+from polyvec.train.data.answers import find_answers, mark_answers
 from polyvec.train.data.batches import Plan, plan_sources
 from polyvec.train.data.tokens import Spans, TokenIds
 from polyvec.train.data.tuples import append_tokens, draw_tuples
@@ -219,11 +220,13 @@ def contrast(
     `adapter_ids` are the adapters that encode queries and documents. With `spans`, query i matches
     that part of document i, whose mean hidden state stands for it: span pooling, which trains late
     chunking (arXiv:2409.04701). `negatives[i]` are hard negatives of query i; each step draws
-    `num_negatives` of them per query. For classification, a group is a class, so that two texts of
+    `num_negatives` of them per query. A document that answers a query (`find_answers`) is not among
+    its negatives, whichever row has it. For classification, a group is a class, so that two texts of
     a class are never negatives, or a tuple whose texts end with the tuple's id
     (`train/data/tuples.py`).
     """
     nested = matryoshka(info_nce, unwrap(network).config.dims, dim_weights)
+    answers = find_answers(queries, documents, groups, spans)
 
     def step_fn(step: int) -> tuple[Tensor, int]:
         rows = plan[step]
@@ -239,6 +242,11 @@ def contrast(
                 parts.append((0, len(hard[place])))
                 owners.append(-1)
         adapters = [adapter_ids[0]] * len(rows) + [adapter_ids[1]] * len(owners)
+        read = [
+            text[start:end]
+            for text, (start, end) in zip(texts[len(rows) :], parts[len(rows) :], strict=True)
+        ]
+        marks = torch.from_numpy(mark_answers(groups[rows], read, answers))
 
         def loss(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
             left, right = vectors.split([len(rows), len(owners)])
@@ -247,6 +255,7 @@ def contrast(
                 right,
                 groups=torch.from_numpy(groups[rows]).to(vectors.device),
                 document_groups=torch.tensor(owners, device=vectors.device),
+                answers=marks.to(vectors.device),
                 temperature=temperature,
             )
 

@@ -2,7 +2,7 @@
 
 The candidates are all partners. A candidate is not used if
 
-- it is the partner of a pair in the query's own group,
+- it is the partner of a pair in the query's own group, or of a pair with the same query,
 - it is the query itself, or
 - its score exceeds `margin` times the partner's score, so that it may be a right answer without a
   label (Moreira et al. 2024, arXiv:2407.15831, section 3: 95 % of the positive's score).
@@ -50,9 +50,10 @@ def mine(
     texts = candidates(pairs)
     place = {text: i for i, text in enumerate(texts)}
     own = np.array([place[partner] for partner in pairs.partners])
-    group_partners: dict[int, set[int]] = {}
-    for group, candidate in zip(pairs.groups.tolist(), own.tolist(), strict=True):
-        group_partners.setdefault(group, set()).add(candidate)
+    answers: dict[int | str, set[int]] = {}
+    for query, group, candidate in zip(pairs.texts, pairs.groups.tolist(), own, strict=True):
+        for key in (query, group):
+            answers.setdefault(key, set()).add(int(candidate))
     negatives: list[list[str]] = []
     hide = None if progress is None else not progress
     with tqdm(total=len(pairs), desc="negatives", unit="query", disable=hide) as bar:
@@ -63,7 +64,7 @@ def mine(
                 best = scores[own[i]]
                 # The paper has margin * best, which would be wrong for a negative cosine.
                 scores[scores > best - (1 - margin) * abs(best)] = -np.inf
-                scores[list(group_partners[int(pairs.groups[i])])] = -np.inf
+                scores[[*answers[int(pairs.groups[i])], *answers[pairs.texts[i]]]] = -np.inf
                 scores[place.get(pairs.texts[i], own[i])] = -np.inf
                 negatives.append([texts[j] for j in _top(scores, skip + num)[skip:]])
             bar.update(stop - start)
