@@ -101,7 +101,7 @@ def train(
     tables: Iterable[str] = (),
     muon: Iterable[str] = (),
     evaluate: Callable[[], dict[str, float]] | None = None,
-) -> None:
+) -> int:
     """Run `settings.steps` updates of the named parameters, and record the run in `folder`.
 
     `tables` names the parameters with one row per token, most of which a step does not use; their
@@ -110,6 +110,9 @@ def train(
     last checkpoint and ends with exactly the weights of an uninterrupted run. Raises ValueError if
     `folder` contains a run with other settings, and `Diverged` if the loss explodes or is no longer
     finite; the last good checkpoint stays in the folder.
+
+    Returns the step whose weights the parameters have at the end: the last one, or the best one if
+    `settings.best` names a score.
     """
     named = dict(parameters)
     optimizers = _optimizers(named, {*tables}, {*muon}, settings)
@@ -168,15 +171,15 @@ def train(
                         )
             try:
                 watch.check(step, loss if finite else math.nan)
-                last = done % settings.save_every == 0 or done == settings.steps
-                if last and not _all_finite(named.values()):
+                saves = done % settings.save_every == 0 or done == settings.steps
+                if saves and not _all_finite(named.values()):
                     raise watch.diverged(step, "the weights are no longer finite")
             except Diverged:
                 if metrics is not None:
                     metrics.flush()
                     metrics.close()
                 raise
-            if last:
+            if saves:
                 found = {} if evaluate is None else evaluate()
                 if settings.best:
                     scores[done] = found[settings.best]
@@ -187,13 +190,15 @@ def train(
                 kept = [optimizer for optimizer, _ in optimizers]
                 best = _best_step(scores)
                 save_checkpoint(folder, done, named, kept, keep=settings.keep, best=best)
+    last = _best_step(scores) or settings.steps
     if scores:
-        load_weights(folder / f"step-{_best_step(scores):08d}", named)
+        load_weights(folder / f"step-{last:08d}", named)
     if metrics is not None:
         metrics.close()
         summary = summarise(folder)
         if summary.skipped:
             logger.warning("%d of %d steps were skipped", summary.skipped, summary.steps)
+    return last
 
 
 def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:

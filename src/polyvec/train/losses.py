@@ -94,6 +94,53 @@ def distil(
     return F.kl_div(student_odds, wanted, reduction="batchmean")
 
 
+def margin_mse(
+    queries: Float[Tensor, "N D"],
+    documents: Float[Tensor, "M D"],
+    *,
+    owners: Int[Tensor, " M"],
+    scores: Float[Tensor, " M"],
+    temperature: float = 0.05,
+) -> Scalar:
+    """Mean squared error of the margins between a query's first document and each of its others.
+
+    The margins of cosines divided by `temperature` should equal those of a teacher's `scores`
+    (MarginMSE, Hofstätter et al. 2020, arXiv:2010.02666). `owners` is the query of each document,
+    ascending; a query with n documents has n - 1 margins.
+    """
+    cosines = (queries[owners] * documents).sum(-1) / temperature
+    first = torch.searchsorted(owners, torch.arange(len(queries), device=owners.device))[owners]
+    errors = (cosines[first] - cosines) - (scores[first] - scores)
+    # The error of a first document is 0, and is not a margin.
+    return errors.square().sum() / max(1, len(documents) - len(queries))
+
+
+def score_divergence(
+    queries: Float[Tensor, "N D"],
+    documents: Float[Tensor, "M D"],
+    *,
+    owners: Int[Tensor, " M"],
+    scores: Float[Tensor, " M"],
+    temperature: float = 0.05,
+) -> Scalar:
+    """Kullback-Leibler divergence of each query's cosines from a teacher's `scores`.
+
+    Both are softmaxes over the query's own documents, of cosines divided by `temperature` and of
+    scores as they are. `owners` is the query of each document, ascending.
+    """
+    cosines = (queries[owners] * documents).sum(-1) / temperature
+    place = torch.arange(len(owners), device=owners.device)
+    place = place - torch.searchsorted(owners, owners)
+    shape = (len(queries), int(place.max()) + 1)
+    student, teacher = (
+        values.new_full(shape, -torch.inf).index_put((owners, place), values).log_softmax(-1)
+        for values in (cosines, scores)
+    )
+    there = teacher.isfinite()
+    parts = teacher.exp()[there] * (teacher[there] - student[there])
+    return parts.sum() / len(queries)
+
+
 def cosine_distance(students: Float[Tensor, "N D"], teachers: Float[Tensor, "N D"]) -> Scalar:
     """One minus the mean cosine of matching rows. Inputs are unit vectors."""
     return (1 - (students * teachers).sum(-1)).mean()

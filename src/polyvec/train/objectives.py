@@ -35,6 +35,7 @@ from polyvec.train.distributed import (
 from polyvec.train.gradcache import backward_in_chunks
 from polyvec.train.loop import StepFn
 from polyvec.train.losses import (
+    Loss,
     cosent,
     cosine_distance,
     distil,
@@ -342,6 +343,43 @@ def ordering(
 
         adapters = [adapter_id] * len(texts)
         value = backward(network, texts, adapters, loss, chunk_tokens=chunk_tokens)
+        return value, sum(len(text) for text in texts)
+
+    return step_fn
+
+
+def score_distillation(
+    network: Model,
+    queries: TokenIds,
+    documents: Sequence[TokenIds],
+    scores: Sequence[Float32[np.ndarray, " _documents"]],
+    plan: Plan,
+    *,
+    loss: Loss,
+    adapter_ids: tuple[int, int] = (NO_ADAPTER, NO_ADAPTER),
+    chunk_tokens: int | None = None,
+) -> StepFn:
+    """Train the cosines of query i with its `documents[i]` to follow a teacher's `scores[i]`.
+
+    The teacher may be a cross-encoder. The loss is `margin_mse` or `score_divergence`.
+    """
+    nested = matryoshka(loss, unwrap(network).config.dims)
+
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        rows = plan[step]
+        texts = [queries[i] for i in rows] + [text for i in rows for text in documents[i]]
+        owners = np.repeat(np.arange(len(rows)), [len(documents[i]) for i in rows])
+        wanted = np.concatenate([scores[i] for i in rows])
+
+        def loss_of(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+            return nested(
+                *vectors.split([len(rows), len(owners)]),
+                owners=torch.from_numpy(owners).to(vectors.device),
+                scores=torch.from_numpy(wanted).to(vectors.device),
+            )
+
+        adapters = [adapter_ids[0]] * len(rows) + [adapter_ids[1]] * len(owners)
+        value = backward(network, texts, adapters, loss_of, chunk_tokens=chunk_tokens)
         return value, sum(len(text) for text in texts)
 
     return step_fn

@@ -1,43 +1,73 @@
-"""The three row formats that a user's own adapter can be trained on.
+"""The row formats that a user's own task can be trained on.
 
     classification   text, label                              texts of a class should be similar
     pairs            query, positive[, negatives][, group]    a query should find its positive
+    retrieval        as pairs; queries and passages have tasks of their own
     scored           text1, text2, score                      cosines should follow the scores
 
 A row format defines its columns, the training objective, and how a model is scored on held-out
-rows. `negatives` is a list of texts (in CSV, a single text) that resemble the positive and are
-wrong. Pairs of one `group` mean the same thing.
+rows (`polyvec.train.measures`). `negatives` is a list of texts (in CSV, a single text) that
+resemble the positive and are wrong. Pairs of one `group` mean the same thing. Pairs may have a
+teacher's `scores` of the positive and of each negative, in this order.
+
+A *side* is the number of a task among those that are trained together: retrieval has the sides 0
+for queries and 1 for passages, and the other formats have one side.
 
 Axes in this file: N texts, C classes, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
-from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from polyvec.network import Network
-from polyvec.records import Columns, Record, as_label, as_number, as_text, as_texts
+from polyvec.records import (
+    Columns,
+    Record,
+    as_label,
+    as_number,
+    as_string,
+    as_text,
+    plain_value,
+)
 from polyvec.train.data.batches import Plan
 from polyvec.train.data.tokens import TokenIds
 from polyvec.train.loop import StepFn
-from polyvec.train.losses import matryoshka
-from polyvec.train.objectives import contrast, embed, ordering
+from polyvec.train.losses import Loss, margin_mse, matryoshka, score_divergence
+from polyvec.train.measures import (
+    MEASURES_OF_CLASSES,
+    MEASURES_OF_ORDER,
+    MEASURES_OF_PAIRS,
+    Measure,
+    Predict,
+    pair_group,
+    predict_classes,
+    predict_order,
+    predict_pairs,
+)
+from polyvec.train.objectives import contrast, embed, ordering, score_distillation
 
 MAX_TEXTS_PER_CLASS = 32
 """Texts of a class whose mean is the first value of the class's vector."""
 
-Tokenise = Callable[[list[str]], TokenIds]
-"""Token ids of texts, each behind the task's instruction."""
+CONTRAST = "contrast"
 
-Encode = Callable[[list[str]], Float32[np.ndarray, "N D"]]
-"""Embeddings of texts, as unit vectors."""
+LOSSES: Mapping[str, Loss | None] = {
+    CONTRAST: None,
+    "kl": score_divergence,
+    "margin-mse": margin_mse,
+}
+"""The losses of pairs. All but the first learn from a teacher's scores."""
+
+Tokenise = Callable[[list[str], int], TokenIds]
+"""Token ids of texts, each behind the instruction of a side."""
 
 Objective = tuple[StepFn, dict[str, nn.Parameter]]
 """A step function, and the parameters that it trains in addition to the adapter."""
@@ -62,14 +92,32 @@ class RowFormat:
     check: Callable[[Sequence[Record]], None]
     """Raises ValueError for rows from which nothing can be learnt."""
 
-    make_objective: Callable[[Network, Tokenise, Sequence[Record], Plan], Objective]
-    """Makes the training objective of an adapter."""
+    make_objective: Callable[[Network, Tokenise, Sequence[Record], Plan, str], Objective]
+    """Makes the training objective of the tasks of all sides; the last argument names the loss."""
 
-    measure: str
-    """Name of the score."""
+    predict: Predict
+    """What embeddings predict for held-out rows."""
 
-    score: Callable[[Encode, Sequence[Record], Sequence[Record]], float]
-    """Scores embeddings between 0 and 1, given the training rows and the held-out rows."""
+    measures: Mapping[str, Measure]
+    """Scores of predictions by their names. The first one chooses the best checkpoint."""
+
+    sides: tuple[str, ...] = ("",)
+    """The ends of the names of the tasks that are trained together."""
+
+
+def find_flaw(row: Record, row_format: RowFormat, loss: str) -> str:
+    """Why a row that is not damaged teaches nothing; an empty text if it does."""
+    for name in row_format.columns.needed:
+        if row[name] is None:
+            return f"{row_format.columns.aliases.get(name, name)} is missing or blank"
+    if loss != CONTRAST:
+        scores, negatives = row["scores"] or [], row["negatives"] or []
+        if not negatives or len(scores) != 1 + len(negatives):
+            return (
+                f"scores has {len(scores)} numbers, but the loss {loss} needs one for the positive "
+                f"and one for each of the {len(negatives)} negatives"
+            )
+    return ""
 
 
 def class_vectors(
@@ -97,14 +145,14 @@ def class_loss(
 
 
 def class_objective(
-    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
 ) -> Objective:
     """Train texts towards the vector of their class, which is learnt too and then discarded.
 
     With few classes this is better than the paper's tuples, because every text is compared with
     every class in every step.
     """
-    texts = tokenise([row["text"] for row in rows])
+    texts = tokenise([row["text"] for row in rows], 0)
     labels = np.unique([row["label"] for row in rows], return_inverse=True)[1]
     classes = nn.Parameter(class_vectors(network, texts, labels))
     nested = matryoshka(class_loss, network.config.dims)
@@ -112,78 +160,58 @@ def class_objective(
     def step_fn(step: int) -> tuple[Tensor, int]:
         chosen = plan[step]
         batch = [texts[i] for i in chosen]
-        gold = torch.from_numpy(labels[chosen])
-        loss = nested(embed(network, batch, 0), classes, labels=gold)
-        loss.backward()
-        return loss.detach(), sum(len(text) for text in batch)
+        gold = torch.from_numpy(labels[chosen]).to(classes.device)
+        value = nested(embed(network, batch, 0), classes, labels=gold)
+        value.backward()
+        return value.detach(), sum(len(text) for text in batch)
 
     return step_fn, {"classes": classes}
 
 
 def pair_objective(
-    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+    network: Network,
+    tokenise: Tokenise,
+    rows: Sequence[Record],
+    plan: Plan,
+    loss: str,
+    *,
+    passage_side: int,
 ) -> Objective:
-    """Train each query to find its positive among those of the step (`contrast`)."""
-    negatives = [row["negatives"] or [] for row in rows]
-    flat = iter(tokenise([text for texts in negatives for text in texts]))
+    """Train each query to find its positive among those of the step, or as a teacher does."""
+    queries = tokenise([row["query"] for row in rows], 0)
+    positives = tokenise([row["positive"] for row in rows], passage_side)
+    hard = [row["negatives"] or [] for row in rows]
+    flat = iter(tokenise([text for texts in hard for text in texts], passage_side))
+    negatives = [[next(flat) for _ in texts] for texts in hard]
+    adapter_ids = (0, passage_side)
+    teach = LOSSES[loss]
+    if teach is not None:
+        documents = [[own, *others] for own, others in zip(positives, negatives, strict=True)]
+        scores = [np.array(row["scores"], np.float32) for row in rows]
+        step_fn = score_distillation(
+            network, queries, documents, scores, plan, loss=teach, adapter_ids=adapter_ids
+        )
+        return step_fn, {}
     groups = np.unique([pair_group(row) for row in rows], return_inverse=True)[1]
     step_fn = contrast(
         network,
-        tokenise([row["query"] for row in rows]),
-        tokenise([row["positive"] for row in rows]),
+        queries,
+        positives,
         groups,
         plan,
-        adapter_ids=(0, 0),
-        negatives=[[next(flat) for _ in texts] for texts in negatives],
+        adapter_ids=adapter_ids,
+        negatives=negatives,
     )
     return step_fn, {}
 
 
 def score_objective(
-    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan
+    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
 ) -> Objective:
     """Train pairs with higher scores to have higher cosines (`ordering`)."""
-    left, right = (tokenise([row[name] for row in rows]) for name in ("text1", "text2"))
+    left, right = (tokenise([row[name] for row in rows], 0) for name in ("text1", "text2"))
     scores = np.array([row["score"] for row in rows], np.float32)
     return ordering(network, left, right, scores, plan, adapter_id=0), {}
-
-
-def score_classes(
-    encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]
-) -> float:
-    """Accuracy on held-out rows of logistic regression, fitted to the training rows."""
-    gold = [row["label"] for row in train_rows]
-    vectors = encode([row["text"] for row in train_rows])
-    model = LogisticRegression(max_iter=1_000).fit(vectors, gold)
-    predicted = model.predict(encode([row["text"] for row in held_out]))
-    return float(np.mean(predicted == np.array([row["label"] for row in held_out])))
-
-
-def score_pairs(encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]) -> float:
-    """nDCG@10 of each query's positive among all held-out positives."""
-    documents = [*dict.fromkeys(row["positive"] for row in held_out)]
-    place = {text: i for i, text in enumerate(documents)}
-    right = np.array([place[row["positive"]] for row in held_out])
-    cosines = encode([row["query"] for row in held_out]) @ encode(documents).T
-    own = cosines[np.arange(len(held_out)), right]
-    # A document with an equal cosine ranks before the positive, so that embeddings which are all
-    # equal find nothing.
-    rank = (cosines >= own[:, None]).sum(1)
-    return float(np.where(rank <= 10, 1 / np.log2(rank + 1.0), 0).mean())
-
-
-def score_order(encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]) -> float:
-    """Spearman's correlation of cosines and scores; 0 if all scores are equal."""
-    left, right = (encode([row[name] for row in held_out]) for name in ("text1", "text2"))
-    gold = [row["score"] for row in held_out]
-    if len({*gold}) < 2:
-        return 0.0
-    return float(np.asarray(spearmanr((left * right).sum(1), gold))[0])
-
-
-def pair_group(row: Record) -> str:
-    """The group of a pair: its column `group`, or else its positive."""
-    return row["group"] or row["positive"]
 
 
 def check_classes(rows: Sequence[Record]) -> None:
@@ -206,38 +234,80 @@ def check_scores(rows: Sequence[Record]) -> None:
         raise ValueError(f"all scores are {rows[0]['score']}; at least two scores are needed")
 
 
-ROW_FORMATS = {
-    "classification": RowFormat(
-        columns=Columns(needed={"text": as_text, "label": as_label}),
-        roles={"text": "text", "label": "label"},
-        key=lambda row: " ".join(row["text"].split()).casefold(),
-        stratum=lambda row: row["label"],
-        check=check_classes,
-        make_objective=class_objective,
-        measure="accuracy of logistic regression",
-        score=score_classes,
-    ),
-    "pairs": RowFormat(
+def as_class(value: Any) -> str:
+    """A class. A number that is not whole is no class."""
+    if isinstance(value, float) and np.isfinite(value) and value != int(value):
+        raise ValueError(
+            f"is {value}, must be a text or a whole number; numbers that have an order belong to "
+            "--kind scored"
+        )
+    return as_label(value)
+
+
+def as_given_texts(value: Any) -> list[str]:
+    """The texts of a list that are not blank; a text alone is a list of one."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    cells = [plain_value(text) for text in texts]
+    return [as_text(cell) for cell in cells if cell is not None and as_string(cell).strip()]
+
+
+def as_numbers(value: Any) -> list[float]:
+    """A list of finite numbers."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"is {value!r}, must be a list of numbers")
+    return [as_number(plain_value(number)) for number in value]
+
+
+def or_missing(convert: Callable[[Any], Any], value: Any) -> Any:
+    """A cell, or None if it is missing or blank. Such a row is no error in data for training."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return convert(value)
+
+
+def _needed(**columns: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+    return {name: partial(or_missing, convert) for name, convert in columns.items()}
+
+
+def _pairs(sides: tuple[str, ...]) -> RowFormat:
+    passage_side = len(sides) - 1
+    return RowFormat(
         columns=Columns(
-            needed={"query": as_text, "positive": as_text},
-            optional={"negatives": as_texts, "group": as_label},
+            needed=_needed(query=as_text, positive=as_text),
+            optional={"negatives": as_given_texts, "group": as_label, "scores": as_numbers},
         ),
         roles={"query": "query", "text": "positive"},
         key=pair_group,
         stratum=lambda row: "",
         check=check_pairs,
-        make_objective=pair_objective,
-        measure="nDCG@10",
-        score=score_pairs,
+        make_objective=partial(pair_objective, passage_side=passage_side),
+        predict=partial(predict_pairs, passage_side=passage_side),
+        measures=MEASURES_OF_PAIRS,
+        sides=sides,
+    )
+
+
+ROW_FORMATS = {
+    "classification": RowFormat(
+        columns=Columns(needed=_needed(text=as_text, label=as_class)),
+        roles={"text": "text", "label": "label"},
+        key=lambda row: " ".join(row["text"].split()).casefold(),
+        stratum=lambda row: row["label"],
+        check=check_classes,
+        make_objective=class_objective,
+        predict=predict_classes,
+        measures=MEASURES_OF_CLASSES,
     ),
+    "pairs": _pairs(("",)),
+    "retrieval": _pairs((".query", ".passage")),
     "scored": RowFormat(
-        columns=Columns(needed={"text1": as_text, "text2": as_text, "score": as_number}),
+        columns=Columns(needed=_needed(text1=as_text, text2=as_text, score=as_number)),
         roles={"label": "score"},
         key=lambda row: row["text1"],
         stratum=lambda row: "",
         check=check_scores,
         make_objective=score_objective,
-        measure="Spearman's correlation",
-        score=score_order,
+        predict=predict_order,
+        measures=MEASURES_OF_ORDER,
     ),
 }
