@@ -101,61 +101,53 @@ class Estimate:
         """`held_share` is the number of rows held out, divided by that of rows trained on."""
         self.measures = measures
         self.width = Z * math.sqrt(1 + held_share)
-        self.keys: list[list[str]] = []
+        self.keys: list[str] = []
         self.predictions: dict[str, list[Predictions]] = {}
-
-    def add_keys(self, keys: Sequence[str]) -> None:
-        """Add a fold, whose rows have these keys."""
-        self.keys.append(list(keys))
-
-    def add(self, task: str, predictions: Predictions) -> None:
-        """Add the predictions of a task for the next fold."""
-        self.predictions.setdefault(task, []).append(predictions)
 
     @property
     def num_rows(self) -> int:
         """Number of rows that were held out."""
-        return sum(map(len, self.keys))
+        return len(self.keys)
+
+    def add(self, task: str, predictions: Predictions) -> None:
+        """Add the predictions of a task for the next fold."""
+        folds = self.predictions.setdefault(task, [])
+        size = len(next(iter(predictions.values())))
+        folds.append({**predictions, "fold": np.full(size, len(folds))})
 
     def scores(self) -> dict[str, dict[str, Score]]:
         """The scores of each task, by the name of the measure."""
         return {
-            task: {name: self._interval([folds], measure) for name, measure in self.measures.items()}
-            for task, folds in self.predictions.items()
+            task: {name: self._interval([task], measure) for name, measure in self.measures.items()}
+            for task in self.predictions
         }
 
     def differences(self, task: str, other: str) -> dict[str, Score]:
         """Each score of a task, less that of another task on the same rows."""
-        pair = [self.predictions[task], self.predictions[other]]
+        pair = [task, other]
         return {name: self._interval(pair, measure) for name, measure in self.measures.items()}
 
-    def _interval(self, tasks: list[list[Predictions]], measure: Measure) -> Score:
+    def _interval(self, tasks: Sequence[str], measure: Measure) -> Score:
         """The interval of the score of one task, or of the difference of two."""
+        columns = [_join(self.predictions[task]) for task in tasks]
         rng = np.random.default_rng(0)
-        groups = [_group_rows(keys) for keys in self.keys]
-        whole = [np.arange(len(keys)) for keys in self.keys]
-        value = self._score(tasks, whole, measure)
-        draws = [
-            self._score(tasks, [_draw(group, rng) for group in groups], measure)
-            for _ in range(NUM_DRAWS)
-        ]
+        groups = _group_rows(self.keys)
+        value = _score(columns, np.arange(self.num_rows), measure)
+        draws = [_score(columns, _draw(groups, rng), measure) for _ in range(NUM_DRAWS)]
         # If all predictions are right, the draws do not differ, but new rows might.
         error = max(float(np.std(draws)), 1 / (self.num_rows + 2))
         low, high = value - self.width * error, value + self.width * error
         return Score(value, max(low, -1.0), min(high, 1.0))
 
-    def _score(
-        self, tasks: list[list[Predictions]], rows: list[np.ndarray], measure: Measure
-    ) -> float:
-        """Mean score of the folds, in proportion to their rows."""
-        found = []
-        for folds in tasks:
-            parts = [
-                measure({name: column[chosen] for name, column in fold.items()})
-                for fold, chosen in zip(folds, rows, strict=True)
-            ]
-            found.append(float(np.average(parts, weights=[len(chosen) for chosen in rows])))
-        return found[0] - sum(found[1:])
+
+def _join(folds: Sequence[Predictions]) -> Predictions:
+    return {name: np.concatenate([fold[name] for fold in folds]) for name in folds[0]}
+
+
+def _score(columns: Sequence[Predictions], rows: np.ndarray, measure: Measure) -> float:
+    """The score of some rows, or the first task's score less the second one's."""
+    found = [measure({name: values[rows] for name, values in c.items()}) for c in columns]
+    return found[0] - sum(found[1:])
 
 
 def _group_rows(keys: Sequence[str]) -> list[np.ndarray]:

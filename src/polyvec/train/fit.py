@@ -6,7 +6,7 @@ Axes in this file: N texts, D width.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ from polyvec.train.data.tokens import TokenIds, tokenise
 from polyvec.train.estimate import make_folds
 from polyvec.train.loop import Settings, train
 from polyvec.train.objectives import embed
+from polyvec.train.options import Options
 from polyvec.train.plot import plot_run
 from polyvec.train.row_formats import RowFormat, Tokenise
-
-if TYPE_CHECKING:
-    from polyvec.train.new_task import Options
 
 MAX_SCORED_ROWS = 2_000
 """Training rows, and held-out rows, that a score uses at most."""
@@ -65,7 +63,7 @@ def fit(
     rows: Sequence[Record],
     row_format: RowFormat,
     run: Path,
-    options: "Options",
+    options: Options,
 ) -> Fit:
     """Train the adapters of a network, or all of its weights, and record the run in a folder."""
     max_tokens = min(options.max_tokens, network.config.max_tokens)
@@ -164,7 +162,7 @@ def draw(items: Sequence[Item], most: int, *, seed: int) -> list[Item]:
 
 
 def _split_validation(
-    rows: Sequence[Record], row_format: RowFormat, options: "Options"
+    rows: Sequence[Record], row_format: RowFormat, options: Options
 ) -> tuple[list[Record], list[Record]]:
     """The rows to train on, and those that choose the best checkpoint, if there are enough."""
     if not options.held:
@@ -172,9 +170,12 @@ def _split_validation(
     chosen = {*make_folds(rows, row_format, VALIDATION_SHARE, options.seed + 1)[0].tolist()}
     validation = [row for i, row in enumerate(rows) if i in chosen]
     others = [row for i, row in enumerate(rows) if i not in chosen]
+    try:
+        row_format.check(others)
+    except ValueError:
+        return list(rows), []
     if len(validation) < MIN_VALIDATION_ROWS:
         return list(rows), []
-    row_format.check(others)
     return others, draw(validation, MAX_VALIDATION_ROWS, seed=options.seed)
 
 

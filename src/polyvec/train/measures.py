@@ -34,13 +34,13 @@ def predict_classes(
     encode: Encode, train_rows: Sequence[Record], held_out: Sequence[Record]
 ) -> Predictions:
     """The class by logistic regression on the training rows, and that of the nearest of them."""
-    labels = np.array([row["label"] for row in train_rows], object)
+    labels = np.array([row["label"] for row in train_rows])
     known = encode([row["text"] for row in train_rows], 0)
     vectors = encode([row["text"] for row in held_out], 0)
     model = LogisticRegression(max_iter=1_000).fit(known, labels)
     return {
-        "gold": np.array([row["label"] for row in held_out], object),
-        "fitted": np.asarray(model.predict(vectors), object),
+        "gold": np.array([row["label"] for row in held_out]),
+        "fitted": np.asarray(model.predict(vectors)),
         "nearest": labels[(vectors @ known.T).argmax(1)],
     }
 
@@ -101,7 +101,7 @@ def accuracy(predictions: Predictions, name: str) -> float:
 def macro_f1(predictions: Predictions, name: str) -> float:
     """Mean F1 of all classes that occur, each of which counts as much as any other."""
     both = np.concatenate([predictions["gold"], predictions[name]])
-    gold, found = np.split(np.unique(both.astype(str), return_inverse=True)[1], 2)
+    gold, found = np.split(np.unique(both, return_inverse=True)[1], 2)
     size = int(max(gold.max(), found.max())) + 1
     right = np.bincount(gold[gold == found], minlength=size)
     total = np.bincount(gold, minlength=size) + np.bincount(found, minlength=size)
@@ -121,10 +121,18 @@ def first_place(predictions: Predictions) -> float:
 
 
 def spearman(predictions: Predictions) -> float:
-    """Spearman's correlation of cosines and scores; 0 if all scores are equal."""
-    if len({*predictions["gold"].tolist()}) < 2 or len({*predictions["cosine"].tolist()}) < 2:
-        return 0.0
-    return float(np.asarray(spearmanr(predictions["cosine"], predictions["gold"]))[0])
+    """Spearman's correlation of cosines and scores; 0 if all scores are equal.
+
+    It is the mean over the folds, because the cosines of two adapters are not comparable.
+    """
+    cosines, gold = predictions["cosine"], predictions["gold"]
+    folds = predictions.get("fold", np.zeros(len(gold)))
+    total = 0.0
+    for fold in np.unique(folds):
+        own = folds == fold
+        if np.ptp(gold[own]) > 0 and np.ptp(cosines[own]) > 0:
+            total += own.mean() * float(np.asarray(spearmanr(cosines[own], gold[own]))[0])
+    return total
 
 
 MEASURES_OF_CLASSES: Mapping[str, Measure] = {
