@@ -104,14 +104,22 @@ def test_heads_and_config_must_agree(tmp_path: Path):
         with pytest.raises(ValueError, match=r"config\.json: config: "):
             load_checkpoint(tmp_path / "m")
         edit_json(tmp_path / "m/config.json", sparse_head=True, multi_dim=5)
-    (tmp_path / "m/heads.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lacks tensor 'sparse\.weight'"):
-        load_checkpoint(tmp_path / "m")
     lacking = random_weights(CONFIG)
     with pytest.raises(ValueError, match=r"weights lack 'sparse\.weight'"):
         save_checkpoint(tmp_path / "n", HEADED, lacking)
     with pytest.raises(ValueError, match=r"weights have 'sparse\.weight'"):
         save_checkpoint(tmp_path / "n", CONFIG, random_weights(HEADED))
+
+
+def test_heads_without_a_file_are_absent_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_checkpoint(tmp_path / "m", HEADED, random_weights(HEADED))
+    (tmp_path / "m/heads.safetensors").unlink()
+    config, weights = load_checkpoint(tmp_path / "m")
+    assert (config.sparse_head, config.multi_vector_dim) == (False, 0)
+    assert not [name for name in weights if name.startswith(("sparse.", "multi_vector."))]
+    assert "has no heads.safetensors" in caplog.text
 
 
 def _shard(model: Path) -> dict[str, Any]:

@@ -153,6 +153,22 @@ def test_a_missing_adapter_is_named(model: Path):
         load_checkpoint(model)
 
 
+def test_adapters_without_a_folder_are_absent_with_a_warning(
+    model: Path, caplog: pytest.LogCaptureFixture
+):
+    before = load_checkpoint(model)[1]
+    for task in ("separation", "retrieval_query"):
+        shutil.rmtree(model / task)
+    config, weights = load_checkpoint(model)
+    names = [task.name for task in config.tasks]
+    assert names == ["retrieval.passage", "classification", "text-matching"]
+    assert "separation" in caplog.text and "retrieval.query" in caplog.text
+    for name, weight in weights.items():
+        old = before[name]
+        assert isinstance(old, np.ndarray) and isinstance(weight, np.ndarray)
+        assert np.array_equal(weight, old[[1, 3, 4]] if "lora" in name else old)
+
+
 def test_the_largest_alpha_is_read(model: Path):
     edit_json(model / "separation" / "adapter_config.json", lora_alpha=MAX_ALPHA)
     _, weights = load_checkpoint(model)

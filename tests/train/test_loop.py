@@ -353,3 +353,105 @@ def test_averaged_checkpoints_are_the_mean_of_the_last(tmp_path: Path) -> None:
     assert all(torch.equal(alone[name], saved[2][name]) for name in alone)
     with pytest.raises(ValueError, match="holds 3 checkpoints, not 4"):
         average_checkpoints(tmp_path, last=4)
+
+
+def run_scored(
+    folder: Path, scores: Sequence[float], *, patience: int = 0, stop_at: int | None = None
+) -> tuple[int, Toy]:
+    """Train with one evaluation after each step, which has the next of some scores."""
+    model = Toy()
+    settings = replace(SETTINGS, save_every=1, keep=1, best="score", patience=patience)
+    given = {step: score for step, score in enumerate(scores, 1)}
+    done = max([int(path.name[5:]) for path in folder.glob("step-*")], default=0)
+    left = iter([given[step] for step in sorted(given) if step > done])
+    last = train(
+        model.named_parameters(),
+        model.make_step_fn(stop_at=stop_at),
+        settings,
+        folder,
+        tables=["table.weight"],
+        evaluate=lambda: {"score": next(left)},
+    )
+    return last, model
+
+
+SCORES = [0.1, 0.5, 0.9, 0.4, 0.9, 0.2, 0.3, 0.8, 0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_run_ends_with_its_best_checkpoint(tmp_path: Path) -> None:
+    last, model = run_scored(tmp_path, SCORES)
+    assert last == 5
+    saved = load_file(tmp_path / "step-00000005/weights")
+    assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        "step-00000005",
+        "step-00000012",
+    ]
+
+
+def test_a_run_stops_early_and_so_does_a_resumed_one(tmp_path: Path) -> None:
+    last, model = run_scored(tmp_path / "whole", SCORES, patience=3)
+    assert last == 5
+    steps = [record["step"] for record in read_records(tmp_path / "whole/metrics.jsonl")]
+    assert max(steps) == 7
+    with pytest.raises(KeyboardInterrupt):
+        run_scored(tmp_path / "cut", SCORES, patience=3, stop_at=6)
+    for _ in range(2):
+        again, resumed = run_scored(tmp_path / "cut", SCORES, patience=3)
+        assert again == 5
+        assert same(resumed, model)
+        records = read_records(tmp_path / "cut/metrics.jsonl")
+        assert [record["step"] for record in records] == steps
+
+
+def test_metrics_and_progress_are_written_during_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("polyvec.train.loop.SECONDS_BETWEEN_LINES", -1)
+    model = Toy()
+    written = []
+
+    def step_fn(step: int) -> tuple[Tensor, int]:
+        file = tmp_path / "metrics.jsonl"
+        written.append(len(read_records(file)) if file.exists() else 0)
+        return model.make_step_fn()(step)
+
+    run(tmp_path, model, step_fn)
+    assert written == [*range(12)]
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("polyvec: step ") for line in lines) == 12
+    assert "polyvec: step 3 of 12, loss " in "\n".join(lines)
+
+
+def test_weights_and_biases_gets_what_the_metrics_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged, started = [], []
+
+    class Run:
+        def log(self, values: dict, step: int) -> None:
+            logged.append({"step": step, **values})
+
+        def finish(self) -> None:
+            logged.append("finished")
+
+    class Wandb:
+        @staticmethod
+        def init(**options: object) -> Run:
+            started.append(options)
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    model = Toy()
+    settings = replace(SETTINGS, wandb=True)
+    for _ in range(2):
+        train(
+            model.named_parameters(), model.make_step_fn(), settings, tmp_path, tables=["table.weight"]
+        )
+    assert logged == [*read_records(tmp_path / "metrics.jsonl"), "finished", "finished"]
+    assert started[0]["id"] == started[1]["id"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        train(
+            model.named_parameters(), model.make_step_fn(), settings, tmp_path, tables=["table.weight"]
+        )

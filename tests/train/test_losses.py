@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyvec.train.losses import cosent, cosine_distance, distil, info_nce, matryoshka, separate
+from polyvec.train.losses import (
+    cosent,
+    cosine_distance,
+    distil,
+    info_nce,
+    margin_mse,
+    matryoshka,
+    score_divergence,
+    separate,
+)
 
 
 def units(rows: int, width: int = 6, *, seed: int = 0) -> Tensor:
@@ -104,3 +113,43 @@ def test_matryoshka_cuts_then_normalises_then_averages() -> None:
     cut = [F.normalize(x[:, :2], dim=-1) for x in (left, right)]
     expected = (cosine_distance(*cut) + 3 * cosine_distance(left, right)) / 4
     torch.testing.assert_close(nested(left, right), expected)
+
+
+OWNERS = [0, 0, 0, 1, 1, 2]
+TEACHER = [3.0, 1.0, -2.0, 0.5, 0.0, 7.0]
+
+
+def by_query(values: list[float]) -> list[list[float]]:
+    return [[v for v, owner in zip(values, OWNERS, strict=True) if owner == i] for i in range(3)]
+
+
+def test_margin_mse_is_its_loop() -> None:
+    queries, documents = units(3), units(6, seed=1)
+    cosines = [float(queries[o] @ documents[j]) / 0.1 for j, o in enumerate(OWNERS)]
+    errors = [
+        ((own[0] - own[j]) - (wanted[0] - wanted[j])) ** 2
+        for own, wanted in zip(by_query(cosines), by_query(TEACHER), strict=True)
+        for j in range(1, len(own))
+    ]
+    options = {"owners": torch.tensor(OWNERS), "temperature": 0.1}
+    found = margin_mse(queries, documents, scores=torch.tensor(TEACHER), **options)
+    close(found, sum(errors) / 3)
+    assert margin_mse(queries, documents, scores=torch.tensor(cosines), **options) < 1e-6
+
+
+def test_the_divergence_of_scores_is_its_loop() -> None:
+    queries, documents = units(3).requires_grad_(), units(6, seed=1)
+    cosines = [float(queries[o] @ documents[j]) / 0.1 for j, o in enumerate(OWNERS)]
+    total = 0.0
+    for own, wanted in zip(by_query(cosines), by_query(TEACHER), strict=True):
+        mine, theirs = ([math.exp(v) for v in values] for values in (own, wanted))
+        for j in range(len(own)):
+            p = theirs[j] / sum(theirs)
+            total += p * math.log(p / (mine[j] / sum(mine)))
+    options = {"owners": torch.tensor(OWNERS), "temperature": 0.1}
+    found = score_divergence(queries, documents, scores=torch.tensor(TEACHER), **options)
+    close(found, total / 3)
+    found.backward()
+    assert queries.grad is not None
+    assert torch.isfinite(queries.grad).all()
+    assert score_divergence(queries, documents, scores=torch.tensor(cosines), **options) < 1e-6
