@@ -92,6 +92,11 @@ def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     if not folder.is_dir():
         raise ValueError(f"there is no model folder {folder}")
     path = find_file(folder, "config.json")
+    if path is None and find_file(folder, "adapter_config.json") is not None:
+        raise ValueError(
+            f"{folder} holds only an adapter, as PEFT saves it; move its files into a folder named "
+            "as its task, in the folder of the model that it belongs to"
+        )
     if path is None:
         raise ValueError(f"{folder} is not a model folder: config.json is missing")
     data = read_json(path)

@@ -8,6 +8,7 @@ which holds the rows of the whole step, and each encodes its shard of the step's
 Axes in this file: N rows, D width.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,7 +51,12 @@ def process_group() -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     try:
         yield device
+        # A process that ends while another still reads from it would break the other's connection.
+        dist.barrier()
     finally:
+        # What DistributedDataParallel holds of the group must go first: gloo's threads abort the
+        # process if they are still running when Python ends.
+        gc.collect()
         dist.destroy_process_group()
 
 
