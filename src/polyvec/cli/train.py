@@ -317,9 +317,13 @@ def _train_task(model: str | None, data: Path, out: Path, options: "Options") ->
     import shlex
 
     from polyvec.encoder import find_model
+    from polyvec.train.distributed import process_group, rank
     from polyvec.train.new_task import make_adapter
 
-    outcome = make_adapter(find_model(model), data, out, options)
+    with process_group():
+        outcome = make_adapter(find_model(model), data, out, options)
+        if rank():
+            return ExitStatus.DONE
     left_out = [*outcome.bad_rows, *outcome.blank_rows]
     for row in left_out[:MAX_BAD_ROWS_SHOWN]:
         note(f"left out {row}")

@@ -20,6 +20,7 @@ from polyvec.records import Record
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.data.batches import plan_epochs
 from polyvec.train.data.tokens import TokenIds, tokenise
+from polyvec.train.distributed import distribute, rank
 from polyvec.train.estimate import make_folds
 from polyvec.train.loop import Settings, train
 from polyvec.train.objectives import embed
@@ -81,7 +82,7 @@ def fit(
     for parameter in trained.values():
         parameter.requires_grad_(True)
     step_fn, more = row_format.make_objective(
-        network, tokenise_texts, train_rows, plan, options.loss
+        distribute(network, "ddp"), tokenise_texts, train_rows, plan, options.loss
     )
     tables = [name for name in ("word.weight", "word.lora_a") if f"embeddings.{name}" in trained]
     measure, score = next(iter(row_format.measures.items()))
@@ -112,7 +113,8 @@ def fit(
         tables=[f"embeddings.{name}" for name in tables],
         evaluate=evaluate if validation else None,
     )
-    plot_run(run)
+    if rank() == 0:
+        plot_run(run)
     return Fit(network, tokenise_texts, len(validation), best / steps_per_epoch)
 
 
@@ -128,14 +130,16 @@ def encode(
             means = embed(network, [ids[i] for i in group], side)
             vectors[group] = F.normalize(means, dim=-1).cpu().numpy()
     network.precision = trained_in
-    return vectors
+    # An embedding that is not finite finds nothing.
+    return np.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def choose_device(name: str) -> torch.device:
     """The device of this name. Raises ValueError if there is none."""
     there = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if there else "cpu")
+        # Of several processes, each has a GPU of its own as the current one.
+        return torch.device("cuda", torch.cuda.current_device()) if there else torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise ValueError(f"device is {name!r}, must be cpu, cuda, cuda:N or auto")

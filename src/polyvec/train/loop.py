@@ -171,7 +171,11 @@ def train(
                         )
             try:
                 watch.check(step, loss if finite else math.nan)
-                saves = done % settings.save_every == 0 or done == settings.steps
+                # While steps are skipped, the weights may be bad, and are no good checkpoint.
+                due = done % settings.save_every == 0 and not watch.skipped
+                saves = due or done == settings.steps
+                if saves and watch.skipped > 1:
+                    raise watch.diverged(step, f"the last {watch.skipped} losses were not finite")
                 if saves and not _all_finite(named.values()):
                     raise watch.diverged(step, "the weights are no longer finite")
             except Diverged:

@@ -38,6 +38,7 @@ from polyvec.terminal import json_value, note
 from polyvec.tokenizer import Tokenizer
 from polyvec.train.bank import add_adapters, make_network, pad_rank, read_adapters, with_rank
 from polyvec.train.data.shuffling import check_files
+from polyvec.train.distributed import rank
 from polyvec.train.estimate import (
     Estimate,
     Score,
@@ -101,7 +102,7 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     """Train a new task, and write the model with it to the folder `out`.
 
     A second folder, `out` with the suffix `.run`, records the training, and a run that was killed
-    resumes from it. Raises ValueError if the model already has the task, if the rows cannot be
+    resumes from it. Several processes that torchrun started train together. Raises ValueError if the model already has the task, if the rows cannot be
     used, or if that folder contains a run with other data or options; raises `Diverged` if the
     loss explodes.
     """
@@ -111,13 +112,14 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     _check_request(config, model, out, tasks, options)
     rows, bad, blank = read_training_rows(data, row_format, options)
     run = out.with_name(out.name + ".run")
-    check_files(run / "data.json", [data])
-    _check_options(run / "options.json", options)
-    lines = [bad_row_line(row) for row in (*bad, *blank)]
-    (run / "bad-rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    if rank() == 0:
+        check_files(run / "data.json", [data])
+        _check_options(run / "options.json", options)
+        lines = [bad_row_line(row) for row in (*bad, *blank)]
+        (run / "bad-rows.jsonl").write_text("".join(lines), encoding="utf-8")
     warnings = find_warnings(rows, options.kind)
     for warning in warnings:
-        note(f"warning: {warning}")
+        _note(f"warning: {warning}")
 
     before = Encoder.load(model)
     start = _choose_start(before, tasks, rows, row_format, options)
@@ -143,7 +145,7 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
         return fit(network, tokenizer, some, row_format, folder, options)
 
     for number, fold in enumerate(folds, 1):
-        note(f"training without fold {number} of {len(folds)}, to score it")
+        _note(f"training without fold {number} of {len(folds)}, to score it")
         seen = [row for i, row in enumerate(rows) if i not in {*fold.tolist()}]
         fitted = train_on(seen, run / f"fold-{number}")
         others, held_out = _split(rows, fold, options.seed)
@@ -151,12 +153,14 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
         estimate.add(options.task, row_format.predict(own, others, held_out))
         del fitted, own
     if folds:
-        note("training on all rows")
+        _note("training on all rows")
     fitted = train_on(rows, run)
     new_config, new_weights = _new_model(config, weights, tasks, fitted.network, options)
     files = {**tokenizer.files(), **_card(model, data, options)}
-    save = save_compact if detect_layout(model) == "compact" else partial(_save_native, weights)
-    save(out, new_config, new_weights, files=files)
+    if rank() == 0:
+        compact = detect_layout(model) == "compact"
+        save = save_compact if compact else partial(_save_native, weights)
+        save(out, new_config, new_weights, files=files)
 
     differences = estimate.differences(options.task, start) if folds else {}
     outcome = Outcome(
@@ -173,8 +177,9 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
         advice=advise(options.task, start, differences) if folds else "",
         warnings=(*warnings, *_check_loss(run)),
     )
-    text = json.dumps(asdict(outcome), indent=1, default=json_value)
-    (run / "outcome.json").write_text(text + "\n")
+    if rank() == 0:
+        text = json.dumps(asdict(outcome), indent=1, default=json_value)
+        (run / "outcome.json").write_text(text + "\n")
     return outcome
 
 
@@ -295,7 +300,7 @@ def _choose_folds(
         for fold in chosen:
             row_format.check([row for i, row in enumerate(rows) if i not in {*fold.tolist()}])
     except ValueError:
-        note("warning: there are too few rows to hold out some of them, so nothing is scored")
+        _note("warning: there are too few rows to hold out some of them, so nothing is scored")
         return []
     return chosen
 
@@ -398,6 +403,12 @@ def _save_native(
     )
     dtype = "bfloat16" if narrow else "float32"
     save_checkpoint(folder, config, weights, dtype=dtype, files=files)
+
+
+def _note(sentence: str) -> None:
+    """Tell the user, once for all processes."""
+    if rank() == 0:
+        note(sentence)
 
 
 def _check_loss(run: Path) -> list[str]:

@@ -39,6 +39,7 @@ from polyvec.records import (
 )
 from polyvec.train.data.batches import Plan
 from polyvec.train.data.tokens import TokenIds
+from polyvec.train.distributed import Model, unwrap
 from polyvec.train.loop import StepFn
 from polyvec.train.losses import Loss, margin_mse, matryoshka, score_divergence
 from polyvec.train.measures import (
@@ -52,7 +53,7 @@ from polyvec.train.measures import (
     predict_order,
     predict_pairs,
 )
-from polyvec.train.objectives import contrast, embed, ordering, score_distillation
+from polyvec.train.objectives import backward, contrast, embed, ordering, score_distillation
 
 MAX_TEXTS_PER_CLASS = 32
 """Texts of a class whose mean is the first value of the class's vector."""
@@ -92,7 +93,7 @@ class RowFormat:
     check: Callable[[Sequence[Record]], None]
     """Raises ValueError for rows from which nothing can be learnt."""
 
-    make_objective: Callable[[Network, Tokenise, Sequence[Record], Plan, str], Objective]
+    make_objective: Callable[[Model, Tokenise, Sequence[Record], Plan, str], Objective]
     """Makes the training objective of the tasks of all sides; the last argument names the loss."""
 
     predict: Predict
@@ -145,7 +146,7 @@ def class_loss(
 
 
 def class_objective(
-    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
+    network: Model, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
 ) -> Objective:
     """Train texts towards the vector of their class, which is learnt too and then discarded.
 
@@ -154,22 +155,25 @@ def class_objective(
     """
     texts = tokenise([row["text"] for row in rows], 0)
     labels = np.unique([row["label"] for row in rows], return_inverse=True)[1]
-    classes = nn.Parameter(class_vectors(network, texts, labels))
-    nested = matryoshka(class_loss, network.config.dims)
+    classes = nn.Parameter(class_vectors(unwrap(network), texts, labels))
+    nested = matryoshka(class_loss, unwrap(network).config.dims)
 
     def step_fn(step: int) -> tuple[Tensor, int]:
         chosen = plan[step]
         batch = [texts[i] for i in chosen]
         gold = torch.from_numpy(labels[chosen]).to(classes.device)
-        value = nested(embed(network, batch, 0), classes, labels=gold)
-        value.backward()
-        return value.detach(), sum(len(text) for text in batch)
+
+        def of_all(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+            return nested(vectors, classes, labels=gold)
+
+        value = backward(network, batch, [0] * len(batch), of_all)
+        return value, sum(len(text) for text in batch)
 
     return step_fn, {"classes": classes}
 
 
 def pair_objective(
-    network: Network,
+    network: Model,
     tokenise: Tokenise,
     rows: Sequence[Record],
     plan: Plan,
@@ -206,7 +210,7 @@ def pair_objective(
 
 
 def score_objective(
-    network: Network, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
+    network: Model, tokenise: Tokenise, rows: Sequence[Record], plan: Plan, loss: str
 ) -> Objective:
     """Train pairs with higher scores to have higher cosines (`ordering`)."""
     left, right = (tokenise([row[name] for row in rows], 0) for name in ("text1", "text2"))
