@@ -56,7 +56,10 @@ def test_a_file_without_pairs_is_named_in_one_sentence(polyvec, tiny_model, tmp_
     path = tmp_path / "empty.parquet"
     columns = {name: pa.array([], pa.string()) for name in ("query", "positive", "lang")}
     pq.write_table(pa.table(columns), path)
-    for name, part in (("empty.parquet", "has no usable row"), ("gone.parquet", "there is no file")):
+    for name, part in (
+        ("empty.parquet", "has no usable row"),
+        ("gone.parquet", "there is no file"),
+    ):
         words = ["train", "negatives", tmp_path / name, tmp_path / "out", "--model", tiny_model]
         code, _, err = polyvec(*words)
         assert (code, err.count("\n")) == (ExitStatus.REFUSED, 1)

@@ -100,7 +100,10 @@ def test_a_difference_on_the_same_rows_is_more_certain_than_both_scores() -> Non
     assert difference.value == pytest.approx(
         scores["new"][ACCURACY].value - scores["old"][ACCURACY].value
     )
-    assert difference.high - difference.low < scores["old"][ACCURACY].high - scores["old"][ACCURACY].low
+    assert (
+        difference.high - difference.low
+        < scores["old"][ACCURACY].high - scores["old"][ACCURACY].low
+    )
 
 
 def test_perfect_predictions_are_not_certain() -> None:

@@ -446,12 +446,20 @@ def test_weights_and_biases_gets_what_the_metrics_have(
     settings = replace(SETTINGS, wandb=True)
     for _ in range(2):
         train(
-            model.named_parameters(), model.make_step_fn(), settings, tmp_path, tables=["table.weight"]
+            model.named_parameters(),
+            model.make_step_fn(),
+            settings,
+            tmp_path,
+            tables=["table.weight"],
         )
     assert logged == [*read_records(tmp_path / "metrics.jsonl"), "finished", "finished"]
     assert started[0]["id"] == started[1]["id"]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         train(
-            model.named_parameters(), model.make_step_fn(), settings, tmp_path, tables=["table.weight"]
+            model.named_parameters(),
+            model.make_step_fn(),
+            settings,
+            tmp_path,
+            tables=["table.weight"],
         )

@@ -349,7 +349,10 @@ def test_a_diverging_run_says_so_and_writes_no_model(compact_model: Path, tmp_pa
     [
         ("classification", {"text": ["a", "b", "c", " "], "label": [0.0, 1.0, None, 1.0]}),
         ("pairs", {"query": ["a", "b", None, "d"], "positive": ["x", "y", "z", ""]}),
-        ("scored", {"text1": list("abcd"), "text2": list("uvw") + [""], "score": [1, 0.5, None, 2]}),
+        (
+            "scored",
+            {"text1": list("abcd"), "text2": list("uvw") + [""], "score": [1, 0.5, None, 2]},
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".tsv"])

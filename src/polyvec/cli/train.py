@@ -414,7 +414,9 @@ def negatives(
     with set_aside(out.with_name(out.name + SUFFIX)) as report:
         rows = read_pairs(data, text=query_column, partner=text_column, lang=lang, report=report)
         if not rows:
-            raise ValueError(f"{data} has no usable row" + "".join(f"; {b}" for b in report.first[:1]))
+            raise ValueError(
+                f"{data} has no usable row" + "".join(f"; {b}" for b in report.first[:1])
+            )
     encoder = Encoder.load(model)
     scores = {"model": cosine_scores, "bm25": bm25_scores}
     names = ["model", "bm25"] if by == "both" else [by]

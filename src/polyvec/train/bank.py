@@ -95,16 +95,11 @@ def make_network(
 ) -> Network:
     """The model with a bank of only these tasks' adapters, and with the rotary base of inference.
 
-    Each adapter is a copy of that of the task `starts[i]`, or begins as an update of zero. Columns
-    of a higher rank begin as such an update, too. Nothing is trained until it is unfrozen. Raises
-    ValueError if `rank` is lower than that of a start.
+    Each adapter is a copy of that of the task `starts[i]`, whose rank is not higher than `rank`, or
+    begins as an update of zero. Columns of a higher rank begin as such an update, too. Nothing is
+    trained until it is unfrozen.
     """
     rank = config.adapter_rank if rank is None else rank
-    if rank < config.adapter_rank and any(starts):
-        raise ValueError(
-            f"rank is {rank}, but the adapters to start from have rank {config.adapter_rank}; "
-            "use --start none for a lower rank"
-        )
     torch.manual_seed(seed)
     network = Network(replace(with_rank(config, rank), tasks=tuple(tasks))).requires_grad_(False)
     for name, parameter in network.named_parameters():

@@ -46,14 +46,14 @@ class LossWatch:
                     self._add(math.nan if "skipped" in record else record["loss"])
 
     def check(self, step: int, loss: float) -> None:
-        """Raise `Diverged` if the losses up to this step show it. NaN is a step that was skipped."""
+        """Raise `Diverged` if the losses show it. NaN stands for a step that was skipped."""
         self._add(loss)
         if self.skipped >= self.max_skipped:
             raise self.diverged(step, f"no loss was finite in {self.skipped} steps in a row")
         if len(self.first) == self.window:
             now = statistics.median(self.last)
-            starts = ((statistics.median(self.first), MIN_RISE), (self.first[0], MIN_RISE_FROM_FIRST))
-            for before, rise in starts:
+            median, first = statistics.median(self.first), self.first[0]
+            for before, rise in ((median, MIN_RISE), (first, MIN_RISE_FROM_FIRST)):
                 if now > max(MAX_FACTOR * before, before + rise):
                     raise self.diverged(step, f"the loss rose from {before:.3g} to {now:.3g}")
 

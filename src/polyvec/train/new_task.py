@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from polyvec.checkpoint import (
     Weights,
@@ -102,9 +101,9 @@ def make_adapter(model: Path, data: Path, out: Path, options: Options) -> Outcom
     """Train a new task, and write the model with it to the folder `out`.
 
     A second folder, `out` with the suffix `.run`, records the training, and a run that was killed
-    resumes from it. Several processes that torchrun started train together. Raises ValueError if the model already has the task, if the rows cannot be
-    used, or if that folder contains a run with other data or options; raises `Diverged` if the
-    loss explodes.
+    resumes from it. Several processes that torchrun started train together. Raises ValueError if
+    the model already has the task, if the rows cannot be used, or if that folder contains a run
+    with other data or options; raises `Diverged` if the loss explodes.
     """
     row_format = _choose_format(options)
     config, weights = load_checkpoint(model)
@@ -345,6 +344,11 @@ def _check_request(
             adapter_index(config.tasks, name)
     if options.rank is not None:
         with_rank(config, options.rank)
+        if options.rank < config.adapter_rank and (options.update or options.start != NONE):
+            raise ValueError(
+                f"rank is {options.rank}, but the adapters to start from have rank "
+                f"{config.adapter_rank}; use --start none for a lower rank"
+            )
     if not 0 <= options.held < 1:
         raise ValueError(f"held is {options.held}; it must be at least 0 and below 1")
     if options.epochs < 1 or options.batch_size < 2 or options.folds < 1 or options.patience < 0:

@@ -222,8 +222,8 @@ def contrast(
     that part of document i, whose mean hidden state stands for it: span pooling, which trains late
     chunking (arXiv:2409.04701). `negatives[i]` are hard negatives of query i; each step draws
     `num_negatives` of them per query. A document that answers a query (`find_answers`) is not among
-    its negatives, whichever row has it. For classification, a group is a class, so that two texts of
-    a class are never negatives, or a tuple whose texts end with the tuple's id
+    its negatives, whichever row has it. For classification, a group is a class, so that two texts
+    of a class are never negatives, or a tuple whose texts end with the tuple's id
     (`train/data/tuples.py`).
     """
     nested = matryoshka(info_nce, unwrap(network).config.dims, dim_weights)
