@@ -375,6 +375,8 @@ def run_scored(
     return last, model
 
 
+TABLES = ["table.weight"]
+
 SCORES = [0.1, 0.5, 0.9, 0.4, 0.9, 0.2, 0.3, 0.8, 0.1, 0.2, 0.3, 0.4]
 
 
@@ -450,7 +452,7 @@ def test_weights_and_biases_gets_what_the_metrics_have(
             model.make_step_fn(),
             settings,
             tmp_path,
-            tables=["table.weight"],
+            tables=TABLES,
         )
     assert logged == [*read_records(tmp_path / "metrics.jsonl"), "finished", "finished"]
     assert started[0]["id"] == started[1]["id"]
@@ -461,5 +463,5 @@ def test_weights_and_biases_gets_what_the_metrics_have(
             model.make_step_fn(),
             settings,
             tmp_path,
-            tables=["table.weight"],
+            tables=TABLES,
         )

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,9 @@ def test_the_new_task_encodes_and_the_others_encode_as_before(
 
 
 def test_training_improves_the_score_and_the_loss(compact_model: Path, tmp_path: Path) -> None:
-    data = write(tmp_path / "rows.csv", make_rows("classification", 200))
+    data = write(tmp_path / "rows.csv", make_rows("classification", 160))
     outcome = make_adapter(
-        compact_model, data, tmp_path / "out", options(epochs=16, learning_rate=0.02, patience=0)
+        compact_model, data, tmp_path / "out", options(epochs=12, learning_rate=0.02)
     )
     for name, score in outcome.scores["mine"].items():
         assert score.value > outcome.scores["none"][name].value + 0.1
@@ -204,7 +205,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(
 ) -> None:
     """SIGKILL in the middle of training, and then the same command again."""
     data = write(tmp_path / "rows.parquet", make_rows("classification", 120))
-    wanted = options(epochs=8)
+    wanted = options(epochs=8, held=0.0)
     make_adapter(compact_model, data, tmp_path / "whole", wanted)
     command = (
         "from pathlib import Path; from polyvec.train.new_task import make_adapter; "
@@ -307,7 +308,7 @@ def test_a_teachers_scores_are_learnt(loss: str, compact_model: Path, tmp_path: 
     """The teacher prefers the text that has the query's first word, however few words it has."""
     rng = np.random.default_rng(0)
     rows = []
-    for _ in range(80):
+    for _ in range(40):
         first, *others = rng.choice(WORDS, 4, replace=False)
         texts = [first, *others]
         rows.append({"query": f"{first} {others[0]}", "positive": texts[0]})
@@ -316,7 +317,7 @@ def test_a_teachers_scores_are_learnt(loss: str, compact_model: Path, tmp_path: 
     data = write(tmp_path / "rows.jsonl", rows)
     chosen = options("pairs", loss=loss, epochs=12, learning_rate=0.02, held=0.0)
     outcome = make_adapter(compact_model, data, tmp_path / "out", chosen)
-    assert outcome.num_rows == 80
+    assert outcome.num_rows == 40
     assert "scores has 1 numbers" in outcome.blank_rows[0].reason
     lines = (tmp_path / "out.run/metrics.jsonl").read_text().splitlines()
     losses = [record["loss"] for record in map(json.loads, lines)]
@@ -345,17 +346,21 @@ def test_a_diverging_run_says_so_and_writes_no_model(compact_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns"),
+    ("suffix", "kind", "columns"),
     [
-        ("classification", {"text": ["a", "b", "c", " "], "label": [0.0, 1.0, None, 1.0]}),
-        ("pairs", {"query": ["a", "b", None, "d"], "positive": ["x", "y", "z", ""]}),
         (
+            ".parquet",
+            "classification",
+            {"text": ["a", "b", "c", " "], "label": [0.0, 1.0, None, 1.0]},
+        ),
+        (".tsv", "pairs", {"query": ["a", "b", None, "d"], "positive": ["x", "y", "z", ""]}),
+        (
+            ".jsonl",
             "scored",
-            {"text1": list("abcd"), "text2": list("uvw") + [""], "score": [1, 0.5, None, 2]},
+            {"text1": ["a", "b", "c", "d"], "text2": ["u", "v", "w", ""], "score": [1, 2, None, 3]},
         ),
     ],
 )
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".tsv"])
 def test_rows_that_lack_what_training_needs_are_left_out_and_named(
     kind: str, columns: dict, suffix: str, polyvec, compact_model: Path, tmp_path: Path
 ) -> None:
@@ -427,8 +432,9 @@ def test_rows_from_which_nothing_can_be_learnt_are_refused(
 def test_a_bank_without_a_new_row_gets_zeros(tiny_config: ModelConfig) -> None:
     bank = np.ones((5, 2, 3), np.float32)
     weights: Weights = {"pooler.lora_a": bank, "layers.0.up.lora_a": bank, "x.weight": bank}
+    narrow = replace(tiny_config, adapter_rank=2)
     config, grown = add_adapters(
-        tiny_config, weights, [Task("mine")], {"layers.0.up.lora_a": bank[:1] * 2}
+        narrow, weights, [Task("mine")], {"layers.0.up.lora_a": bank[:1] * 2}
     )
     assert config.tasks[-1].name == "mine"
     assert (grown["pooler.lora_a"][5] == 0).all()
