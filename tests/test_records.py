@@ -1,4 +1,4 @@
-"""Rows of files: every format, every way in which a row or a file can be bad, every kind of cell."""
+"""Rows of files: every format and kind of cell, every way in which a row or a file can be bad."""
 
 import csv
 import json
@@ -350,7 +350,8 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
 
 def test_standard_input_has_a_text_on_every_line_and_stays_open() -> None:
     script = (
-        "import sys; from pathlib import Path; from polyvec.records import read_files, text_columns; "
+        "import sys; from pathlib import Path; "
+        "from polyvec.records import read_files, text_columns; "
         "rows = read_files([Path('-')], text_columns()); "
         "print([row.record['text'] for row in rows], sys.stdin.closed)"
     )
@@ -376,7 +377,15 @@ def test_only_parquet_imports_pyarrow_and_a_missing_one_is_an_import_error(tmp_p
     assert "ModuleNotFoundError" in run.stderr or "ImportError" in run.stderr
 
 
-MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, pa.scalar(None, pa.string())]
+MISSING = [
+    None,
+    float("nan"),
+    np.nan,
+    np.float32("nan"),
+    pd.NA,
+    pd.NaT,
+    pa.scalar(None, pa.string()),
+]
 
 
 @pytest.mark.parametrize("value", MISSING)
@@ -450,7 +459,10 @@ def test_a_missing_file_is_told_before_any_row_is_read(tmp_path: Path) -> None:
 
 
 def test_a_row_without_an_id_is_bad_and_a_given_column_may_be_empty(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", [{"text": "fox", "id": 7, "label": ""}, {"text": "dog", "id": "", "label": "x"}])
+    path = write(
+        tmp_path / "a.csv",
+        [{"text": "fox", "id": 7, "label": ""}, {"text": "dog", "id": "", "label": "x"}],
+    )
     bad: list[BadRow] = []
     columns = text_columns("text", "id", given="label")
     [row] = read_files([path], columns, report=bad.append)
@@ -465,7 +477,11 @@ def test_bad_rows_keep_what_stands_in_the_file(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": 7, "id": 1}\n{"text": "cut\n"\xff"\n')
     bad: list[BadRow] = []
     assert read_texts(path, report=bad.append) == []
-    assert [row.row for row in bad] == [{"text": 7, "id": 1}, {"": '{"text": "cut'}, {"": '"\udcff"'}]
+    assert [row.row for row in bad] == [
+        {"text": 7, "id": 1},
+        {"": '{"text": "cut'},
+        {"": '"\udcff"'},
+    ]
 
 
 def test_results_hide_no_column_of_a_row() -> None:

@@ -100,7 +100,9 @@ def test_every_type_of_arrow_comes_back_from_parquet(tmp_path: Path) -> None:
         "large": pa.array([2**63, 1, 2, 3], pa.uint64()),
         "half": pa.array(np.array([0.5, 1, 2, 3], np.float16)),
         "label": pa.array(["x", "y", "x", None], pa.dictionary(pa.int8(), pa.string())),
-        "price": pa.array([Decimal("1.20"), None, Decimal("0.00"), Decimal("-1.00")], pa.decimal128(9, 2)),
+        "price": pa.array(
+            [Decimal("1.20"), None, Decimal("0.00"), Decimal("-1.00")], pa.decimal128(9, 2)
+        ),
         "day": pa.array([date(2026, 1, 31)] * 4),
         "moment": pa.array(times, pa.timestamp("ms", tz="Europe/Berlin")),
         "clock": pa.array([time(12, 30)] * 4, pa.time32("s")),
@@ -108,15 +110,19 @@ def test_every_type_of_arrow_comes_back_from_parquet(tmp_path: Path) -> None:
         "raw": pa.array([b"\xff", b"", None, b"a"], pa.binary()),
         "tags": pa.array([["a"], [], None, ["b", None]], pa.list_(pa.string())),
         "pairs": pa.array([[("k", 1)]] * 4, pa.map_(pa.string(), pa.int32())),
-        "nested": pa.array([{"n": 1, "s": "x"}, None, {"n": None, "s": ""}, {"n": 2, "s": "y"}],
-                           pa.struct({"n": pa.int8(), "s": pa.string()})),
+        "nested": pa.array(
+            [{"n": 1, "s": "x"}, None, {"n": None, "s": ""}, {"n": 2, "s": "y"}],
+            pa.struct({"n": pa.int8(), "s": pa.string()}),
+        ),
         "flag": pa.array([True, None, False, True]),
         "nothing": pa.nulls(4),
     }
     table = pa.table(columns)
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=3)
     bad: list[BadRow] = []
-    rows = list(read_files([tmp_path / "in.parquet"], text_columns("text", "id"), report=bad.append))
+    rows = list(
+        read_files([tmp_path / "in.parquet"], text_columns("text", "id"), report=bad.append)
+    )
     assert [row.number for row in bad] == [3]
     found = written(tmp_path / "out.parquet", rows[:2], rows[2:]).drop_columns(["embedding"])
     source = pq.read_table(tmp_path / "in.parquet")
@@ -125,8 +131,12 @@ def test_every_type_of_arrow_comes_back_from_parquet(tmp_path: Path) -> None:
 
 
 def test_rows_of_different_files_share_their_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": pa.array([1], pa.int8()), "text": ["a"]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"id": pa.array([300], pa.int64()), "text": ["b"]}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"id": pa.array([1], pa.int8()), "text": ["a"]}), tmp_path / "a.parquet"
+    )
+    pq.write_table(
+        pa.table({"id": pa.array([300], pa.int64()), "text": ["b"]}), tmp_path / "b.parquet"
+    )
     (tmp_path / "c.jsonl").write_text('{"text": "c", "tags": ["x"]}\n"d"\n')
     paths = [tmp_path / name for name in ("a.parquet", "b.parquet", "c.jsonl")]
     rows = list(read_files(paths, text_columns()))

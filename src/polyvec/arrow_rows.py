@@ -119,11 +119,9 @@ def _infer_columns(records: Sequence[Mapping[str, Any]]) -> pa.Table:
 def _infer_array(values: list[Any]) -> pa.Array:
     """Values in the type that Arrow finds for them, or as texts if it finds none."""
     try:
-        array = pa.array(values)
+        return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return _as_texts(values)
-    # Parquet has no object without fields.
-    return _as_texts(values) if "struct<>" in str(array.type) else array
 
 
 def _as_texts(values: list[Any]) -> pa.Array:
@@ -146,6 +144,8 @@ def _join_fields(name: str, fields: Sequence[pa.Field]) -> pa.Field:
     different = list({field.type: field for field in fields}.values())
     try:
         schemas = [pa.schema([field]) for field in different]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+        field = pa.unify_schemas(schemas, promote_options="permissive").field(0)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.field(name, pa.string())
+    # Parquet has no object without fields.
+    return pa.field(name, pa.string()) if "struct<>" in str(field.type) else field

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from polyvec import text_rows
 from polyvec.text_rows import (
+    BrokenRow,
     ParsedRow,
     Record,
     check_columns,
@@ -318,17 +319,19 @@ def check_rows(
     `name` is that of the file, or words for another source.
     """
     for row in rows:
-        flaw = row.flaw
-        if not flaw:
+        flaw, record = row.flaw, row.record
+        if record is None:
+            record = {"": row.source} if isinstance(row, BrokenRow) else {}
+        elif not flaw:
             try:
-                checked = columns.check(row.record)
+                checked = columns.check(record)
             except ValueError as error:
                 flaw = str(error)
             else:
                 cells = row.cells if isinstance(row, ArrowRow) else None
                 yield Row(checked, name, row.number, unit, cells)
                 continue
-        report(BadRow(name, row.number, flaw, unit, row.record))
+        report(BadRow(name, row.number, flaw, unit, record))
 
 
 @dataclass(frozen=True, slots=True)

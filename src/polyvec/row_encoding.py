@@ -33,14 +33,16 @@ def encode_rows(
         for window in _group_rows(rows):
             texts = [text for _, text in window]
             vectors = encode_finite(encoder, texts, task=task, dim=dim, progress=False)
-            is_good = np.isfinite(vectors).all(1)
-            for (row, _), good in zip(window, is_good, strict=True):
-                if not good:
+            usable = np.isfinite(vectors).all(axis=1).tolist()
+            for (row, _), is_usable in zip(window, usable, strict=True):
+                if not is_usable:
                     report(row.reject(NO_EMBEDDING))
             bar.update(len(window))
-            good_rows = [row for (row, _), good in zip(window, is_good, strict=True) if good]
-            if good_rows:
-                yield good_rows, vectors[is_good]
+            if any(usable):
+                good_rows = [
+                    row for (row, _), is_usable in zip(window, usable, strict=True) if is_usable
+                ]
+                yield good_rows, vectors[np.array(usable)]
 
 
 def encode_finite(

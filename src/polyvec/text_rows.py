@@ -84,11 +84,24 @@ class ParsedRow(NamedTuple):
     """A row as it stands in a file, before its columns are checked."""
 
     number: int
-    record: Record
-    """If there is no way to tell what the row holds, it stands under "" as it is in the file."""
+    record: Record | None
+    """None if there is no way to tell what the row holds."""
 
     flaw: str = ""
     """The reason why the row cannot be used; empty if none is known."""
+
+
+class BrokenRow(ParsedRow):
+    """A row without a record."""
+
+    source: str
+    """The row as it stands in the file."""
+
+    def __new__(cls, number: int, flaw: str, source: str) -> "BrokenRow":
+        """Return the row: a `ParsedRow` that also has a `source`."""
+        row = super().__new__(cls, number, None, flaw)
+        row.source = source
+        return row
 
 
 def find_encoding(first_bytes: bytes) -> str:
@@ -182,9 +195,7 @@ def check_columns(needed: Collection[str], names: Collection[str]) -> None:
         )
 
 
-def find_delimiter(
-    lines: Sequence[str], preferred: str = ",", needed: Collection[str] = ()
-) -> str:
+def find_delimiter(lines: Sequence[str], preferred: str = ",", needed: Collection[str] = ()) -> str:
     r"""The character that separates the cells of a table, given its first lines.
 
     1. A first line `sep=;` names it, as Excel writes it.
@@ -319,11 +330,11 @@ def _parse_table(
         while len(cells) > len(names) and not cells[-1].strip():
             del cells[-1]
         if not is_utf8("".join(cells)):
-            yield ParsedRow(row.number, {"": row.source or delimiter.join(cells)}, NOT_TEXT)
+            yield BrokenRow(row.number, NOT_TEXT, row.source or delimiter.join(cells))
         elif row.is_open and (len(cells) != len(names) or delimiter != "\t"):
             # Tables with tabs often have no quoting at all.
             flaw = "has a quotation mark that is not closed"
-            yield ParsedRow(row.number, {"": row.source.rstrip("\r\n")}, flaw)
+            yield BrokenRow(row.number, flaw, row.source.rstrip("\r\n"))
         elif len(cells) > 1 or "".join(cells).strip() or row.cells == [""]:
             same = len(cells) == len(names)
             flaw = "" if same else f"has {len(cells)} cells, the header {len(names)}"
@@ -363,11 +374,11 @@ def _parse_json_lines(lines: Iterable[str], first: int = 1) -> Iterator[ParsedRo
 
 def _parse_json_row(number: int, source: str) -> ParsedRow:
     if not is_utf8(source):
-        return ParsedRow(number, {"": source}, NOT_TEXT)
+        return BrokenRow(number, NOT_TEXT, source)
     try:
         value = parse_json(source)
     except ValueError as error:
-        return ParsedRow(number, {"": source}, f"is not JSON ({error})")
+        return BrokenRow(number, f"is not JSON ({error})", source)
     return ParsedRow(number, _as_record(value), _find_half_pair(value, _has_escape(source)))
 
 
@@ -394,7 +405,7 @@ def _parse_json(lines: Iterable[str]) -> Iterator[ParsedRow]:
         if is_decoded or is_utf8(json.dumps(value, ensure_ascii=False)):
             yield ParsedRow(number, _as_record(value), _find_half_pair(value, has_escape))
         else:
-            yield ParsedRow(number, {"": json.dumps(value, ensure_ascii=False)}, NOT_TEXT)
+            yield BrokenRow(number, NOT_TEXT, json.dumps(value, ensure_ascii=False))
 
 
 def _parse_broken_array(content: str, reason: str) -> Iterator[ParsedRow]:
@@ -416,7 +427,7 @@ def _parse_broken_array(content: str, reason: str) -> Iterator[ParsedRow]:
     if number == 1:
         raise ValueError(f"is not JSON ({reason})")
     if content[position:].strip() != "]":
-        yield ParsedRow(number, {"": content[position:]}, f"is not JSON ({reason})")
+        yield BrokenRow(number, f"is not JSON ({reason})", content[position:])
 
 
 def _find_half_pair(value: Any, has_escape: bool) -> str:
@@ -465,6 +476,6 @@ def _parse_lines(lines: Iterable[str], first: int) -> Iterator[ParsedRow]:
     for number, line in enumerate(lines, first):
         text = line.rstrip("\r\n")
         if not is_utf8(line):
-            yield ParsedRow(number, {"": text}, NOT_TEXT)
+            yield BrokenRow(number, NOT_TEXT, text)
         else:
             yield ParsedRow(number, {"text": text})

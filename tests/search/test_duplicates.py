@@ -23,7 +23,9 @@ def test_groups_do_not_depend_on_the_blocks_in_which_items_come(size):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def groups(size):
-        blocks = ((range(i, min(i + size, 200)), vectors[i : i + size]) for i in range(0, 200, size))
+        blocks = (
+            (range(i, min(i + size, 200)), vectors[i : i + size]) for i in range(0, 200, size)
+        )
         found = group_similar(blocks, 0.9)
         return [(first, [item for item, _ in copies]) for first, copies in found]
 

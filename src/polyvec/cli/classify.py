@@ -184,9 +184,9 @@ def _score_rows(
     with_words = [row for row in rows if row.record[text_column].strip()]
     texts = [row.record[text_column] for row in with_words]
     vectors = encode_finite(encoder, texts, task=classifier.task)
-    is_good = np.isfinite(vectors).all(1)
-    shares = iter(classifier.probabilities(vectors[is_good]).tolist())
-    usable = iter(is_good)
+    is_usable: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+    shares = iter(classifier.probabilities(vectors[np.array(is_usable, bool)]).tolist())
+    usable = iter(is_usable)
     for row in rows:
         if not row.record[text_column].strip():
             yield row, {}

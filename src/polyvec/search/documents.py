@@ -104,12 +104,12 @@ def read_document(raw: bytes, name: str) -> Document:
 
 
 def decode(raw: bytes, charset: str = "utf-8-sig") -> str:
-    """The text that the bytes encode: UTF-16 or UTF-32 as `find_encoding` says, else `charset`.
+    """The text that the bytes encode: UTF-16 with a byte order mark, else `charset`.
 
     Raises ValueError if the bytes are not text.
     """
     encoding = text_rows.find_encoding(raw)
-    name = charset if encoding == "utf-8-sig" else encoding
+    name = charset if encoding != "utf-16" else encoding
     try:
         text = raw.decode(name)
     except UnicodeDecodeError as error:
@@ -170,11 +170,12 @@ def _join(
 def _read_rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
     """Each row as lines of `name: value`, and the line on which the row begins.
 
-    A row with more or fewer cells than the header is searched like the others, and one that cannot
-    be parsed as it stands in the file.
+    A row with more or fewer cells than the header is searched like the others.
     """
     lines = io.StringIO(text, newline=text_rows.newline_mode(suffix))
-    for number, record, _ in text_rows.parse_text(lines, suffix):
+    for number, record, flaw in text_rows.parse_text(lines, suffix):
+        if record is None:
+            raise ValueError(f"line {number}: {flaw}")
         if row := _spell_record(record):
             yield number, row + "\n\n"
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int
 
-
 MIN_OVERLAP_WORDS = 4
 """Texts with fewer words never overlap (arXiv:2409.10173, section 4.2)."""
 

@@ -80,26 +80,27 @@ def read_pairs(
     table = all_rows.take(pa.array(kept, pa.int64())).to_pydict()
     names = table.get("group") or [None] * len(kept)
     numbers: dict[object, int] = {}
-    for i, name in enumerate(names):
-        names[i] = numbers.setdefault((i, None) if name is None else name, len(numbers))
+    groups = [
+        numbers.setdefault((i, None) if name is None else name, len(numbers))
+        for i, name in enumerate(names)
+    ]
     negatives = table.get("negatives") or [None] * len(kept)
     return Pairs(
         texts=table[text],
         partners=table[partner],
-        groups=np.array(names, np.int64),
+        groups=np.array(groups, np.int64),
         langs=table[lang],
         negatives=[[text for text in texts or [] if text and text.strip()] for texts in negatives],
     )
 
 
-def _find_usable(
-    table: pa.Table, columns: Sequence[str], file: Path, report: Report
-) -> pa.Array:
+def _find_usable(table: pa.Table, columns: Sequence[str], file: Path, report: Report) -> pa.Array:
     """Whether each row has a text that is not blank in all of the columns."""
     usable = np.ones(len(table), bool)
     for name in columns:
         texts = table[name].cast(pa.string())
-        lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts)).fill_null(0)
+        trimmed = pc.call_function("utf8_trim_whitespace", [texts])
+        lengths = pc.call_function("utf8_length", [trimmed]).fill_null(0)
         good = np.asarray(lengths) > 0
         for i in np.flatnonzero(usable & ~good).tolist():
             reason = f"{name} is empty" if texts[i].is_valid else f"{name} is missing"
