@@ -460,24 +460,6 @@ def test_columns_of_rows_may_have_other_names(kind: str, columns: dict, aliases:
             options(kind, **{f"{role}_column": "x"}).aliases(row_format)
 
 
-@pytest.mark.parametrize(
-    ("kind", "columns", "aliases"),
-    [
-        ("classification", {"text": "body", "label": "kind"}, {"text": "body", "label": "kind"}),
-        ("pairs", {"text": "answer", "query": "q"}, {"positive": "answer", "query": "q"}),
-        ("scored", {"label": "stars"}, {"score": "stars"}),
-    ],
-)
-def test_columns_of_rows_may_have_other_names(kind: str, columns: dict, aliases: dict) -> None:
-    row_format = ROW_FORMATS[kind]
-    chosen = options(kind, **{f"{role}_column": name for role, name in columns.items()})
-    assert chosen.aliases(row_format) == aliases
-    assert options(kind).aliases(row_format) == {}
-    for role in {"text", "label", "query"} - {*columns}:
-        with pytest.raises(ValueError, match=f"{kind} have no --{role}-column"):
-            options(kind, **{f"{role}_column": "x"}).aliases(row_format)
-
-
 def test_the_command_line_reports_bad_rows_and_scores(
     polyvec, compact_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
