@@ -92,5 +92,5 @@ def test_a_resumed_run_remembers_its_first_losses(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(model.named_parameters(), step_fn, settings, tmp_path, tables=["table.weight"])
     resumed = True
-    with pytest.raises(Diverged, match="rose from 1 to 9"):
+    with pytest.raises(Diverged, match="the loss rose from 1 to"):
         train(model.named_parameters(), step_fn, settings, tmp_path, tables=["table.weight"])
