@@ -47,7 +47,7 @@ import tyro
 from tests.server.faults import DEATH, faulty_engine
 
 from benchmarks.load import PATH, Connection, children, free_port, make_texts, resident
-from benchmarks.report import RESULTS, ROOT, describe_machine, table, write_section
+from benchmarks.report import RESULTS, ROOT, describe_run, write_section
 from polyvec import Encoder
 from polyvec.server.api_keys import ApiKeys, hash_keys
 from polyvec.server.limits import Limits
@@ -719,14 +719,7 @@ def describe(record: Record, minutes: float, plot: str) -> str:
         ],
         ["failures", f"{len(record.failures):,}"],
     ]
-    return "\n\n".join(
-        [
-            table([f"{minutes:g} minutes", ""], rows),
-            f"![latency, silence and memory over time](../results/{plot})",
-            f"{describe_machine('openvino', 'uvicorn')} "
-            f"`python -m benchmarks.chaos --minutes {minutes:g}`",
-        ]
-    )
+    return describe_run("chaos", minutes, rows, plot, "latency, silence and memory over time")
 
 
 def plot_record(record: Record, path: Path) -> None:

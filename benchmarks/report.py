@@ -59,3 +59,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def describe_run(name: str, minutes: float, rows: list[list[str]], plot: str, caption: str) -> str:
+    """The part of docs/serving.md on a run of the server: its table, its plot and its command."""
+    return "\n\n".join(
+        [
+            table([f"{minutes:g} minutes", ""], rows),
+            f"![{caption}](../results/{plot})",
+            f"{describe_machine('openvino', 'uvicorn')} "
+            f"`python -m benchmarks.{name} --minutes {minutes:g}`",
+        ]
+    )

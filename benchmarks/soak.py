@@ -37,7 +37,7 @@ from benchmarks.load import (
     resident,
     running,
 )
-from benchmarks.report import RESULTS, ROOT, describe_machine, table, write_section
+from benchmarks.report import RESULTS, ROOT, describe_run, write_section
 from polyvec import Encoder
 from polyvec.server.limits import Limits
 from polyvec.server.run import make_server, make_service
@@ -288,14 +288,7 @@ def describe(record: Record, minutes: float, plot: str) -> str:
             f"{np.median(server[:half]):.0f} and {np.median(server[half:]):.0f} MB",
         ],
     ]
-    return "\n\n".join(
-        [
-            table([f"{minutes:g} minutes", ""], rows),
-            f"![memory and latency over time](../results/{plot})",
-            f"{describe_machine('openvino', 'uvicorn')} "
-            f"`python -m benchmarks.soak --minutes {minutes:g}`",
-        ]
-    )
+    return describe_run("soak", minutes, rows, plot, "memory and latency over time")
 
 
 def plot_record(record: Record, path: Path) -> None:

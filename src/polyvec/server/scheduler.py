@@ -185,9 +185,8 @@ class Scheduler:
         if number == self._express:
             # It would only delay the start of the engine that takes all requests.
             await self._first_started.wait()
-        yields = self._express is not None and number != self._express
+        niceness = 0 if self._express in (None, number) else YIELDING_NICENESS
         while True:
-            niceness = YIELDING_NICENESS if yields else 0
             engine = EngineProcess(self._make, self._width, niceness=niceness)
             self.engines[number] = engine
             try:
