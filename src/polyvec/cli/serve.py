@@ -17,7 +17,7 @@ def serve(
     alias: Annotated[list[str] | None, Parameter(negative=())] = None,
     device: str = "auto",
     precision: Literal["auto", "float32"] = "auto",
-    engines: int | None = None,
+    engines: int = 1,
     batch_tokens: int | None = None,
     cache_mb: int = 0,
     classifiers: Path | None = None,
@@ -57,7 +57,6 @@ def serve(
     engines
         Number of engine processes per model. Each has its own copy of the weights. If there are
         several, one is kept for requests of up to 64 tokens, which then do not wait for long texts.
-        The default is 2 for models whose weights have less than 500 MB, and 1 for others.
     batch_tokens
         Maximum number of tokens in a batch; the default is a quarter of the engine's batch size.
     cache_mb

@@ -40,9 +40,6 @@ from polyvec.server.stores.batch_jobs import BatchJobs
 from polyvec.server.stores.classifiers import Classifiers
 from polyvec.tokenizer import Tokenizer
 
-SMALL_WEIGHTS_BYTES = 500_000_000
-"""A model with smaller weights has two engines by default."""
-
 KEEP_ALIVE_SECONDS = 75
 """Time until an idle connection is closed. Longer than the 60 s of common load balancers, which
 must be the first to close it."""
@@ -188,7 +185,7 @@ def make_service(
     aliases: Sequence[str] = (),
     device: str = "auto",
     precision: Literal["auto", "float32"] = "auto",
-    num_engines: int | None = 1,
+    num_engines: int = 1,
     batch_tokens: int | None = None,
     cache_bytes: int = 0,
     classifiers: Path | None = None,
@@ -209,7 +206,7 @@ def make_service(
     for origin in cors:
         check_origin(origin)
     limits, metrics, traces = limits or Limits(), Metrics(), None
-    if num_engines is not None and num_engines < 1:
+    if num_engines < 1:
         raise ValueError(f"engines is {num_engines}, must be at least 1")
     if otlp is not None:
         from polyvec.server.tracing import Traces
@@ -260,7 +257,7 @@ def load_model(
     *,
     device: str,
     precision: Literal["auto", "float32"],
-    num_engines: int | None,
+    num_engines: int,
     batch_tokens: int | None,
     cache_bytes: int,
     with_fingerprint: bool,
@@ -270,7 +267,6 @@ def load_model(
 ) -> ServedModel:
     """Load a model, which is then served under a name. Its engines are started by its scheduler.
 
-    With `num_engines` None, a model with small weights has two engines, and any other one has one.
     Raises ValueError if it does not exist or is damaged.
     """
     # Not a folder of this name.
@@ -280,7 +276,7 @@ def load_model(
         make_engine or partial(load_engine, str(folder), device, precision),
         config.width,
         metrics,
-        num_engines=num_engines or _default_engines(folder),
+        num_engines=num_engines,
         queue_tokens=limits.queue_tokens,
         batch_tokens=batch_tokens,
         engine_seconds=limits.engine_seconds,
@@ -298,12 +294,6 @@ def load_model(
         fingerprint=_start_fingerprint(folder) if with_fingerprint else None,
         folder=folder,
     )
-
-
-def _default_engines(folder: Path) -> int:
-    """Two engines, of which one is for small requests, unless their weights need much memory."""
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return 2 if weights_bytes < SMALL_WEIGHTS_BYTES else 1
 
 
 def _start_fingerprint(folder: Path) -> Future[str]:
